@@ -1,0 +1,36 @@
+// MLA attention in the absorbed form: an MQA over the latent cache. Source: model-spec 3.2.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/numeric_types.h"
+
+namespace atl::kernels {
+
+inline constexpr int64_t kAttentionBlock = 64;  // positions, at absolute multiples of 64
+
+struct LatentShape {
+  int64_t kv_lora_rank = 0;      // C: width of the value
+  int64_t qk_rope_head_dim = 0;  // appended to it: C + rope values per cache entry
+  RowType cache_type = RowType::kBf16;
+
+  int64_t width() const { return kv_lora_rank + qk_rope_head_dim; }
+};
+
+// Attention of one row (token) for heads [0, num_heads) over positions [0, num_positions).
+// For head h and position t:
+//   score = scale * dot(q[h], entry[t])                    (16 partial sums over C + rope values)
+// per block of 64 positions: m = max score, p[t] = exp(score[t] - m), l = sum of p (16 partial sums
+// by t % 16), o[c] = fma(p[t], entry[t][c], o[c]) from +0 in ascending t. Blocks are merged in
+// ascending order: m' = max(m, m_b), a = exp(m - m'), b = exp(m_b - m'),
+// l = fma(l_b, b, l * a), o[c] = fma(o_b[c], b, o[c] * a); the first block is taken as it is.
+// out[h][c] = o[c] / l.
+//   q        [num_heads][C + rope] FP32: absorbed q~ then rotated q_pe
+//   blocks   [ceil(num_positions/64)] pointers to [64][C + rope] entries of cache_type
+//   out      [num_heads][C] FP32
+// Heads are independent: any split of them over threads gives the same bits.
+void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
+                std::span<const void* const> blocks, int64_t num_positions, float scale, float* out);
+
+}  // namespace atl::kernels
