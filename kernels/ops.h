@@ -25,6 +25,9 @@ float dot(const float* x, const float* y, int64_t n);
 // y = (x * (1 / sqrt(mean(x^2) + eps))) * weight, all FP32. y may be x. Source: model-spec 3.1.
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y);
 
+// x[i] = 1 / (1 + exp(-x[i])).
+void sigmoid(float* x, int64_t n);
+
 // h[i] = silu(gate[i]) * up[i]. h may be gate or up.
 void silu_mul(const float* gate, const float* up, int64_t n, float* h);
 

@@ -1,0 +1,18 @@
+// Which SIMD instruction set the kernels run on. Chosen once, by what the CPU has.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace atl::kernels {
+
+// Names of the targets that this build has and this CPU can run, best first: "AVX3" (AVX-512),
+// "AVX2", "NEON", and always last the reference ("SCALAR" or "EMU128").
+std::vector<std::string> cpu_targets();
+
+// Makes all kernels of this process run on one of cpu_targets(), or on the best again if `name` is
+// empty. False if there is no such target. Not while kernels run.
+bool use_cpu_target(std::string_view name);
+
+}  // namespace atl::kernels
