@@ -1,0 +1,18 @@
+// The subcommands of `atoll`, one file each.
+//
+// add_X_command describes subcommand X to the parser: its options with units and defaults, and an
+// example. When the user chose it, its work runs inside the parse and stores the process's exit
+// code in *exit_code. Exceptions pass through to main(), which prints them as one line.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace atl::cli {
+
+// Both are borrowed for the life of the program.
+void add_tokenize_command(CLI::App& app, int* exit_code);
+void add_inspect_command(CLI::App& app, int* exit_code);
+
+}  // namespace atl::cli

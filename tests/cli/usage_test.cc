@@ -1,0 +1,32 @@
+#include "cli/usage.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "cli/output.h"
+
+namespace atl::cli {
+namespace {
+
+const std::vector<std::string> kOptions = {"--nodes", "--prompt", "--top-p", "--top-k", "--kv"};
+
+TEST(Nearest, finds_a_name_one_letter_away) {
+  EXPECT_EQ(nearest("--node", kOptions), "--nodes");
+  EXPECT_EQ(nearest("--promtp", kOptions), "--prompt");
+}
+
+TEST(Nearest, is_silent_when_nothing_is_near) {
+  EXPECT_EQ(nearest("--colour", kOptions), "");
+  EXPECT_EQ(nearest("", kOptions), "");
+}
+
+TEST(Nearest, is_strict_with_short_words) { EXPECT_EQ(nearest("ab", kOptions), ""); }
+
+TEST(OneLine, keeps_utf8_and_removes_what_moves_the_cursor) {
+  EXPECT_EQ(one_line("tensor \xc3\xa4\x1b[2J\nnext\tend\r\n"), "tensor \xc3\xa4?[2J next end");
+}
+
+}  // namespace
+}  // namespace atl::cli
