@@ -1,0 +1,75 @@
+// A Hugging Face checkpoint directory: safetensors shards and their index.
+//
+// open() reads and checks every header, never the data: container format (model-spec 2.1), the
+// index's map against the shards, sizes against files. Reading is positional (pread) into the
+// caller's buffer; pages are dropped from the page cache afterwards, so a 700 GB checkpoint
+// streams through a small machine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace atl::storage {
+
+enum class DType : uint8_t { kF8E4m3, kBf16, kF32, kF16, kI64, kI32, kI8, kU8, kOther };
+std::string_view to_string(DType dtype);
+size_t dtype_bytes(DType dtype);  // 0 for kOther
+
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::kOther;
+  std::string dtype_name;  // as in the file
+  std::vector<int64_t> shape;
+  uint32_t shard = 0;   // index into Checkpoint::shards()
+  uint64_t offset = 0;  // of the first byte, from the start of the file
+  uint64_t bytes = 0;
+
+  int64_t elements() const;
+};
+
+struct Shard {
+  std::string file_name;
+  uint64_t file_bytes = 0;
+  uint64_t data_offset = 0;
+  int fd = -1;
+};
+
+// Immutable after open(); reading is safe from any thread.
+class Checkpoint {
+ public:
+  // LoadError: one line that names file, tensor, what was expected and what was found.
+  static Checkpoint open(const std::filesystem::path& model_dir);
+  ~Checkpoint();
+  Checkpoint(Checkpoint&&) noexcept;
+  Checkpoint& operator=(Checkpoint&&) = delete;
+
+  const std::filesystem::path& directory() const { return directory_; }
+  std::span<const Shard> shards() const { return shards_; }
+  std::span<const TensorInfo> tensors() const { return tensors_; }  // sorted by name
+  const TensorInfo* find(std::string_view name) const;
+
+  // Reads out.size() bytes from byte `begin` of the tensor. LoadError on short reads and I/O
+  // errors, naming file, tensor, offset.
+  void read(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> out) const;
+
+  // Identifies the weights, not only their shapes: a hash (XXH3-128, 32 hex digits) over the tensor
+  // table, the file sizes and 16 evenly spread 4 KiB samples of every shard's data. Equal
+  // directories on two machines have equal fingerprints. Reads the samples at each call.
+  std::string fingerprint() const;
+
+ private:
+  Checkpoint() = default;
+  void read_file(const Shard& shard, const TensorInfo* tensor, uint64_t offset,
+                 std::span<std::byte> out) const;
+  std::filesystem::path directory_;
+  std::vector<Shard> shards_;
+  std::vector<TensorInfo> tensors_;
+};
+
+}  // namespace atl::storage
