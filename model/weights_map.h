@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/config.h"
@@ -17,9 +18,9 @@ struct PlainTensor {
 };
 
 struct AttentionTensors {
-  storage::MatrixSource q_a_proj;        // absent (weight == nullptr) if q_lora_rank == 0
-  PlainTensor q_a_layernorm;             // absent likewise
-  storage::MatrixSource q_proj;          // q_b_proj, or q_proj if q_lora_rank == 0
+  storage::MatrixSource q_a_proj;  // absent (weight == nullptr) if q_lora_rank == 0
+  PlainTensor q_a_layernorm;       // absent likewise
+  storage::MatrixSource q_proj;    // q_b_proj, or q_proj if q_lora_rank == 0
   storage::MatrixSource kv_a_proj_with_mqa;
   PlainTensor kv_a_layernorm;
   storage::MatrixSource kv_b_proj;
@@ -31,9 +32,9 @@ struct FfnTensors {  // dense MLP or shared experts
 struct LayerTensors {
   PlainTensor input_layernorm, post_attention_layernorm;
   AttentionTensors attention;
-  FfnTensors ffn;                        // dense MLP, or the shared experts of an MoE layer
-  storage::MatrixSource router;          // mlp.gate.weight, BF16 or F32; absent in dense layers
-  PlainTensor e_score_correction_bias;   // absent unless noaux_tc
+  FfnTensors ffn;                       // dense MLP, or the shared experts of an MoE layer
+  storage::MatrixSource router;         // mlp.gate.weight, BF16 or F32; absent in dense layers
+  PlainTensor e_score_correction_bias;  // absent unless noaux_tc
 };
 // Everything the coordinator loads.
 struct ModelTensors {
@@ -43,10 +44,45 @@ struct ModelTensors {
   std::vector<LayerTensors> layers;
 };
 
+// The values as FP32 (BF16 converted exactly). LoadError if there are not `expected` of them or one
+// is not finite.
+std::vector<float> read_plain(const storage::Checkpoint& checkpoint, const PlainTensor& plain,
+                              int64_t expected);
+
 // Finds and checks every tensor the model needs (dtype, shape, scales; norms and biases in BF16 or
 // F32); MTP layers (index >= num_hidden_layers) are recognised and left out, any other tensor that
 // the model doesn't know is refused. LoadError: one line with file and tensor.
 ModelTensors map_tensors(const ModelConfig& config, const storage::Checkpoint& checkpoint);
-storage::ExpertCatalog map_experts(const ModelConfig& config, const storage::Checkpoint& checkpoint);
+// The routed experts; all must have one format. Errors as above, but other tensors are not looked
+// at.
+storage::ExpertCatalog map_experts(const ModelConfig& config,
+                                   const storage::Checkpoint& checkpoint);
+
+enum class Component : uint8_t {
+  kEmbedding,
+  kHead,
+  kAttention,
+  kNorms,
+  kDenseMlp,
+  kSharedExperts,
+  kRouter,
+  kRoutedExperts,
+  kMtp,    // layers with index >= num_hidden_layers, all of them
+  kOther,  // buffers that are computed, not loaded (rotary_emb.inv_freq)
+};
+std::string_view to_string(Component component);
+
+// Tensors of one component and dtype. FP8 scales count as bytes, not as parameters, of the
+// component and of the dtype of their weight.
+struct ComponentRow {
+  Component component = Component::kOther;
+  std::string dtype;  // as in the file
+  uint64_t tensors = 0;
+  uint64_t parameters = 0;
+  uint64_t bytes = 0;
+};
+// What the checkpoint is made of, in the order of Component, then dtype. Needs only the headers.
+std::vector<ComponentRow> component_table(const ModelConfig& config,
+                                          const storage::Checkpoint& checkpoint);
 
 }  // namespace atl::model

@@ -1,0 +1,394 @@
+#include "model/weights_map.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <unordered_set>
+#include <utility>
+
+#include "base/result.h"
+#include "base/units.h"
+#include "kernels/numeric_types.h"
+#include "kernels/panel.h"
+#include "storage/printable.h"
+
+namespace atl::model {
+namespace {
+
+using kernels::WeightFormat;
+using storage::Checkpoint;
+using storage::DType;
+using storage::ExpertSource;
+using storage::MatrixSource;
+using storage::TensorInfo;
+
+constexpr std::string_view kScaleSuffix = "_scale_inv";
+constexpr std::string_view kLayerPrefix = "model.layers.";
+
+std::string where(const Checkpoint& checkpoint, const TensorInfo& tensor) {
+  const std::string& shard = checkpoint.shards()[tensor.shard].file_name;
+  return fmt::format("{}: tensor {}", (checkpoint.directory() / shard).string(),
+                     storage::printable(tensor.name));
+}
+
+[[noreturn]] void refuse(const Checkpoint& checkpoint, const TensorInfo& tensor,
+                         const std::string& what) {
+  throw LoadError(fmt::format("{}: {}", where(checkpoint, tensor), what));
+}
+
+void check_shape(const Checkpoint& checkpoint, const TensorInfo& tensor,
+                 const std::vector<int64_t>& expected) {
+  if (tensor.shape == expected) return;
+  refuse(checkpoint, tensor,
+         fmt::format("shape [{}], expected [{}]", fmt::join(tensor.shape, ", "),
+                     fmt::join(expected, ", ")));
+}
+
+// Finds tensors by name and remembers which were used, so that at the end the others can be named.
+class Mapper {
+ public:
+  Mapper(const ModelConfig& config, const Checkpoint& checkpoint)
+      : config_(config), checkpoint_(checkpoint) {}
+
+  // A BF16 or F32 vector.
+  PlainTensor vector(const std::string& name, int64_t size) {
+    const TensorInfo& tensor = require(name);
+    if (tensor.dtype != DType::kBf16 && tensor.dtype != DType::kF32) {
+      refuse(checkpoint_, tensor,
+             fmt::format("dtype {}, expected BF16 or F32", storage::printable(tensor.dtype_name)));
+    }
+    check_shape(checkpoint_, tensor, {size});
+    return {&tensor};
+  }
+
+  // A BF16 or F32 matrix.
+  MatrixSource plain_matrix(const std::string& name, int64_t rows, int64_t cols) {
+    const MatrixSource matrix = any_matrix(name, rows, cols);
+    if (matrix.format == WeightFormat::kFp8E4m3) {
+      refuse(checkpoint_, *matrix.weight, "dtype F8_E4M3, expected BF16 or F32");
+    }
+    return matrix;
+  }
+
+  // A BF16, F32 or FP8 matrix, the last with its grid of scales.
+  MatrixSource any_matrix(const std::string& name, int64_t rows, int64_t cols) {
+    const TensorInfo& tensor = require(name);
+    check_shape(checkpoint_, tensor, {rows, cols});
+    MatrixSource matrix;
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.weight = &tensor;
+    switch (tensor.dtype) {
+      case DType::kBf16:
+        matrix.format = WeightFormat::kBf16;
+        break;
+      case DType::kF32:
+        matrix.format = WeightFormat::kF32;
+        break;
+      case DType::kF8E4m3:
+        matrix.format = WeightFormat::kFp8E4m3;
+        break;
+      default:
+        refuse(checkpoint_, tensor,
+               fmt::format("dtype {}, expected F8_E4M3, BF16 or F32",
+                           storage::printable(tensor.dtype_name)));
+    }
+    check_scale(name + std::string(kScaleSuffix), matrix);
+    return matrix;
+  }
+
+  FfnTensors ffn(const std::string& prefix, int64_t width) {
+    FfnTensors ffn;
+    ffn.gate_proj = any_matrix(prefix + "gate_proj.weight", width, config_.hidden_size);
+    ffn.up_proj = any_matrix(prefix + "up_proj.weight", width, config_.hidden_size);
+    ffn.down_proj = any_matrix(prefix + "down_proj.weight", config_.hidden_size, width);
+    return ffn;
+  }
+
+  bool used(const TensorInfo& tensor) const { return used_.contains(&tensor); }
+
+ private:
+  const TensorInfo& require(const std::string& name) {
+    const TensorInfo* tensor = checkpoint_.find(name);
+    if (tensor == nullptr) {
+      throw LoadError(fmt::format("{}: tensor {} is missing", checkpoint_.directory().string(),
+                                  storage::printable(name)));
+    }
+    used_.insert(tensor);
+    return *tensor;
+  }
+
+  // FP8 has one F32 scale per 128x128 block; other formats must have none, since it would be
+  // ignored.
+  void check_scale(const std::string& name, MatrixSource& matrix) {
+    const bool fp8 = matrix.format == WeightFormat::kFp8E4m3;
+    if (!fp8) {
+      if (const TensorInfo* scale = checkpoint_.find(name); scale != nullptr) {
+        refuse(checkpoint_, *scale,
+               fmt::format("a scale for a weight of dtype {}", matrix.weight->dtype_name));
+      }
+      return;
+    }
+    if (!config_.fp8) {
+      refuse(checkpoint_, *matrix.weight,
+             "dtype F8_E4M3, but config.json has no quantization_config");
+    }
+    const TensorInfo& scale = require(name);
+    if (scale.dtype != DType::kF32) {
+      refuse(checkpoint_, scale,
+             fmt::format("dtype {}, expected F32", storage::printable(scale.dtype_name)));
+    }
+    check_shape(
+        checkpoint_, scale,
+        {ceil_div(matrix.rows, kernels::kScaleBlock), ceil_div(matrix.cols, kernels::kScaleBlock)});
+    matrix.scale = &scale;
+  }
+
+  const ModelConfig& config_;
+  const Checkpoint& checkpoint_;
+  std::unordered_set<const TensorInfo*> used_;
+};
+
+std::string layer_prefix(int64_t layer) { return fmt::format("{}{}.", kLayerPrefix, layer); }
+
+AttentionTensors map_attention(Mapper& mapper, const ModelConfig& config,
+                               const std::string& prefix) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t q_rows = config.num_attention_heads * config.qk_head_dim();
+  const int64_t kv_rows =
+      config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim);
+  AttentionTensors a;
+  if (config.q_lora_rank == 0) {
+    a.q_proj = mapper.any_matrix(prefix + "q_proj.weight", q_rows, hidden);
+  } else {
+    a.q_a_proj = mapper.any_matrix(prefix + "q_a_proj.weight", config.q_lora_rank, hidden);
+    a.q_a_layernorm = mapper.vector(prefix + "q_a_layernorm.weight", config.q_lora_rank);
+    a.q_proj = mapper.any_matrix(prefix + "q_b_proj.weight", q_rows, config.q_lora_rank);
+  }
+  a.kv_a_proj_with_mqa = mapper.any_matrix(prefix + "kv_a_proj_with_mqa.weight",
+                                           config.kv_lora_rank + config.qk_rope_head_dim, hidden);
+  a.kv_a_layernorm = mapper.vector(prefix + "kv_a_layernorm.weight", config.kv_lora_rank);
+  a.kv_b_proj = mapper.any_matrix(prefix + "kv_b_proj.weight", kv_rows, config.kv_lora_rank);
+  a.o_proj = mapper.any_matrix(prefix + "o_proj.weight", hidden,
+                               config.num_attention_heads * config.v_head_dim);
+  return a;
+}
+
+LayerTensors map_layer(Mapper& mapper, const ModelConfig& config, int64_t index) {
+  const std::string prefix = layer_prefix(index);
+  LayerTensors layer;
+  layer.input_layernorm = mapper.vector(prefix + "input_layernorm.weight", config.hidden_size);
+  layer.attention = map_attention(mapper, config, prefix + "self_attn.");
+  layer.post_attention_layernorm =
+      mapper.vector(prefix + "post_attention_layernorm.weight", config.hidden_size);
+  if (!config.is_moe_layer(index)) {
+    layer.ffn = mapper.ffn(prefix + "mlp.", config.intermediate_size);
+    return layer;
+  }
+  layer.router =
+      mapper.plain_matrix(prefix + "mlp.gate.weight", config.n_routed_experts, config.hidden_size);
+  if (config.has_correction_bias()) {
+    layer.e_score_correction_bias =
+        mapper.vector(prefix + "mlp.gate.e_score_correction_bias", config.n_routed_experts);
+  }
+  if (config.n_shared_experts > 0) {
+    layer.ffn = mapper.ffn(prefix + "mlp.shared_experts.",
+                           config.n_shared_experts * config.moe_intermediate_size);
+  }
+  return layer;
+}
+
+// All experts in one format, which becomes the catalog's.
+void check_format(const Checkpoint& checkpoint, const ExpertSource& expert,
+                  const MatrixSource& first) {
+  for (const MatrixSource* matrix : {&expert.gate, &expert.up, &expert.down}) {
+    if (matrix->format == first.format) continue;
+    refuse(
+        checkpoint, *matrix->weight,
+        fmt::format("routed experts in two formats: {} here, {} in {}", to_string(matrix->format),
+                    to_string(first.format), storage::printable(first.weight->name)));
+  }
+}
+
+storage::ExpertCatalog map_experts(Mapper& mapper, const ModelConfig& config,
+                                   const Checkpoint& checkpoint) {
+  storage::ExpertCatalog catalog;
+  catalog.hidden_size = config.hidden_size;
+  catalog.moe_intermediate_size = config.moe_intermediate_size;
+  catalog.n_routed_experts = config.n_routed_experts;
+  catalog.num_experts_per_tok = config.num_experts_per_tok;
+  catalog.num_layers = config.num_hidden_layers;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (!config.is_moe_layer(layer)) continue;
+    catalog.moe_layers.push_back(static_cast<int32_t>(layer));
+    std::vector<ExpertSource>& experts = catalog.experts.emplace_back();
+    for (int64_t e = 0; e < config.n_routed_experts; ++e) {
+      const FfnTensors ffn = mapper.ffn(fmt::format("{}mlp.experts.{}.", layer_prefix(layer), e),
+                                        config.moe_intermediate_size);
+      experts.push_back({ffn.gate_proj, ffn.up_proj, ffn.down_proj});
+      check_format(checkpoint, experts.back(), catalog.experts[0][0].gate);
+    }
+  }
+  if (!catalog.experts.empty()) catalog.format = catalog.experts[0][0].gate.format;
+  return catalog;
+}
+
+// The number N of "model.layers.N.rest": a whole number, so that layer 6 is not taken for 61.
+std::optional<int64_t> layer_of(std::string_view name) {
+  if (!name.starts_with(kLayerPrefix)) return std::nullopt;
+  name.remove_prefix(kLayerPrefix.size());
+  int64_t layer = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
+  if (error != std::errc() || end == name.data() + name.size() || *end != '.' || layer < 0) {
+    return std::nullopt;
+  }
+  return layer;
+}
+
+bool is_mtp(const ModelConfig& config, std::string_view name) {
+  const std::optional<int64_t> layer = layer_of(name);
+  return layer && *layer >= config.num_hidden_layers;
+}
+
+// Rotation frequencies that old writers saved along; they follow from the config.
+bool is_rotary_buffer(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
+
+// An MTP layer has eh_proj; a layer beyond num_hidden_layers without it is an ordinary one that a
+// wrong config.json would silently leave out.
+bool is_mtp_layer(const Checkpoint& checkpoint, int64_t layer) {
+  return checkpoint.find(layer_prefix(layer) + "eh_proj.weight") != nullptr;
+}
+
+void refuse_unknown(const Mapper& mapper, const ModelConfig& config, const Checkpoint& checkpoint) {
+  uint64_t count = 0;
+  const TensorInfo* first = nullptr;
+  for (const TensorInfo& tensor : checkpoint.tensors()) {
+    if (mapper.used(tensor) || is_rotary_buffer(tensor.name)) continue;
+    if (is_mtp(config, tensor.name) && is_mtp_layer(checkpoint, *layer_of(tensor.name))) continue;
+    if (count++ == 0) first = &tensor;
+  }
+  if (count == 0) return;
+  refuse(checkpoint, *first,
+         fmt::format("not part of a {} model of {} layers as config.json describes it ({} such "
+                     "tensors)",
+                     config.model_type, config.num_hidden_layers, count));
+}
+
+Component component_of(const ModelConfig& config, std::string_view name) {
+  if (is_rotary_buffer(name)) return Component::kOther;
+  if (is_mtp(config, name)) return Component::kMtp;
+  const auto has = [name](std::string_view part) { return name.find(part) != name.npos; };
+  if (has("norm.")) return Component::kNorms;
+  if (name.starts_with("model.embed_tokens.")) return Component::kEmbedding;
+  if (name.starts_with("lm_head.")) return Component::kHead;
+  if (has(".self_attn.")) return Component::kAttention;
+  if (has(".mlp.shared_experts.")) return Component::kSharedExperts;
+  if (has(".mlp.experts.")) return Component::kRoutedExperts;
+  if (has(".mlp.gate.")) return Component::kRouter;
+  if (has(".mlp.")) return Component::kDenseMlp;
+  return Component::kOther;
+}
+
+}  // namespace
+
+ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint) {
+  Mapper mapper(config, checkpoint);
+  ModelTensors model;
+  model.embed_tokens =
+      mapper.plain_matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    model.layers.push_back(map_layer(mapper, config, layer));
+  }
+  model.norm = mapper.vector("model.norm.weight", config.hidden_size);
+  model.lm_head = mapper.any_matrix("lm_head.weight", config.vocab_size, config.hidden_size);
+  map_experts(mapper, config, checkpoint);  // a coordinator refuses what its nodes would refuse
+  refuse_unknown(mapper, config, checkpoint);
+  return model;
+}
+
+storage::ExpertCatalog map_experts(const ModelConfig& config, const Checkpoint& checkpoint) {
+  Mapper mapper(config, checkpoint);
+  return map_experts(mapper, config, checkpoint);
+}
+
+std::vector<float> read_plain(const Checkpoint& checkpoint, const PlainTensor& plain,
+                              int64_t expected) {
+  const TensorInfo& tensor = *plain.tensor;
+  if (tensor.elements() != expected) {
+    refuse(checkpoint, tensor, fmt::format("{} values, expected {}", tensor.elements(), expected));
+  }
+  std::vector<std::byte> raw(tensor.bytes);
+  checkpoint.read(tensor, 0, raw);
+  const auto format = tensor.dtype == DType::kF32 ? WeightFormat::kF32 : WeightFormat::kBf16;
+  const int64_t bad = kernels::find_non_finite(format, raw.data(), expected);
+  if (bad >= 0) {
+    refuse(checkpoint, tensor,
+           fmt::format("value {} is not finite: the file is damaged, fetch it again", bad));
+  }
+  std::vector<float> values(static_cast<size_t>(expected));
+  if (format == WeightFormat::kF32) {
+    std::memcpy(values.data(), raw.data(), raw.size());
+    return values;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, raw.data() + i * sizeof bits, sizeof bits);
+    values[i] = kernels::bf16_to_float(bits);
+  }
+  return values;
+}
+
+std::string_view to_string(Component component) {
+  switch (component) {
+    case Component::kEmbedding:
+      return "embedding";
+    case Component::kHead:
+      return "head";
+    case Component::kAttention:
+      return "attention";
+    case Component::kNorms:
+      return "norms";
+    case Component::kDenseMlp:
+      return "dense MLP";
+    case Component::kSharedExperts:
+      return "shared experts";
+    case Component::kRouter:
+      return "router";
+    case Component::kRoutedExperts:
+      return "routed experts";
+    case Component::kMtp:
+      return "MTP";
+    case Component::kOther:
+      return "other";
+  }
+  return "?";
+}
+
+std::vector<ComponentRow> component_table(const ModelConfig& config, const Checkpoint& checkpoint) {
+  std::map<std::pair<Component, std::string>, ComponentRow> rows;
+  for (const TensorInfo& tensor : checkpoint.tensors()) {
+    const TensorInfo* counted_with = &tensor;  // a scale with its weight
+    const std::string_view name = tensor.name;
+    const bool is_scale = name.ends_with(kScaleSuffix);
+    if (is_scale) {
+      const TensorInfo* weight = checkpoint.find(name.substr(0, name.size() - kScaleSuffix.size()));
+      if (weight != nullptr) counted_with = weight;
+    }
+    const Component component = component_of(config, name);
+    ComponentRow& row = rows[{component, counted_with->dtype_name}];
+    row.component = component;
+    row.dtype = counted_with->dtype_name;
+    row.tensors += 1;
+    row.parameters += is_scale ? 0 : static_cast<uint64_t>(tensor.elements());
+    row.bytes += tensor.bytes;
+  }
+  std::vector<ComponentRow> table;
+  for (auto& [key, row] : rows) table.push_back(std::move(row));
+  return table;
+}
+
+}  // namespace atl::model
