@@ -24,7 +24,7 @@ inline constexpr uint32_t kControlVersion = 1;
 struct ModelIdentity {
   std::string model;                   // "deepseek_v3 6 layers, 32 experts, hidden 256"
   std::string checkpoint_fingerprint;  // storage::Checkpoint::fingerprint()
-  std::string profile;                 // numerics profile: "f32/absorbed/wire-bf16/kv-bf16/experts-fp8"
+  std::string profile;  // numerics profile: "f32/absorbed/wire-bf16/kv-bf16/experts-fp8"
   friend bool operator==(const ModelIdentity&, const ModelIdentity&) = default;
 };
 
@@ -33,7 +33,7 @@ struct Hello {
   std::string coordinator;  // name for logs
   ModelIdentity identity;
   WireLimits limits;
-  SessionId session;  // random key, also in every Dispatch
+  SessionId session;                    // random key, also in every Dispatch
   std::vector<std::byte> data_address;  // of the coordinator's transport
 };
 struct HelloReply {
@@ -59,8 +59,8 @@ struct NodeState {
 
 struct NodeStats {
   uint64_t dispatches = 0;
-  uint64_t rows = 0;          // rows received
-  uint64_t expert_rows = 0;   // (row, expert) pairs computed
+  uint64_t rows = 0;                     // rows received
+  uint64_t expert_rows = 0;              // (row, expert) pairs computed
   uint64_t bytes_in = 0, bytes_out = 0;  // payloads
   uint64_t tiles_computed = 0, cold_tiles = 0;
   uint64_t refused = 0;

@@ -4,7 +4,8 @@
 // connects to peers' addresses, sends messages and yields events. Implementations: UCX (shared
 // memory, TCP, RDMA where there is a NIC) and in-process. A message is a small header and one
 // payload; it arrives whole or not at all, messages of one peer in any order. Completion of a send
-// says nothing of delivery.
+// says nothing of delivery. Both ends connect to each other: what comes from an end that isn't
+// connected here is dropped.
 //
 // One thread owns a Transport; no call is thread-safe and none blocks but wait().
 #pragma once
@@ -26,7 +27,7 @@ namespace atl::transport {
 
 inline constexpr size_t kHeaderBytesMax = 4096;  // below UCX's limit for active-message headers
 
-// A peer of this transport. Never reused within its life.
+// A peer of this transport, from 1 up. Never reused within its life.
 struct PeerId {
   uint32_t value = 0;
   friend auto operator<=>(const PeerId&, const PeerId&) = default;
@@ -47,7 +48,7 @@ class Message {
 struct Event {
   enum class Kind : uint8_t { kMessage, kPeerLost };
   Kind kind = Kind::kMessage;
-  PeerId peer;                       // who sent it; for kMessage only if the peer is connected here
+  PeerId peer;                       // who sent it, or who is lost
   std::unique_ptr<Message> message;  // kMessage
   Status status;                     // kPeerLost: what the transport says, once per peer
 };
@@ -61,7 +62,9 @@ class Transport {
 
   // `name` stands in errors and logs. kInvalid for an address that isn't one.
   virtual Result<PeerId> connect(std::span<const std::byte> address, const std::string& name) = 0;
-  // Frees the peer at once; unfinished sends to it are abandoned and their buffers released.
+  // Frees the peer at once: unfinished sends to it are abandoned and their buffers released, its
+  // unread events dropped; the peer sees kPeerLost. A second close does nothing. A lost peer should
+  // be closed, too; a new connect() to the same address is a new peer.
   virtual void close(PeerId peer) = 0;
 
   // Starts a send of header (copied before return, at most kHeaderBytesMax) and the first
@@ -89,7 +92,9 @@ struct UcxOptions {
   TransportKind kind = TransportKind::kAuto;  // auto: shared memory on one host, TCP between hosts
   std::string net_device;                     // UCX_NET_DEVICES; "" = "lo" for peers on this host
   bool spin = false;                          // wait() may spin: this thread has a core of its own
-  size_t message_bytes_max = 0;               // larger incoming messages are refused, their peer closed
+  // Larger incoming messages are refused before memory is taken for them, their peer is lost;
+  // 0: 64 MiB.
+  size_t message_bytes_max = 0;
 };
 
 // Throws LoadError naming what UCX said and what to do. A UCX_* variable that the user set wins.
@@ -101,7 +106,7 @@ struct InProcessPair {
   std::unique_ptr<Transport> near_end;
   std::unique_ptr<Transport> far_end;
 };
-InProcessPair make_in_process_pair();
+InProcessPair make_in_process_pair(size_t message_bytes_max = 0);  // 0: no limit
 // The far end's work, run inside near_end's poll() and wait(); set before the first call.
 void set_in_process_pump(Transport& near_end, std::function<void()> pump);
 

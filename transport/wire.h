@@ -18,6 +18,8 @@ namespace atl::transport {
 
 inline constexpr uint16_t kWireVersion = 1;
 inline constexpr uint32_t kTileRangesMax = 256;
+// Rows of one Partial, so that a header holds a failure of each of them (4 bytes).
+inline constexpr uint32_t kPartialRowsMax = 1000;
 
 enum class WireRowType : uint8_t { kBf16 = 1, kF32 = 2 };
 constexpr size_t row_element_bytes(WireRowType type) { return type == WireRowType::kBf16 ? 2 : 4; }
@@ -99,7 +101,8 @@ void encode_partial_header(const Partial& partial, std::vector<std::byte>* heade
 uint8_t narrowest_element_bits(std::span<const int64_t> values);
 // Packs values at out (element_bits/8 bytes each); and adds packed elements to sum.
 void pack_elements(std::span<const int64_t> values, uint8_t element_bits, std::byte* out);
-void add_elements(std::span<const std::byte> elements, uint8_t element_bits, std::span<int64_t> sum);
+void add_elements(std::span<const std::byte> elements, uint8_t element_bits,
+                  std::span<int64_t> sum);
 
 // Why a node didn't compute: kUnavailable (tile not reachable), kInvalid (bad frame, unknown
 // session or epoch), kOverloaded, kCorrupt.

@@ -1,0 +1,521 @@
+// One suite over every Transport: in-process, UCX shared memory (posix, sysv) and UCX tcp. Both
+// ends live in this thread unless a test says otherwise.
+#include "transport/transport.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <thread>
+
+namespace atl::transport {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kPatience = 30s;  // for machines with more work than cores; never waited out
+constexpr size_t kMessageMax = 16u << 20;
+
+// Sets an environment variable for the length of a scope.
+class ScopedVariable {
+ public:
+  ScopedVariable(const char* name, const char* value) : name_(name) {
+    if (name_) ::setenv(name_, value, 1);
+  }
+  ~ScopedVariable() {
+    if (name_) ::unsetenv(name_);
+  }
+  ScopedVariable(const ScopedVariable&) = delete;
+
+ private:
+  const char* name_;
+};
+
+struct Case {
+  const char* name;
+  bool in_process;
+  TransportKind kind;
+  const char* user_tls;  // UCX_TLS that the user sets, or null
+  const char* links;     // that the active messages may use, as in "posix sysv"
+  bool spin = false;
+};
+
+std::ostream& operator<<(std::ostream& os, const Case& c) { return os << c.name; }
+
+InProcessPair make_pair_of(const Case& c, size_t message_bytes_max = kMessageMax) {
+  if (c.in_process) return make_in_process_pair(message_bytes_max);
+  ScopedVariable tls(c.user_tls ? "UCX_TLS" : nullptr, c.user_tls);
+  UcxOptions options;
+  options.kind = c.kind;
+  options.spin = c.spin;
+  options.message_bytes_max = message_bytes_max;
+  return {make_ucx_transport(options), make_ucx_transport(options)};
+}
+
+// The byte at `i` of the payload of message `id` from `origin`: a misrouted message shows by value.
+std::byte byte_of(uint32_t origin, uint32_t id, size_t i) {
+  return static_cast<std::byte>((origin * 131 + id * 29 + i * 7 + (i >> 8)) & 0xff);
+}
+
+struct TestHeader {
+  uint32_t origin = 0;
+  uint32_t id = 0;
+  uint64_t bytes = 0;
+};
+
+SharedBuffer buffer_of(uint32_t origin, uint32_t id, size_t bytes) {
+  auto buffer = std::make_shared<HostBuffer>(std::max<size_t>(bytes, 1));
+  for (size_t i = 0; i < bytes; ++i) buffer->data()[i] = byte_of(origin, id, i);
+  return buffer;
+}
+
+std::vector<std::byte> header_of(uint32_t origin, uint32_t id, size_t bytes,
+                                 size_t header_bytes = sizeof(TestHeader)) {
+  const TestHeader fields{origin, id, bytes};
+  std::vector<std::byte> header(header_bytes);
+  std::memcpy(header.data(), &fields, sizeof fields);
+  for (size_t i = sizeof fields; i < header_bytes; ++i) header[i] = byte_of(origin, id, i);
+  return header;
+}
+
+// Reads the header and checks every byte and the alignment.
+TestHeader check_message(const Message& message) {
+  TestHeader fields;
+  EXPECT_GE(message.header().size(), sizeof fields);
+  if (message.header().size() < sizeof fields) return fields;
+  std::memcpy(&fields, message.header().data(), sizeof fields);
+  for (size_t i = sizeof fields; i < message.header().size(); ++i)
+    if (message.header()[i] != byte_of(fields.origin, fields.id, i)) {
+      ADD_FAILURE() << "header byte " << i << " of message " << fields.id;
+      break;
+    }
+  EXPECT_EQ(message.payload().size(), fields.bytes);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(message.payload().data()) % 64, 0u);
+  for (size_t i = 0; i < message.payload().size(); ++i)
+    if (message.payload()[i] != byte_of(fields.origin, fields.id, i)) {
+      ADD_FAILURE() << "payload byte " << i << " of message " << fields.id << " from "
+                    << fields.origin;
+      break;
+    }
+  return fields;
+}
+
+class TransportTest : public testing::TestWithParam<Case> {
+ protected:
+  // Two ends that know each other.
+  struct Pair {
+    std::unique_ptr<Transport> a, b;
+    PeerId b_at_a, a_at_b;
+  };
+  Pair connected_pair(size_t message_bytes_max = kMessageMax) {
+    InProcessPair ends = make_pair_of(GetParam(), message_bytes_max);
+    Pair pair{std::move(ends.near_end), std::move(ends.far_end), {}, {}};
+    auto b_at_a = pair.a->connect(pair.b->address(), "b");
+    auto a_at_b = pair.b->connect(pair.a->address(), "a");
+    EXPECT_TRUE(b_at_a.has_value()) << (b_at_a ? "" : b_at_a.error().message);
+    EXPECT_TRUE(a_at_b.has_value()) << (a_at_b ? "" : a_at_b.error().message);
+    pair.b_at_a = *b_at_a;
+    pair.a_at_b = *a_at_b;
+    return pair;
+  }
+};
+
+// Polls both ends, hands their events over and returns when done() says so; false if it never did.
+bool run(Transport& a, Transport& b, const std::function<void(Transport&, Event)>& on_event,
+         const std::function<bool()>& done) {
+  const auto deadline = Clock::now() + kPatience;
+  while (!done()) {
+    bool idle = true;
+    for (Transport* end : {&a, &b})
+      while (auto event = end->poll()) {
+        idle = false;
+        on_event(*end, std::move(*event));
+      }
+    if (Clock::now() > deadline) return false;
+    if (idle && !done()) a.wait(100us);
+  }
+  return true;
+}
+
+void expect_sent(const Status& status) {
+  EXPECT_TRUE(status.ok()) << (status ? "" : status.error().message);
+}
+
+TEST_P(TransportTest, carries_messages_of_every_size_both_ways) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  const size_t kSizes[] = {
+      0, 1, 64, 8 << 10, 14 << 10, 57 << 10, 256 << 10, (256 << 10) + 1, 1u << 20, 7u << 20};
+  uint32_t id = 0;
+  for (const size_t bytes : kSizes) {
+    ++id;
+    SharedBuffer from_a = buffer_of(1, id, bytes), from_b = buffer_of(2, id, bytes);
+    expect_sent(a->send(b_at_a, header_of(1, id, bytes), from_a, bytes));
+    expect_sent(b->send(a_at_b, header_of(2, id, bytes), from_b, bytes));
+    int got = 0;
+    ASSERT_TRUE(run(
+        *a, *b,
+        [&](Transport& end, Event event) {
+          ASSERT_EQ(event.kind, Event::Kind::kMessage);
+          const TestHeader fields = check_message(*event.message);
+          EXPECT_EQ(fields.origin, &end == a.get() ? 2u : 1u);
+          EXPECT_EQ(event.peer, &end == a.get() ? b_at_a : a_at_b);
+          EXPECT_EQ(fields.id, id);
+          EXPECT_EQ(event.message->payload().size(), bytes);
+          ++got;
+        },
+        [&] { return got == 2 && from_a.use_count() == 1 && from_b.use_count() == 1; }))
+        << bytes << " bytes: " << got << " of 2 messages, use counts " << from_a.use_count() << " "
+        << from_b.use_count();
+  }
+}
+
+TEST_P(TransportTest, carries_headers_up_to_the_limit) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  uint32_t id = 0, got = 0;
+  for (const size_t header_bytes : {sizeof(TestHeader), size_t{17}, size_t{1000}, kHeaderBytesMax})
+    for (const size_t bytes : {size_t{0}, size_t{100}, size_t{14336}, size_t{600000}}) {
+      ++id;
+      expect_sent(
+          a->send(b_at_a, header_of(1, id, bytes, header_bytes), buffer_of(1, id, bytes), bytes));
+    }
+  std::set<uint32_t> seen;
+  ASSERT_TRUE(run(
+      *a, *b,
+      [&](Transport&, Event event) {
+        ASSERT_EQ(event.kind, Event::Kind::kMessage);
+        seen.insert(check_message(*event.message).id);
+        ++got;
+      },
+      [&] { return got == id; }));
+  EXPECT_EQ(seen.size(), id);
+}
+
+TEST_P(TransportTest, sends_a_part_of_a_buffer_without_payload_or_header) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  SharedBuffer buffer = buffer_of(1, 1, 5000);
+  expect_sent(a->send(b_at_a, header_of(1, 1, 100), buffer, 100));
+  expect_sent(a->send(b_at_a, {}, nullptr, 0));
+  int got = 0;
+  ASSERT_TRUE(run(
+      *a, *b,
+      [&](Transport&, Event event) {
+        ASSERT_EQ(event.kind, Event::Kind::kMessage);
+        if (!event.message->header().empty()) check_message(*event.message);
+        ++got;
+      },
+      [&] { return got == 2; }));
+}
+
+TEST_P(TransportTest, keeps_many_messages_in_flight_both_ways) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  constexpr uint32_t kNum = 600;
+  uint32_t sent[2] = {0, 0}, got[2] = {0, 0};
+  std::set<uint32_t> seen[2];
+  const auto bytes_of = [](uint32_t id) {
+    return size_t{id % 13} * 3001 + (id % 50 == 0 ? 300000 : 0);
+  };
+  const auto send_more = [&] {
+    for (int end = 0; end < 2; ++end)
+      while (sent[end] < kNum) {
+        const uint32_t id = sent[end];
+        const Status status =
+            (end == 0 ? a : b)
+                ->send(end == 0 ? b_at_a : a_at_b, header_of(end, id, bytes_of(id)),
+                       buffer_of(end, id, bytes_of(id)), bytes_of(id));
+        if (!status) {
+          ASSERT_EQ(status.error().code, ErrorCode::kOverloaded) << status.error().message;
+          break;
+        }
+        ++sent[end];
+      }
+  };
+  ASSERT_TRUE(run(
+      *a, *b,
+      [&](Transport& end, Event event) {
+        ASSERT_EQ(event.kind, Event::Kind::kMessage) << event.status.error().message;
+        const int at = &end == a.get() ? 0 : 1;
+        const TestHeader fields = check_message(*event.message);
+        EXPECT_EQ(fields.origin, at == 0 ? 1u : 0u);
+        seen[at].insert(fields.id);
+        ++got[at];
+      },
+      [&] {
+        send_more();
+        return got[0] == kNum && got[1] == kNum;
+      }));
+  EXPECT_EQ(seen[0].size(), kNum);
+  EXPECT_EQ(seen[1].size(), kNum);
+}
+
+TEST_P(TransportTest, bounds_the_sends_under_way) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  // b doesn't look: large messages can't be done.
+  SharedBuffer buffer = buffer_of(1, 0, 300000);
+  Status status;
+  int sent = 0;
+  while (status.ok() && sent < 100000) {
+    status = a->send(b_at_a, header_of(1, 0, 300000), buffer, 300000);
+    sent += status.ok();
+  }
+  ASSERT_FALSE(status.ok()) << sent << " sends taken";
+  EXPECT_EQ(status.error().code, ErrorCode::kOverloaded) << status.error().message;
+  EXPECT_NE(status.error().message.find("b"), std::string::npos);
+  // What was taken arrives, and then there is room again.
+  int got = 0;
+  ASSERT_TRUE(run(
+      *a, *b, [&](Transport&, Event) { ++got; },
+      [&] { return got == sent && buffer.use_count() == 1; }))
+      << got << " of " << sent;
+  expect_sent(a->send(b_at_a, header_of(1, 1, 0), nullptr, 0));
+}
+
+TEST_P(TransportTest, close_releases_the_buffers_of_sends_in_flight) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  std::vector<SharedBuffer> buffers;
+  for (uint32_t id = 0; id < 20; ++id) {
+    buffers.push_back(buffer_of(1, id, 7u << 20));
+    expect_sent(a->send(b_at_a, header_of(1, id, 7u << 20), buffers.back(), 7u << 20));
+  }
+  a->close(b_at_a);
+  for (const auto& buffer : buffers) EXPECT_EQ(buffer.use_count(), 1);
+  const Status status = a->send(b_at_a, {}, nullptr, 0);
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code, ErrorCode::kUnavailable);
+  a->close(b_at_a);  // does nothing
+}
+
+TEST_P(TransportTest, close_is_seen_as_a_lost_peer_and_a_new_connection_works) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  expect_sent(a->send(b_at_a, header_of(1, 1, 0), nullptr, 0));
+  expect_sent(b->send(a_at_b, header_of(2, 1, 0), nullptr, 0));
+  int got = 0, lost = 0;
+  const auto on_event = [&](Transport& end, Event event) {
+    if (event.kind == Event::Kind::kMessage) {
+      ++got;
+      return;
+    }
+    ++lost;
+    EXPECT_EQ(&end, b.get());
+    EXPECT_EQ(event.peer, a_at_b);
+    EXPECT_EQ(event.status.error().code, ErrorCode::kUnavailable);
+    EXPECT_NE(event.status.error().message.find("lost a"), std::string::npos)
+        << event.status.error().message;
+  };
+  ASSERT_TRUE(run(*a, *b, on_event, [&] { return got == 2; }));
+  a->close(b_at_a);
+  ASSERT_TRUE(run(*a, *b, on_event, [&] { return lost == 1; }));
+  const Status status = b->send(a_at_b, {}, nullptr, 0);
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code, ErrorCode::kUnavailable);
+  b->close(a_at_b);
+
+  auto again_at_a = a->connect(b->address(), "b");
+  auto again_at_b = b->connect(a->address(), "a");
+  ASSERT_TRUE(again_at_a.has_value() && again_at_b.has_value());
+  EXPECT_NE(*again_at_a, b_at_a);
+  EXPECT_NE(*again_at_b, a_at_b);
+  expect_sent(a->send(*again_at_a, header_of(1, 2, 57000), buffer_of(1, 2, 57000), 57000));
+  expect_sent(b->send(*again_at_b, header_of(2, 2, 57000), buffer_of(2, 2, 57000), 57000));
+  got = 0;
+  EXPECT_TRUE(run(*a, *b, on_event, [&] { return got == 2; })) << got;
+  EXPECT_EQ(lost, 1);
+}
+
+TEST_P(TransportTest, destruction_of_an_end_is_one_lost_event) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  int got = 0, lost = 0;
+  expect_sent(b->send(a_at_b, header_of(2, 1, 0), nullptr, 0));
+  expect_sent(a->send(b_at_a, header_of(1, 1, 0), nullptr, 0));
+  ASSERT_TRUE(run(
+      *a, *b, [&](Transport&, Event) { ++got; }, [&] { return got == 2; }));
+  b.reset();
+  const auto deadline = Clock::now() + kPatience;
+  while (lost == 0 && Clock::now() < deadline) {
+    if (auto event = a->poll()) {
+      ASSERT_EQ(event->kind, Event::Kind::kPeerLost);
+      EXPECT_EQ(event->peer, b_at_a);
+      EXPECT_EQ(event->status.error().code, ErrorCode::kUnavailable);
+      ++lost;
+    } else {
+      a->wait(1ms);
+    }
+  }
+  EXPECT_EQ(lost, 1);
+  for (int i = 0; i < 100; ++i) EXPECT_FALSE(a->poll().has_value());
+  const Status status = a->send(b_at_a, {}, nullptr, 0);
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code, ErrorCode::kUnavailable);
+  EXPECT_NE(status.error().message.find("b"), std::string::npos);
+}
+
+TEST_P(TransportTest, refuses_a_message_above_the_limit_and_its_sender) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair(/*message_bytes_max=*/100000);
+  for (const size_t bytes : {size_t{100000}, size_t{100001}})
+    expect_sent(a->send(b_at_a, header_of(1, 1, bytes), buffer_of(1, 1, bytes), bytes));
+  int got = 0, lost_at_b = 0, lost_at_a = 0;
+  std::string reason;
+  ASSERT_TRUE(run(
+      *a, *b,
+      [&](Transport& end, Event event) {
+        if (event.kind == Event::Kind::kMessage) {
+          EXPECT_EQ(event.message->payload().size(), 100000u);
+          ++got;
+        } else if (&end == b.get()) {
+          ++lost_at_b;
+          EXPECT_EQ(event.status.error().code, ErrorCode::kInvalid);
+          reason = event.status.error().message;
+        } else {
+          ++lost_at_a;
+        }
+      },
+      [&] { return lost_at_b == 1 && lost_at_a == 1; }))
+      << got << " " << lost_at_b << " " << lost_at_a;
+  EXPECT_LE(got, 1);
+  EXPECT_NE(reason.find("100001"), std::string::npos) << reason;
+  EXPECT_NE(reason.find("100000"), std::string::npos) << reason;
+}
+
+TEST_P(TransportTest, drops_messages_of_ends_that_are_not_connected_here) {
+  InProcessPair ends = make_pair_of(GetParam());
+  auto b_at_a = ends.near_end->connect(ends.far_end->address(), "b");
+  ASSERT_TRUE(b_at_a.has_value());
+  SharedBuffer small = buffer_of(1, 1, 100), large = buffer_of(1, 2, 2u << 20);
+  expect_sent(ends.near_end->send(*b_at_a, header_of(1, 1, 100), small, 100));
+  expect_sent(ends.near_end->send(*b_at_a, header_of(1, 2, 2u << 20), large, 2u << 20));
+  int got = 0;
+  EXPECT_TRUE(run(
+      *ends.near_end, *ends.far_end, [&](Transport&, Event) { ++got; },
+      [&] { return small.use_count() == 1 && large.use_count() == 1; }));
+  EXPECT_EQ(got, 0);
+}
+
+TEST_P(TransportTest, refuses_what_is_not_an_address) {
+  InProcessPair ends = make_pair_of(GetParam());
+  const auto good = ends.far_end->address();
+  EXPECT_LT(good.size(), 4096u);
+  const auto expect_invalid = [&](std::span<const std::byte> bytes, const char* what) {
+    auto peer = ends.near_end->connect(bytes, "n7");
+    ASSERT_FALSE(peer.has_value()) << what;
+    EXPECT_EQ(peer.error().code, ErrorCode::kInvalid) << what << ": " << peer.error().message;
+    EXPECT_NE(peer.error().message.find("n7"), std::string::npos) << peer.error().message;
+  };
+  expect_invalid({}, "empty");
+  for (size_t bytes = 1; bytes < good.size(); ++bytes)
+    expect_invalid(std::span(good).first(bytes), "truncated");
+  for (size_t i = 0; i < good.size(); ++i) {
+    auto bad = good;
+    bad[i] ^= std::byte{0x41};
+    expect_invalid(bad, "a byte changed");
+  }
+  auto longer = good;
+  longer.push_back(std::byte{0});
+  expect_invalid(longer, "a byte more");
+  expect_invalid(std::vector<std::byte>(5000, std::byte{0xff}), "garbage");
+  expect_invalid(ends.near_end->address(), "own address");
+  ASSERT_TRUE(ends.near_end->connect(good, "n7").has_value());
+  expect_invalid(good, "connected already");
+}
+
+TEST_P(TransportTest, refuses_the_address_of_another_kind) {
+  InProcessPair ends = make_pair_of(GetParam());
+  Case other{"other", !GetParam().in_process, TransportKind::kTcp, nullptr, ""};
+  InProcessPair others = make_pair_of(other);
+  auto peer = ends.near_end->connect(others.near_end->address(), "n7");
+  ASSERT_FALSE(peer.has_value());
+  EXPECT_EQ(peer.error().code, ErrorCode::kInvalid);
+}
+
+TEST_P(TransportTest, wait_ends_when_a_message_arrives) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  std::atomic<bool> done = false;
+  // b's thread answers each message that it gets while a sleeps.
+  std::thread far([&, b = b.get(), a_at_b = a_at_b] {
+    while (!done) {
+      while (auto event = b->poll()) {
+        if (event->kind != Event::Kind::kMessage) continue;
+        const TestHeader fields = check_message(*event->message);
+        expect_sent(
+            b->send(a_at_b, header_of(2, fields.id, 14336), buffer_of(2, fields.id, 14336), 14336));
+      }
+      b->wait(kPatience);
+    }
+  });
+  const auto start = Clock::now();
+  for (uint32_t id = 0; id < 50; ++id) {
+    expect_sent(a->send(b_at_a, header_of(1, id, 14336), buffer_of(1, id, 14336), 14336));
+    std::optional<Event> event;
+    while (!event && Clock::now() - start < kPatience) {
+      event = a->poll();
+      if (!event) a->wait(kPatience);
+    }
+    ASSERT_TRUE(event.has_value());
+    EXPECT_EQ(check_message(*event->message).id, id);
+  }
+  // One wait that slept until its timeout would show here.
+  EXPECT_LT(Clock::now() - start, kPatience);
+  done = true;
+  b->wake();
+  far.join();
+}
+
+TEST_P(TransportTest, wake_ends_the_wait_in_progress_and_the_next_one) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  const auto start = Clock::now();
+  a->wake();
+  a->wake();
+  a->wait(kPatience);  // the next one
+  std::atomic<bool> woken = false;
+  std::thread waker([&, a = a.get()] {
+    woken = true;
+    a->wake();
+  });
+  while (!woken) a->wait(kPatience);  // in progress, or the next one
+  waker.join();
+  EXPECT_LT(Clock::now() - start, kPatience);
+}
+
+TEST_P(TransportTest, wait_returns_after_its_timeout) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  const auto start = Clock::now();
+  while (Clock::now() - start < 20ms) a->wait(5ms);
+  EXPECT_LT(Clock::now() - start, kPatience);
+}
+
+TEST_P(TransportTest, tells_the_links_that_were_really_selected) {
+  auto [a, b, b_at_a, a_at_b] = connected_pair();
+  expect_sent(a->send(b_at_a, header_of(1, 1, 14336), buffer_of(1, 1, 14336), 14336));
+  int got = 0;
+  ASSERT_TRUE(run(
+      *a, *b, [&](Transport&, Event) { ++got; }, [&] { return got == 1; }));
+  // The active messages' lane stands first.
+  const std::string links = a->selected_links(b_at_a);
+  const std::string link = links.substr(0, links.find(','));
+  EXPECT_FALSE(link.empty());
+  EXPECT_NE((std::string(" ") + GetParam().links + " ").find(" " + link + " "), std::string::npos)
+      << links << " where one of " << GetParam().links << " was expected";
+  EXPECT_EQ(b->selected_links(a_at_b), links);
+  EXPECT_EQ(links.find("eth"), std::string::npos) << links;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, TransportTest,
+    testing::Values(Case{"in_process", true, TransportKind::kAuto, nullptr, "in-process"},
+                    Case{"ucx_auto", false, TransportKind::kAuto, nullptr, "posix sysv"},
+                    Case{"ucx_shm", false, TransportKind::kShm, nullptr, "posix sysv"},
+                    Case{"ucx_shm_spin", false, TransportKind::kShm, nullptr, "posix sysv", true},
+                    Case{"ucx_shm_user_wants_posix", false, TransportKind::kShm, "posix,cma",
+                         "posix"},
+                    Case{"ucx_shm_user_wants_sysv", false, TransportKind::kShm, "sysv,cma", "sysv"},
+                    Case{"ucx_shm_user_wants_tcp", false, TransportKind::kShm, "tcp", "tcp/lo"},
+                    Case{"ucx_tcp", false, TransportKind::kTcp, nullptr, "tcp/lo"}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace atl::transport
