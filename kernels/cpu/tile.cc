@@ -1,19 +1,188 @@
 #include "kernels/tile.h"
 
+#include "kernels/cpu/targets.h"
 #include "kernels/reference/reference.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/tile.cc"
+#include "hwy/foreach_target.h"  // compiles this file once per target
+
+#include "hwy/highway.h"
+#include "kernels/cpu/panel_kernel-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace atl::kernels::HWY_NAMESPACE {
+#if ATOLL_SIMD
+
+// h[o] = (weight * silu(gate[o])) * up[o] for `count` outputs; gate and up are whole panels.
+void CombineGateUp(const float* gate, const float* up, float weight, int64_t count, float* h) {
+  const V w = hn::Set(kD, weight);
+  for (int64_t o = 0; o < count; o += kPanelWidth) {
+    V16 g = Load16(gate + o);
+    const V16 u = Load16(up + o);
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i) g.v[i] = hn::Mul(hn::Mul(w, Silu(g.v[i])), u.v[i]);
+    if (count - o >= kPanelWidth) {
+      Store16(g, h + o);
+    } else {
+      StoreN16(g, h + o, count - o);
+    }
+  }
+}
+
+void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, const float* const* x,
+                const float* weights, float* const* h, int64_t num_rows) {
+  HWY_ALIGN float gate_sums[kSumsMax];
+  HWY_ALIGN float up_sums[kSumsMax];
+  const PanelMatrix gate = tile.gate();
+  const PanelMatrix up = tile.up();
+  for (int64_t row = 0; row < num_rows; row += kRowChunk) {
+    const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
+    int panels;
+    for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
+      panels = NextPanels(panel_end - panel, rows);
+      PanelSums(gate, panel, panels, x + row, rows, gate_sums);
+      PanelSums(up, panel, panels, x + row, rows, up_sums);
+      const int64_t first = panel * kPanelWidth;
+      const int64_t count = HWY_MIN(panels * kPanelWidth, gate.shape.outputs - first);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = r * panels * kPanelWidth;
+        CombineGateUp(gate_sums + at, up_sums + at, weights[row + r], count, h[row + r] + first);
+      }
+    }
+  }
+}
+
+using DD = hn::CappedTag<double, 8>;
+constexpr DD kDD{};
+constexpr hn::RebindToSigned<DD> kDI64{};
+constexpr hn::Rebind<float, DD> kDHalf{};
+constexpr int kDoubleLanes = static_cast<int>(hn::MaxLanes(DD()));
+constexpr double kMagic =
+    0x1.8p+52;  // one unit in the last place is 1: adding it rounds to integer
+
+// acc[0..16) += values rounded to multiples of 2^-24, as integers. False if one is out of bounds.
+bool AddFixedPoint(const float* values, int64_t* acc) {
+  const auto magic = hn::Set(kDD, kMagic);
+  auto within = hn::FirstN(kDHalf, 16);
+  for (int i = 0; i < 16; i += kDoubleLanes) {
+    const auto value = hn::LoadU(kDHalf, values + i);
+    within = hn::And(within, hn::Lt(hn::Abs(value), hn::Set(kDHalf, 0x1p+23f)));
+    const auto rounded = hn::MulAdd(hn::PromoteTo(kDD, value), hn::Set(kDD, 0x1p+24), magic);
+    const auto units = hn::Sub(hn::BitCast(kDI64, rounded), hn::BitCast(kDI64, magic));
+    hn::StoreU(hn::Add(hn::LoadU(kDI64, acc + i), units), kDI64, acc + i);
+  }
+  return hn::AllTrue(kDHalf, within);
+}
+
+bool AccumulateOutputs(const float* values, int64_t count, int64_t* acc) {
+  bool within = true;
+  int64_t o = 0;
+  for (; o + kPanelWidth <= count; o += kPanelWidth) within &= AddFixedPoint(values + o, acc + o);
+  if (o == count) return within;
+  HWY_ALIGN float last_values[kPanelWidth] = {};
+  HWY_ALIGN int64_t last_acc[kPanelWidth] = {};
+  memcpy(last_values, values + o, static_cast<size_t>(count - o) * sizeof(float));
+  memcpy(last_acc, acc + o, static_cast<size_t>(count - o) * sizeof(int64_t));
+  within &= AddFixedPoint(last_values, last_acc);
+  memcpy(acc + o, last_acc, static_cast<size_t>(count - o) * sizeof(int64_t));
+  return within;
+}
+
+void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
+                        const float* const* h, int64_t* const* acc, uint8_t* bad,
+                        int64_t num_rows) {
+  HWY_ALIGN float sums[kSumsMax];
+  const PanelMatrix down = tile.down();
+  for (int64_t row = 0; row < num_rows; row += kRowChunk) {
+    const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
+    int panels;
+    for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
+      panels = NextPanels(panel_end - panel, rows);
+      PanelSums(down, panel, panels, h + row, rows, sums);
+      const int64_t first = panel * kPanelWidth;
+      const int64_t count = HWY_MIN(panels * kPanelWidth, down.shape.outputs - first);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* values = sums + r * panels * kPanelWidth;
+        if (!AccumulateOutputs(values, count, acc[row + r] + first)) bad[row + r] = 1;
+      }
+    }
+  }
+}
+
+// Integers up to 2^47 are exact in double; the only rounding is the one to FP32.
+bool AddFixedPointRow(const int64_t* sum, int64_t n, float* out) {
+  const auto magic = hn::Set(kDD, kMagic);
+  const auto bound = hn::Set(kDI64, kContributionBound);
+  auto beyond = hn::Zero(kDI64);
+  int64_t i = 0;
+  for (; i + kDoubleLanes <= n; i += kDoubleLanes) {
+    const auto units = hn::LoadU(kDI64, sum + i);
+    beyond = hn::Or(beyond, hn::VecFromMask(kDI64, hn::Gt(units, bound)));
+    beyond = hn::Or(beyond, hn::VecFromMask(kDI64, hn::Gt(hn::Neg(bound), units)));
+    const auto shifted = hn::BitCast(kDD, hn::Add(units, hn::BitCast(kDI64, magic)));
+    const auto value = hn::Mul(hn::Sub(shifted, magic), hn::Set(kDD, 0x1p-24));
+    const auto total = hn::Add(hn::LoadU(kDHalf, out + i), hn::DemoteTo(kDHalf, value));
+    hn::StoreU(total, kDHalf, out + i);
+  }
+  const bool within = hn::AllTrue(kDI64, hn::Eq(beyond, hn::Zero(kDI64)));
+  return reference::add_fixed_point_row(sum + i, n - i, out + i) && within;
+}
+
+#else
+
+void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, const float* const* x,
+                const float* weights, float* const* h, int64_t num_rows) {
+  const auto n = static_cast<size_t>(num_rows);
+  reference::tile_gate_up(tile, panel_begin, panel_end, {x, n}, {weights, n}, {h, n});
+}
+void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
+                        const float* const* h, int64_t* const* acc, uint8_t* bad,
+                        int64_t num_rows) {
+  const auto n = static_cast<size_t>(num_rows);
+  reference::tile_down_accumulate(tile, panel_begin, panel_end, {h, n}, {acc, n}, {bad, n});
+}
+bool AddFixedPointRow(const int64_t* sum, int64_t n, float* out) {
+  return reference::add_fixed_point_row(sum, n, out);
+}
+
+#endif
+}  // namespace atl::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "base/check.h"
+
 namespace atl::kernels {
+
+HWY_EXPORT(TileGateUp);
+HWY_EXPORT(TileDownAccumulate);
+HWY_EXPORT(AddFixedPointRow);
+
 void tile_gate_up(const TileView& tile, int64_t panel_begin, int64_t panel_end,
                   std::span<const float* const> x, std::span<const float> weights,
                   std::span<float* const> h) {
-  reference::tile_gate_up(tile, panel_begin, panel_end, x, weights, h);
+  CHECK_EQ(x.size(), weights.size());
+  CHECK_EQ(x.size(), h.size());
+  CHECK_LE(panel_end, tile.layout->gate_up.num_panels());
+  HWY_DYNAMIC_DISPATCH(TileGateUp)
+  (tile, panel_begin, panel_end, x.data(), weights.data(), h.data(),
+   static_cast<int64_t>(x.size()));
 }
+
 void tile_down_accumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
                           std::span<const float* const> h, std::span<int64_t* const> acc,
                           std::span<uint8_t> bad) {
-  reference::tile_down_accumulate(tile, panel_begin, panel_end, h, acc, bad);
+  CHECK_EQ(h.size(), acc.size());
+  CHECK_EQ(h.size(), bad.size());
+  CHECK_LE(panel_end, tile.layout->down.num_panels());
+  HWY_DYNAMIC_DISPATCH(TileDownAccumulate)
+  (tile, panel_begin, panel_end, h.data(), acc.data(), bad.data(), static_cast<int64_t>(h.size()));
 }
+
 bool add_fixed_point_row(const int64_t* sum, int64_t n, float* out) {
-  return reference::add_fixed_point_row(sum, n, out);
+  return HWY_DYNAMIC_DISPATCH(AddFixedPointRow)(sum, n, out);
 }
+
 }  // namespace atl::kernels
+#endif  // HWY_ONCE

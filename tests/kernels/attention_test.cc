@@ -1,0 +1,144 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+
+#include "kernels/ops.h"
+#include "kernels/reference/reference.h"
+#include "tests/kernels/kernel_test_util.h"
+
+namespace atl::kernels {
+namespace {
+
+using namespace testing;
+
+// Cache blocks with the given number of positions; the rest of the last block is NaN, so that
+// reading it would show.
+struct Cache {
+  std::vector<std::vector<uint8_t>> memory;
+  std::vector<const void*> blocks;
+  std::vector<float> entries;  // [num_positions][width], as rounded
+};
+
+Cache random_cache(std::mt19937& rng, const LatentShape& shape, int64_t num_positions) {
+  Cache cache;
+  const int64_t width = shape.width();
+  for (int64_t begin = 0; begin < num_positions; begin += 64) {
+    std::vector<float> block = random_values(rng, 64 * width);
+    const int64_t used = std::min<int64_t>(64, num_positions - begin) * width;
+    std::fill(block.begin() + used, block.end(), NAN);
+    cache.memory.emplace_back(static_cast<size_t>(64 * width) * element_bytes(shape.cache_type));
+    store_rounded(block.data(), 64 * width, shape.cache_type, cache.memory.back().data());
+    load_row(cache.memory.back().data(), 64 * width, shape.cache_type, block.data());
+    cache.entries.insert(cache.entries.end(), block.begin(), block.begin() + used);
+  }
+  for (const auto& block : cache.memory) cache.blocks.push_back(block.data());
+  return cache;
+}
+
+const LatentShape kShapes[] = {
+    {40, 8, RowType::kBf16}, {40, 8, RowType::kF32},   {512, 64, RowType::kBf16},
+    {48, 8, RowType::kF32},  {64, 64, RowType::kBf16}, {5, 2, RowType::kF32},
+};
+
+TEST(MlaAttend, equals_the_reference_on_every_target_for_any_split_of_heads) {
+  std::mt19937 rng(41);
+  for (const LatentShape& shape : kShapes) {
+    for (int64_t positions : {1, 15, 17, 63, 64, 65, 200}) {
+      if (shape.kv_lora_rank == 512 && positions == 200) continue;
+      const int64_t heads = 7;
+      const Cache cache = random_cache(rng, shape, positions);
+      const std::vector<float> q = random_values(rng, heads * shape.width());
+      std::vector<float> expected(static_cast<size_t>(heads * shape.kv_lora_rank));
+      reference::mla_attend(shape, heads, q.data(), cache.blocks, positions, 0.3f, expected.data());
+      for_each_target([&](const std::string& target) {
+        for (int64_t split = 0; split <= heads; ++split) {
+          if (target == "SCALAR" && split != 3) continue;
+          std::vector<float> found(expected.size(), 1e9f);
+          mla_attend(shape, split, q.data(), cache.blocks, positions, 0.3f, found.data());
+          mla_attend(shape, heads - split, q.data() + split * shape.width(), cache.blocks,
+                     positions, 0.3f, found.data() + split * shape.kv_lora_rank);
+          ASSERT_NO_FATAL_FAILURE(expect_same_bits(expected, found,
+                                                   "C " + std::to_string(shape.kv_lora_rank) +
+                                                       " positions " + std::to_string(positions) +
+                                                       " split " + std::to_string(split)));
+        }
+      });
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// out = sum(p e) / sum(p). A score is off by at most the bound of its dot product (width/16 + 5
+// roundings), which p takes over as a relative error; p adds the rounding of score - max and exp;
+// the sums over t and the merges of blocks add one rounding each. Numerator and denominator: twice.
+TEST(MlaAttend, is_within_the_rounding_bound_of_a_naive_double_precision_softmax) {
+  std::mt19937 rng(42);
+  for (const LatentShape& shape : kShapes) {
+    for (int64_t positions : {1, 63, 64, 65, 200}) {
+      const Cache cache = random_cache(rng, shape, positions);
+      const int64_t width = shape.width();
+      const double scale = 0.25;
+      const std::vector<float> q = random_values(rng, width);
+      std::vector<float> out(static_cast<size_t>(shape.kv_lora_rank));
+      mla_attend(shape, 1, q.data(), cache.blocks, positions, 0.25f, out.data());
+      std::vector<double> score(static_cast<size_t>(positions));
+      double score_error = 0;
+      for (int64_t t = 0; t < positions; ++t) {
+        double magnitude = 0;
+        for (int64_t i = 0; i < width; ++i) {
+          const double term = double{q[i]} * cache.entries[t * width + i];
+          score[t] += scale * term;
+          magnitude += scale * std::fabs(term);
+        }
+        const double roundings = static_cast<double>(width) / 16 + 6;
+        score_error = std::max(score_error, roundings * 0x1p-24 * magnitude);
+      }
+      const double max = *std::max_element(score.begin(), score.end());
+      const double min = *std::min_element(score.begin(), score.end());
+      const double blocks = static_cast<double>((positions + 63) / 64);
+      const double relative =
+          2 * (score_error + ((max - min) * (1 + blocks) + 64 + 8 + 6 * blocks) * 0x1p-24);
+      double sum = 0;
+      for (double s : score) sum += std::exp(s - max);
+      for (int64_t c = 0; c < shape.kv_lora_rank; ++c) {
+        double value = 0;
+        double magnitude = 0;
+        for (int64_t t = 0; t < positions; ++t) {
+          const double term = std::exp(score[t] - max) / sum * cache.entries[t * width + c];
+          value += term;
+          magnitude += std::fabs(term);
+        }
+        ASSERT_NEAR(out[c], value, relative * magnitude) << positions << " positions, value " << c;
+      }
+    }
+  }
+}
+
+TEST(MlaAttend, one_position_returns_its_entry) {
+  std::mt19937 rng(43);
+  const LatentShape shape{40, 8, RowType::kBf16};
+  const Cache cache = random_cache(rng, shape, 1);
+  const std::vector<float> q = random_values(rng, shape.width(), 100.0f);
+  std::vector<float> out(40);
+  mla_attend(shape, 1, q.data(), cache.blocks, 1, 1.0f, out.data());
+  expect_same_bits({cache.entries.data(), 40}, out, "entry");
+}
+
+// Scores up to +-1000: without the maximum taken out, exp would overflow.
+TEST(MlaAttend, large_scores_stay_finite_and_equal_the_reference) {
+  std::mt19937 rng(44);
+  const LatentShape shape{64, 16, RowType::kF32};
+  const Cache cache = random_cache(rng, shape, 150);
+  const std::vector<float> q = random_values(rng, 5 * shape.width(), 100.0f);
+  std::vector<float> expected(5 * 64);
+  reference::mla_attend(shape, 5, q.data(), cache.blocks, 150, 1.0f, expected.data());
+  for (float value : expected) ASSERT_TRUE(std::isfinite(value));
+  for_each_target([&](const std::string&) {
+    std::vector<float> found(5 * 64);
+    mla_attend(shape, 5, q.data(), cache.blocks, 150, 1.0f, found.data());
+    expect_same_bits(expected, found, "values");
+  });
+}
+
+}  // namespace
+}  // namespace atl::kernels
