@@ -23,8 +23,11 @@ constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 constexpr int kExitOutputClosed = 141;
 
-// The order of `atoll --help`.
-void add_commands([[maybe_unused]] CLI::App& app, [[maybe_unused]] int* exit_code) {}
+// In the order of `atoll --help`.
+void add_commands(CLI::App& app, int* exit_code) {
+  add_inspect_command(app, exit_code);
+  add_tokenize_command(app, exit_code);
+}
 
 void add_common_options(CLI::App& app) {
   app.set_version_flag("--version", "atoll " ATOLL_VERSION);

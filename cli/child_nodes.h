@@ -1,0 +1,44 @@
+// Expert nodes as child processes of this one, for `--nodes N`.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/numeric_types.h"
+#include "transport/transport.h"
+
+namespace atl::cli {
+
+struct ChildNodeOptions {
+  std::filesystem::path model_dir;
+  int num_nodes = 0;
+  int threads_per_node = 1;
+  bool spin = false;
+  transport::TransportKind transport = transport::TransportKind::kAuto;
+  kernels::RowType wire = kernels::RowType::kBf16;
+  kernels::RowType cache = kernels::RowType::kBf16;
+};
+
+// Starts `atoll node` N times (this very executable), named n0.. and listening on loopback ports of
+// their choice. They end with this process, however it ends.
+class ChildNodes {
+ public:
+  // LoadError if one doesn't say within a minute that it is ready.
+  explicit ChildNodes(const ChildNodeOptions& options);
+  ~ChildNodes();
+
+  // "host:port" of each node's control server.
+  const std::vector<std::string>& addresses() const { return addresses_; }
+  static std::string name(int node) { return "n" + std::to_string(node); }
+
+ private:
+  struct Children;
+  std::unique_ptr<Children> children_;
+  std::vector<std::string> addresses_;
+};
+
+std::string_view to_string(transport::TransportKind kind);
+
+}  // namespace atl::cli

@@ -1,0 +1,287 @@
+#include "cli/deployment.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <random>
+#include <thread>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "cli/progress_bar.h"
+
+namespace atl::cli {
+namespace {
+
+// Read from the checkpoint in steps of this size by each loading thread; at least one row of any
+// matrix must fit (dense down_proj of V3: 18432 bytes).
+constexpr size_t kStagingWindowBytes = 8 * kMiB;
+constexpr auto kDialTimeout = std::chrono::seconds(20);
+constexpr auto kLoadPollInterval = std::chrono::milliseconds(20);
+
+// A node in this process answers control calls directly.
+class LocalNodeClient final : public transport::NodeClient {
+ public:
+  explicit LocalNodeClient(transport::NodeControl& node) : node_(node) {}
+  Result<transport::HelloReply> hello(const transport::Hello& hello) override {
+    return node_.hello(hello);
+  }
+  Status apply_plan(SessionId session, const transport::Plan& plan) override {
+    return node_.apply_plan(session, plan);
+  }
+  Result<transport::NodeState> state(SessionId session) override { return node_.state(session); }
+  Result<transport::NodeStats> stats(SessionId session) override { return node_.stats(session); }
+  Status close_session(SessionId session) override {
+    node_.close_session(session);
+    return {};
+  }
+  Status stop() override {
+    node_.stop();
+    return {};
+  }
+
+ private:
+  transport::NodeControl& node_;
+};
+
+SessionId random_session() {
+  std::random_device random;
+  return SessionId{(static_cast<uint64_t>(random()) << 32) | random()};
+}
+
+topology::Placement make_placement(const DeploymentOptions& options, int num_tiles) {
+  if (!options.scattered_tiles.empty()) {
+    return topology::placement_from_tiles(num_tiles, options.scattered_tiles);
+  }
+  const int nodes = std::max(1, options.nodes);
+  if (options.tile_counts.empty()) return topology::equal_placement(num_tiles, nodes);
+  if (static_cast<int>(options.tile_counts.size()) != nodes) {
+    throw LoadError(fmt::format("--tiles names {} nodes, --nodes {}: give one count per node",
+                                options.tile_counts.size(), options.nodes));
+  }
+  return topology::placement_from_counts(num_tiles, options.tile_counts);
+}
+
+transport::WireRowType wire_row_type(kernels::RowType type) {
+  return type == kernels::RowType::kBf16 ? transport::WireRowType::kBf16
+                                         : transport::WireRowType::kF32;
+}
+
+}  // namespace
+
+std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir) {
+  model::ModelConfig config = model::load_config(model_dir);
+  storage::Checkpoint checkpoint = storage::Checkpoint::open(model_dir);
+  auto loaded =
+      std::unique_ptr<LoadedModel>(new LoadedModel{std::move(config), std::move(checkpoint), {}});
+  loaded->catalog = model::map_experts(loaded->config, loaded->checkpoint);
+  return loaded;
+}
+
+transport::ModelIdentity LoadedModel::identity(kernels::RowType wire,
+                                               kernels::RowType cache) const {
+  transport::ModelIdentity identity;
+  identity.model = fmt::format("{}, {} layers, hidden {}, {} experts of {}", config.model_type,
+                               config.num_hidden_layers, config.hidden_size,
+                               config.n_routed_experts, config.moe_intermediate_size);
+  identity.checkpoint_fingerprint = checkpoint.fingerprint();
+  identity.profile = fmt::format("f32 arithmetic, absorbed attention, wire {}, kv {}, experts {}",
+                                 kernels::to_string(wire), kernels::to_string(cache),
+                                 kernels::to_string(catalog.format));
+  return identity;
+}
+
+Deployment::Deployment(const DeploymentOptions& options)
+    : options_(options),
+      model_(LoadedModel::open(options.model_dir)),
+      team_(options.threads > 0 ? options.threads : usable_cores()) {
+  const auto start = clock_.now();
+  const topology::Placement placement =
+      make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
+  if (options_.nodes == 0) {
+    start_local_node();
+  } else {
+    start_child_nodes(placement);
+  }
+  join_cluster(placement);
+  load_weights();
+  coordinator::EngineOptions engine_options;
+  engine_options.cache_type = options_.cache;
+  engine_options.rows_max = options_.chunk;
+  engine_options.cache_blocks = coordinator::KvCache::blocks_for(options_.cache_tokens) + 1;
+  engine_ = std::make_unique<coordinator::Engine>(model_->config, *weights_, dispatcher_.get(),
+                                                  team_, clock_, engine_options);
+  load_seconds_ = seconds_between(start, clock_.now());
+}
+
+Deployment::~Deployment() {
+  if (cluster_) cluster_->close(coordinator::Cluster::Nodes::kStop);
+}
+
+void Deployment::start_local_node() {
+  transport::InProcessPair pair = transport::make_in_process_pair();
+  transport_ = std::move(pair.near_end);
+  local_end_ = std::move(pair.far_end);
+  local_tiles_ = std::make_unique<storage::TileStore>(model_->checkpoint, model_->catalog);
+  expert_node::NodeOptions node_options;
+  node_options.name = "local";
+  node_options.identity = model_->identity(options_.wire, options_.cache);
+  node_options.row_type = wire_row_type(options_.wire);
+  node_options.num_loader_threads = team_.num_threads();
+  node_options.staging_window_bytes = kStagingWindowBytes;
+  local_node_ =
+      std::make_unique<expert_node::ExpertNode>(node_options, team_, *local_tiles_, *local_end_);
+  transport::set_in_process_pump(*transport_, [this] { local_node_->serve_some(); });
+  cluster_nodes_.push_back({"local", std::make_unique<LocalNodeClient>(*local_node_)});
+}
+
+void Deployment::start_child_nodes(const topology::Placement& placement) {
+  const int cores = usable_cores();
+  ChildNodeOptions child;
+  child.model_dir = options_.model_dir;
+  child.num_nodes = placement.num_nodes();
+  child.threads_per_node = std::max(1, cores / child.num_nodes);
+  child.transport = options_.transport;
+  child.wire = options_.wire;
+  child.cache = options_.cache;
+  // A waiting thread may spin only if all have a core of their own.
+  child.spin = team_.num_threads() + child.num_nodes * child.threads_per_node <= cores;
+  children_ = std::make_unique<ChildNodes>(child);
+
+  transport::UcxOptions ucx;
+  ucx.kind = options_.transport;
+  ucx.spin = child.spin;
+  transport_ = transport::make_ucx_transport(ucx);
+  for (int node = 0; node < child.num_nodes; ++node) {
+    auto client = transport::dial_node(children_->addresses()[node], kDialTimeout);
+    if (!client)
+      throw LoadError("expert node " + ChildNodes::name(node) + ": " + client.error().message);
+    cluster_nodes_.push_back({ChildNodes::name(node), std::move(*client)});
+  }
+}
+
+void Deployment::join_cluster(const topology::Placement& placement) {
+  const model::ModelConfig& config = model_->config;
+  coordinator::ClusterOptions cluster;
+  cluster.identity = model_->identity(options_.wire, options_.cache);
+  cluster.session = random_session();
+  cluster.limits.rows_max = static_cast<uint32_t>(options_.chunk);
+  cluster.limits.hidden_size = static_cast<uint32_t>(config.hidden_size);
+  cluster.limits.top_k = static_cast<uint32_t>(config.num_experts_per_tok);
+  cluster.limits.num_layers = static_cast<uint32_t>(config.num_hidden_layers);
+  cluster.limits.n_routed_experts = static_cast<uint32_t>(config.n_routed_experts);
+  cluster.limits.num_tiles =
+      static_cast<uint32_t>(kernels::num_tiles(config.moe_intermediate_size));
+  cluster.limits.row_type = wire_row_type(options_.wire);
+  cluster_ = std::make_unique<coordinator::Cluster>(*transport_, cluster, placement,
+                                                    std::move(cluster_nodes_));
+  coordinator::DispatcherOptions dispatch;
+  dispatch.session = cluster.session;
+  dispatch.epoch = placement.epoch;
+  dispatch.limits = cluster.limits;
+  dispatcher_ = std::make_unique<coordinator::Dispatcher>(*transport_, team_, clock_, dispatch,
+                                                          cluster_->links());
+}
+
+// The coordinator's own weights, while the nodes load their tiles.
+void Deployment::load_weights() {
+  const model::ModelTensors tensors = model::map_tensors(model_->config, model_->checkpoint);
+  const storage::TileStore sizes(model_->checkpoint, model_->catalog);
+  uint64_t total = coordinator::Weights::read_bytes(tensors);
+  for (const coordinator::NodeLink& link : cluster_->links()) {
+    std::vector<int> tiles;
+    for (const transport::TileRange& range : link.tiles) {
+      for (int tile = range.begin; tile < range.end; ++tile) tiles.push_back(tile);
+    }
+    total += sizes.read_bytes(tiles);
+  }
+  NoProgress silent;
+  std::optional<ProgressBar> bar;
+  if (options_.progress) bar.emplace("loading");
+  Progress& progress = bar ? static_cast<Progress&>(*bar) : silent;
+  progress.start(total);
+  weights_ = coordinator::Weights::load(model_->config, tensors, model_->checkpoint,
+                                        team_.num_threads(), kStagingWindowBytes, progress);
+  uint64_t shown = 0;
+  while (true) {
+    const coordinator::Cluster::LoadState state = cluster_->load_state();
+    progress.advance(state.bytes_loaded - shown);
+    shown = state.bytes_loaded;
+    if (state.ready) break;
+    std::this_thread::sleep_for(kLoadPollInterval);
+  }
+}
+
+std::vector<Deployment::NodeReport> Deployment::node_reports() {
+  std::vector<NodeReport> reports;
+  for (coordinator::Cluster::NamedStats& stats : cluster_->stats()) {
+    NodeReport report;
+    report.name = stats.name;
+    report.num_threads = stats.num_threads;
+    report.stats = std::move(stats.stats);
+    for (size_t n = 0; n < dispatcher_->nodes().size(); ++n) {
+      if (dispatcher_->nodes()[n].name != stats.name) continue;
+      report.traffic = dispatcher_->traffic()[n];
+      for (const transport::TileRange& range : dispatcher_->nodes()[n].tiles) {
+        report.num_tiles += range.end - range.begin;
+      }
+    }
+    reports.push_back(std::move(report));
+  }
+  return reports;
+}
+
+void add_row_type_option(CLI::App& command, const std::string& name, const std::string& what,
+                         kernels::RowType* type) {
+  command
+      .add_option_function<std::string>(
+          name,
+          [type](const std::string& text) {
+            *type = text == "f32" ? kernels::RowType::kF32 : kernels::RowType::kBf16;
+          },
+          what + ": bf16 or f32; bf16 unless given")
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->type_name("bf16|f32");
+}
+
+void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
+  command.add_option("model_dir", options->model_dir, "Checkpoint directory (Hugging Face layout)")
+      ->required()
+      ->type_name("MODEL_DIR");
+  command
+      .add_option("--nodes", options->nodes,
+                  "Expert nodes to start as child processes; 0: experts in this process")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  command
+      .add_option("--tiles", options->tile_counts,
+                  "Tiles of each node, such as 7,5,3,1; equal shares unless given")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 65535));
+  command
+      .add_option_function<std::string>(
+          "--transport",
+          [options](const std::string& name) {
+            options->transport = name == "shm"   ? transport::TransportKind::kShm
+                                 : name == "tcp" ? transport::TransportKind::kTcp
+                                                 : transport::TransportKind::kAuto;
+          },
+          "Link to the nodes: auto, shm (shared memory) or tcp; auto unless given")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->type_name("auto|shm|tcp");
+  add_row_type_option(command, "--wire", "Rows sent to the experts are rounded to this",
+                      &options->wire);
+  add_row_type_option(command, "--kv", "Entries of the KV cache are rounded to this",
+                      &options->cache);
+  command
+      .add_option("--threads", options->threads, "Threads of the coordinator; 0: all usable cores")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command
+      .add_option("--chunk", options->chunk, "Tokens per step of prefill (and rows per dispatch)")
+      ->check(CLI::Range(1, 8192))
+      ->capture_default_str();
+}
+
+}  // namespace atl::cli

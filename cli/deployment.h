@@ -1,0 +1,113 @@
+// Puts the parts together: model, expert nodes, engine. The only place that wires them.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/thread_team.h"
+#include "cli/child_nodes.h"
+#include "coordinator/cluster.h"
+#include "coordinator/dispatcher.h"
+#include "coordinator/engine.h"
+#include "coordinator/weights.h"
+#include "expert_node/serve.h"
+#include "kernels/numeric_types.h"
+#include "model/config.h"
+#include "model/weights_map.h"
+#include "storage/checkpoint.h"
+#include "storage/tile_store.h"
+#include "topology/placement.h"
+#include "transport/transport.h"
+
+namespace CLI {
+class App;
+}
+
+namespace atl::cli {
+
+// A checkpoint opened and matched with its model; what coordinator and node both start from.
+struct LoadedModel {
+  model::ModelConfig config;
+  storage::Checkpoint checkpoint;
+  storage::ExpertCatalog catalog;
+
+  static std::unique_ptr<LoadedModel> open(const std::filesystem::path& model_dir);
+  transport::ModelIdentity identity(kernels::RowType wire, kernels::RowType cache) const;
+};
+
+// Options that `run` and `eval` share.
+struct DeploymentOptions {
+  std::filesystem::path model_dir;
+  int nodes = 0;                                  // 0: the expert node lives in this process
+  std::vector<int> tile_counts;                   // of each node; empty: equal shares
+  std::vector<std::vector<int>> scattered_tiles;  // of each node; instead of tile_counts
+  transport::TransportKind transport = transport::TransportKind::kAuto;
+  kernels::RowType wire = kernels::RowType::kBf16;
+  kernels::RowType cache = kernels::RowType::kBf16;
+  int threads = 0;           // of the coordinator; 0: all usable cores
+  int64_t chunk = 512;       // tokens per step
+  int64_t cache_tokens = 0;  // room in the KV cache
+  bool progress = true;      // draw a progress bar
+};
+
+// Describes those options to the parser; *options is borrowed for the life of the program.
+void add_deployment_options(CLI::App& command, DeploymentOptions* options);
+
+// --wire and --kv: "bf16" or "f32" into *type (borrowed likewise).
+void add_row_type_option(CLI::App& command, const std::string& name, const std::string& what,
+                         kernels::RowType* type);
+
+// A model ready to run, with its nodes. The destructor ends child nodes.
+class Deployment {
+ public:
+  // LoadError says in one line what prevents the start.
+  explicit Deployment(const DeploymentOptions& options);
+  ~Deployment();
+
+  coordinator::Engine& engine() { return *engine_; }
+  const model::ModelConfig& config() const { return model_->config; }
+  const Clock& clock() const { return clock_; }
+  // What each node did so far, with the traffic seen from here.
+  struct NodeReport {
+    std::string name;
+    uint32_t num_threads = 0;
+    int num_tiles = 0;
+    transport::NodeStats stats;
+    coordinator::NodeTraffic traffic;
+  };
+  std::vector<NodeReport> node_reports();
+  double load_seconds() const { return load_seconds_; }
+
+ private:
+  void start_local_node();
+  void start_child_nodes(const topology::Placement& placement);
+  void join_cluster(const topology::Placement& placement);
+  void load_weights();
+
+  const DeploymentOptions options_;
+  SteadyClock clock_;
+  std::unique_ptr<LoadedModel> model_;
+  ThreadTeam team_;
+  std::unique_ptr<transport::Transport> transport_;  // the coordinator's end
+
+  // nodes == 0:
+  std::unique_ptr<transport::Transport> local_end_;
+  std::unique_ptr<storage::TileStore> local_tiles_;
+  std::unique_ptr<expert_node::ExpertNode> local_node_;
+  // nodes > 0:
+  std::unique_ptr<ChildNodes> children_;
+
+  std::vector<coordinator::ClusterNode> cluster_nodes_;
+  std::unique_ptr<coordinator::Cluster> cluster_;
+  std::unique_ptr<coordinator::Dispatcher> dispatcher_;
+  std::optional<coordinator::Weights> weights_;
+  std::unique_ptr<coordinator::Engine> engine_;
+  double load_seconds_ = 0;
+};
+
+}  // namespace atl::cli

@@ -1,0 +1,403 @@
+// atoll inspect: what a checkpoint is and what serving it needs.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/units.h"
+#include "cli/commands.h"
+#include "cli/output.h"
+#include "cli/table.h"
+#include "kernels/tile.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+#include "model/weights_map.h"
+#include "storage/checkpoint.h"
+#include "storage/tile_store.h"
+#include "topology/placement.h"
+
+namespace atl::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::array kNodeCounts = {1, 2, 4, 8};
+
+struct InspectOptions {
+  std::string model_dir;
+  bool json = false;
+  bool tensors = false;
+};
+
+// What one of `nodes` equal nodes needs; the first one, whose share is never the smaller.
+struct NodeNeed {
+  int nodes = 0;
+  int tiles = 0;
+  uint64_t resident_bytes = 0;
+  uint64_t read_bytes = 0;  // of the unpacked checkpoint, at load
+};
+
+struct TileFacts {
+  kernels::WeightFormat format = kernels::WeightFormat::kF32;
+  int count = 0;  // per expert
+  int64_t width = 0, last_width = 0;
+  uint64_t bytes_max = 0;
+  uint64_t expert_bytes = 0;  // all tiles of one expert
+  uint64_t all_bytes = 0;     // all tiles of all experts
+  std::vector<NodeNeed> nodes;
+};
+
+// All that inspect knows; the text and the JSON are two ways to say it.
+struct Facts {
+  model::ModelConfig config;
+  int64_t moe_layers = 0;
+  size_t shards = 0;
+  uint64_t shard_bytes = 0;
+  size_t tensors = 0;
+  std::string fingerprint;
+  std::optional<int32_t> tokenizer_tokens;  // none: no tokenizer.json
+  std::vector<model::ComponentRow> components;
+  std::optional<TileFacts> tiles;  // none: no routed experts
+};
+
+std::string_view name_of(kernels::ScoringFunc scoring) {
+  return scoring == kernels::ScoringFunc::kSigmoid ? "sigmoid" : "softmax";
+}
+
+std::string_view name_of(kernels::TopkMethod method) {
+  switch (method) {
+    case kernels::TopkMethod::kGreedy:
+      return "greedy";
+    case kernels::TopkMethod::kGroupLimitedGreedy:
+      return "group_limited_greedy";
+    case kernels::TopkMethod::kNoauxTc:
+      return "noaux_tc";
+  }
+  return "?";
+}
+
+uint64_t kv_bytes_per_token(const model::ModelConfig& config, kernels::RowType type) {
+  const int64_t values = config.kv_lora_rank + config.qk_rope_head_dim;
+  return static_cast<uint64_t>(values * config.num_hidden_layers) * kernels::element_bytes(type);
+}
+
+// Components that every token needs, as they are in the files.
+uint64_t coordinator_bytes(const Facts& facts) {
+  uint64_t bytes = 0;
+  for (const model::ComponentRow& row : facts.components) {
+    const bool elsewhere = row.component == model::Component::kRoutedExperts ||
+                           row.component == model::Component::kMtp ||
+                           row.component == model::Component::kOther;
+    if (!elsewhere) bytes += row.bytes;
+  }
+  return bytes;
+}
+
+NodeNeed need_of_node(const storage::TileStore& store, int num_nodes) {
+  const topology::Placement placement = topology::equal_placement(store.num_tiles(), num_nodes);
+  const std::vector<int>& tiles = placement.tiles_of_node.front();
+  return {.nodes = num_nodes,
+          .tiles = static_cast<int>(tiles.size()),
+          .resident_bytes = store.resident_bytes(tiles),
+          .read_bytes = store.read_bytes(tiles)};
+}
+
+TileFacts tile_facts(const model::ModelConfig& config, const storage::Checkpoint& checkpoint) {
+  const storage::ExpertCatalog catalog = model::map_experts(config, checkpoint);
+  const storage::TileStore store(checkpoint, catalog);
+  TileFacts facts;
+  facts.format = catalog.format;
+  facts.count = store.num_tiles();
+  facts.width = store.layout(0).width;
+  facts.last_width = store.layout(facts.count - 1).width;
+  for (int tile = 0; tile < facts.count; ++tile) {
+    facts.bytes_max = std::max<uint64_t>(facts.bytes_max, store.layout(tile).bytes);
+    facts.expert_bytes += store.layout(tile).bytes;
+  }
+  std::vector<int> all_tiles(static_cast<size_t>(facts.count));
+  std::iota(all_tiles.begin(), all_tiles.end(), 0);
+  facts.all_bytes = store.resident_bytes(all_tiles);
+  for (const int num_nodes : kNodeCounts) facts.nodes.push_back(need_of_node(store, num_nodes));
+  return facts;
+}
+
+Facts gather(const model::ModelConfig& config, const storage::Checkpoint& checkpoint) {
+  model::map_tensors(config, checkpoint);  // throws if a tensor is missing, strange or misshapen
+  Facts facts;
+  facts.config = config;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    facts.moe_layers += config.is_moe_layer(layer);
+  }
+  facts.shards = checkpoint.shards().size();
+  for (const storage::Shard& shard : checkpoint.shards()) facts.shard_bytes += shard.file_bytes;
+  facts.tensors = checkpoint.tensors().size();
+  facts.fingerprint = checkpoint.fingerprint();
+  if (std::filesystem::exists(checkpoint.directory() / "tokenizer.json")) {
+    facts.tokenizer_tokens = model::Tokenizer::load(checkpoint.directory()).vocab_size();
+  }
+  facts.components = model::component_table(config, checkpoint);
+  if (facts.moe_layers > 0) facts.tiles = tile_facts(config, checkpoint);
+  return facts;
+}
+
+// One line "name  value" of the text.
+void add_fact(std::string* text, std::string_view name, std::string_view value) {
+  *text += fmt::format("  {:<16}{}\n", name, value);
+}
+
+std::string rope_text(const model::ModelConfig& config) {
+  const model::RopeScaling& yarn = config.rope_scaling;
+  if (yarn.factor == 1) return fmt::format("theta {}, no YaRN", config.rope_theta);
+  return fmt::format(
+      "theta {}, YaRN factor {} over {} positions (beta {} to {}, mscale {}, mscale_all_dim {})",
+      config.rope_theta, yarn.factor, format_count(yarn.original_max_position_embeddings),
+      yarn.beta_fast, yarn.beta_slow, yarn.mscale, yarn.mscale_all_dim);
+}
+
+std::string model_text(const Facts& facts) {
+  const model::ModelConfig& c = facts.config;
+  std::string text = "model\n";
+  add_fact(&text, "architecture", c.model_type);
+  add_fact(&text, "layers",
+           fmt::format("{}: {} dense, {} with routed experts", c.num_hidden_layers,
+                       c.num_hidden_layers - facts.moe_layers, facts.moe_layers));
+  add_fact(&text, "hidden size", std::to_string(c.hidden_size));
+  add_fact(
+      &text, "attention",
+      fmt::format("{} heads of {} + {} (rope), values of {}; q_lora_rank {}, kv_lora_rank {}",
+                  c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
+                  c.q_lora_rank == 0 ? "none" : std::to_string(c.q_lora_rank), c.kv_lora_rank));
+  if (facts.moe_layers > 0) {
+    add_fact(&text, "experts",
+             fmt::format("{} routed of {}, {} per token; {} shared", c.n_routed_experts,
+                         c.moe_intermediate_size, c.num_experts_per_tok, c.n_shared_experts));
+    add_fact(&text, "router",
+             fmt::format("{} {}, best {} of {} groups, weights {} x {}", name_of(c.scoring_func),
+                         name_of(c.topk_method), c.topk_group, c.n_group,
+                         c.norm_topk_prob ? "normalised" : "as they are", c.routed_scaling_factor));
+  }
+  add_fact(&text, "context", fmt::format("{} positions", format_count(c.max_position_embeddings)));
+  add_fact(&text, "rope", rope_text(c));
+  add_fact(&text, "vocabulary",
+           fmt::format("{} logits, {}", format_count(c.vocab_size),
+                       facts.tokenizer_tokens ? fmt::format("tokenizer with {} tokens",
+                                                            format_count(*facts.tokenizer_tokens))
+                                              : "no tokenizer.json"));
+  add_fact(&text, "MTP",
+           c.num_nextn_predict_layers == 0
+               ? "none"
+               : fmt::format("{} layer, recognised and not used", c.num_nextn_predict_layers));
+  return text;
+}
+
+std::string checkpoint_text(const Facts& facts) {
+  std::string text = "\ncheckpoint\n";
+  add_fact(&text, "files", fmt::format("{}, {}", facts.shards, format_bytes(facts.shard_bytes)));
+  add_fact(&text, "tensors", format_count(facts.tensors));
+  add_fact(&text, "fingerprint", facts.fingerprint);
+
+  Table table({{"component"},
+               {"dtype"},
+               {"tensors", Align::kRight},
+               {"parameters", Align::kRight},
+               {"bytes", Align::kRight},
+               {""}});
+  model::ComponentRow sum;
+  const auto cells = [](std::string component, const model::ComponentRow& row) {
+    return std::vector<std::string>{std::move(component),      row.dtype,
+                                    format_count(row.tensors), format_count(row.parameters),
+                                    format_count(row.bytes),   format_bytes(row.bytes)};
+  };
+  for (const model::ComponentRow& row : facts.components) {
+    table.add_row(cells(std::string(model::to_string(row.component)), row));
+    sum.tensors += row.tensors;
+    sum.parameters += row.parameters;
+    sum.bytes += row.bytes;
+  }
+  table.add_rule();
+  table.add_row(cells("all", sum));
+  return text + "\n" + table.to_string("  ");
+}
+
+std::string needs_text(const Facts& facts) {
+  std::string text = "\nserving\n";
+  add_fact(&text, "coordinator", format_bytes(coordinator_bytes(facts)) + " of weights as stored");
+  add_fact(&text, "KV cache",
+           fmt::format("{} per token with --kv bf16, {} with --kv f32",
+                       format_bytes(kv_bytes_per_token(facts.config, kernels::RowType::kBf16)),
+                       format_bytes(kv_bytes_per_token(facts.config, kernels::RowType::kF32))));
+  if (!facts.tiles) return text;
+  const TileFacts& tiles = *facts.tiles;
+  const std::string width = tiles.width == tiles.last_width
+                                ? std::to_string(tiles.width)
+                                : fmt::format("{}, the last {}", tiles.width, tiles.last_width);
+  add_fact(&text, "tiles",
+           fmt::format("{} per expert, width {}, format {}", tiles.count, width,
+                       kernels::to_string(tiles.format)));
+  add_fact(&text, "bytes",
+           fmt::format("{} a tile, {} an expert, {} all experts", format_bytes(tiles.bytes_max),
+                       format_bytes(tiles.expert_bytes), format_bytes(tiles.all_bytes)));
+  Table table({{"equal nodes", Align::kRight},
+               {"tiles each", Align::kRight},
+               {"RAM each", Align::kRight},
+               {"read at load", Align::kRight},
+               {""}});
+  for (const NodeNeed& need : tiles.nodes) {
+    const int idle = std::max(0, need.nodes - tiles.count);
+    table.add_row({std::to_string(need.nodes), std::to_string(need.tiles),
+                   format_bytes(need.resident_bytes), format_bytes(need.read_bytes),
+                   idle > 0 ? fmt::format("{} of them without a tile", idle) : ""});
+  }
+  return text + "\n" + table.to_string("  ");
+}
+
+std::string tensors_text(const storage::Checkpoint& checkpoint) {
+  Table table({{"tensor"}, {"dtype"}, {"shape"}, {"bytes", Align::kRight}, {"file"}});
+  for (const storage::TensorInfo& tensor : checkpoint.tensors()) {
+    table.add_row({one_line(tensor.name), tensor.dtype_name,
+                   fmt::format("[{}]", fmt::join(tensor.shape, ", ")), format_count(tensor.bytes),
+                   one_line(checkpoint.shards()[tensor.shard].file_name)});
+  }
+  return "\ntensors\n\n" + table.to_string("  ");
+}
+
+Json model_json(const Facts& facts) {
+  const model::ModelConfig& c = facts.config;
+  const model::RopeScaling& yarn = c.rope_scaling;
+  Json json = {{"architecture", c.model_type},
+               {"num_hidden_layers", c.num_hidden_layers},
+               {"moe_layers", facts.moe_layers},
+               {"hidden_size", c.hidden_size},
+               {"intermediate_size", c.intermediate_size},
+               {"moe_intermediate_size", c.moe_intermediate_size},
+               {"num_attention_heads", c.num_attention_heads},
+               {"q_lora_rank", c.q_lora_rank},
+               {"kv_lora_rank", c.kv_lora_rank},
+               {"qk_nope_head_dim", c.qk_nope_head_dim},
+               {"qk_rope_head_dim", c.qk_rope_head_dim},
+               {"v_head_dim", c.v_head_dim},
+               {"n_routed_experts", c.n_routed_experts},
+               {"n_shared_experts", c.n_shared_experts},
+               {"num_experts_per_tok", c.num_experts_per_tok},
+               {"n_group", c.n_group},
+               {"topk_group", c.topk_group},
+               {"topk_method", name_of(c.topk_method)},
+               {"scoring_func", name_of(c.scoring_func)},
+               {"norm_topk_prob", c.norm_topk_prob},
+               {"routed_scaling_factor", c.routed_scaling_factor},
+               {"vocab_size", c.vocab_size},
+               {"max_position_embeddings", c.max_position_embeddings},
+               {"rope_theta", c.rope_theta},
+               {"num_nextn_predict_layers", c.num_nextn_predict_layers}};
+  json["yarn"] =
+      yarn.factor == 1
+          ? Json(nullptr)
+          : Json{{"factor", yarn.factor},
+                 {"original_max_position_embeddings", yarn.original_max_position_embeddings},
+                 {"beta_fast", yarn.beta_fast},
+                 {"beta_slow", yarn.beta_slow},
+                 {"mscale", yarn.mscale},
+                 {"mscale_all_dim", yarn.mscale_all_dim}};
+  json["tokenizer_tokens"] = facts.tokenizer_tokens ? Json(*facts.tokenizer_tokens) : Json(nullptr);
+  return json;
+}
+
+Json tiles_json(const TileFacts& tiles) {
+  Json nodes = Json::array();
+  for (const NodeNeed& need : tiles.nodes) {
+    nodes.push_back({{"nodes", need.nodes},
+                     {"tiles", need.tiles},
+                     {"resident_bytes", need.resident_bytes},
+                     {"read_bytes", need.read_bytes}});
+  }
+  return {{"format", kernels::to_string(tiles.format)},
+          {"per_expert", tiles.count},
+          {"width", tiles.width},
+          {"last_width", tiles.last_width},
+          {"bytes_max", tiles.bytes_max},
+          {"expert_bytes", tiles.expert_bytes},
+          {"all_bytes", tiles.all_bytes},
+          {"equal_nodes", nodes}};
+}
+
+Json to_json(const Facts& facts) {
+  Json components = Json::array();
+  for (const model::ComponentRow& row : facts.components) {
+    components.push_back({{"component", model::to_string(row.component)},
+                          {"dtype", row.dtype},
+                          {"tensors", row.tensors},
+                          {"parameters", row.parameters},
+                          {"bytes", row.bytes}});
+  }
+  Json json;
+  json["model"] = model_json(facts);
+  json["checkpoint"] = {{"shards", facts.shards},
+                        {"bytes", facts.shard_bytes},
+                        {"tensors", facts.tensors},
+                        {"fingerprint", facts.fingerprint},
+                        {"components", components}};
+  json["coordinator_bytes"] = coordinator_bytes(facts);
+  json["kv_cache_bytes_per_token"] = {
+      {"bf16", kv_bytes_per_token(facts.config, kernels::RowType::kBf16)},
+      {"f32", kv_bytes_per_token(facts.config, kernels::RowType::kF32)}};
+  json["tiles"] = facts.tiles ? tiles_json(*facts.tiles) : Json(nullptr);
+  return json;
+}
+
+Json tensors_json(const storage::Checkpoint& checkpoint) {
+  Json tensors = Json::array();
+  for (const storage::TensorInfo& tensor : checkpoint.tensors()) {
+    tensors.push_back({{"name", tensor.name},
+                       {"dtype", tensor.dtype_name},
+                       {"shape", tensor.shape},
+                       {"bytes", tensor.bytes},
+                       {"file", checkpoint.shards()[tensor.shard].file_name}});
+  }
+  return tensors;
+}
+
+int inspect(const InspectOptions& options) {
+  const model::ModelConfig config = model::load_config(options.model_dir);
+  const storage::Checkpoint checkpoint = storage::Checkpoint::open(options.model_dir);
+  const Facts facts = gather(config, checkpoint);
+  if (options.json) {
+    Json json = to_json(facts);
+    if (options.tensors) json["tensors"] = tensors_json(checkpoint);
+    write_stdout(json.dump(2) + "\n");
+    return 0;
+  }
+  write_stdout(model_text(facts) + checkpoint_text(facts) + needs_text(facts));
+  if (options.tensors) write_stdout(tensors_text(checkpoint));
+  return 0;
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<InspectOptions>();
+  CLI::App* command = app.add_subcommand(
+      "inspect", "Check a checkpoint and tell what it is and what serving it needs");
+  command
+      ->add_option("MODEL_DIR", options->model_dir,
+                   "Directory with config.json and safetensors files, as published")
+      ->required()
+      ->type_name("");
+  command->add_flag("--json", options->json,
+                    "One JSON object in place of text; sizes in bytes; off unless given");
+  command->add_flag("--tensors", options->tensors,
+                    "List every tensor with its dtype, shape, bytes and file; off unless given");
+  command->footer("Example:\n  atoll inspect tests/models/tiny-fp8 --tensors");
+  command->callback([options, exit_code] { *exit_code = inspect(*options); });
+}
+
+}  // namespace atl::cli

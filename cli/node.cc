@@ -1,0 +1,97 @@
+// atoll node: one expert node.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+
+#include "base/log.h"
+#include "base/thread_team.h"
+#include "base/units.h"
+#include "cli/commands.h"
+#include "cli/deployment.h"
+#include "cli/output.h"
+#include "expert_node/serve.h"
+#include "transport/control.h"
+
+namespace atl::cli {
+namespace {
+
+constexpr size_t kStagingWindowBytes = 8 * kMiB;
+
+struct NodeCommandOptions {
+  std::filesystem::path model_dir;
+  std::string name = "n0";
+  std::string listen = "127.0.0.1:0";
+  std::string transport = "auto";
+  kernels::RowType wire = kernels::RowType::kBf16;
+  kernels::RowType cache = kernels::RowType::kBf16;
+  int threads = 0;
+  bool spin = false;
+};
+
+transport::TransportKind transport_kind(const std::string& name) {
+  if (name == "shm") return transport::TransportKind::kShm;
+  if (name == "tcp") return transport::TransportKind::kTcp;
+  return transport::TransportKind::kAuto;
+}
+
+void serve(const NodeCommandOptions& options) {
+  const std::unique_ptr<LoadedModel> model = LoadedModel::open(options.model_dir);
+  ThreadTeam team(options.threads > 0 ? options.threads : usable_cores());
+  storage::TileStore tiles(model->checkpoint, model->catalog);
+  transport::UcxOptions ucx;
+  ucx.kind = transport_kind(options.transport);
+  ucx.spin = options.spin;
+  const std::unique_ptr<transport::Transport> transport = transport::make_ucx_transport(ucx);
+
+  expert_node::NodeOptions node_options;
+  node_options.name = options.name;
+  node_options.identity = model->identity(options.wire, options.cache);
+  node_options.row_type = options.wire == kernels::RowType::kBf16 ? transport::WireRowType::kBf16
+                                                                  : transport::WireRowType::kF32;
+  node_options.num_loader_threads = team.num_threads();
+  node_options.staging_window_bytes = kStagingWindowBytes;
+  expert_node::ExpertNode node(node_options, team, tiles, *transport);
+  const std::unique_ptr<transport::ControlServer> control =
+      transport::serve_control(options.listen, node);
+  const std::string host = options.listen.substr(0, options.listen.rfind(':'));
+  write_stdout(fmt::format("listening {}:{}\n", host, control->port()));
+  node.serve_until_stopped();
+}
+
+}  // namespace
+
+void add_node_command(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<NodeCommandOptions>();
+  CLI::App* command = app.add_subcommand(
+      "node", "An expert node: keeps tiles of every expert and computes what a coordinator asks");
+  command->add_option("model_dir", options->model_dir, "Checkpoint directory (Hugging Face layout)")
+      ->required()
+      ->type_name("MODEL_DIR");
+  command->add_option("--name", options->name, "Name in logs and reports")->capture_default_str();
+  command
+      ->add_option("--listen", options->listen,
+                   "Address of the control port, HOST:PORT; port 0: any free one, told on stdout")
+      ->capture_default_str();
+  command->add_option("--transport", options->transport, "Link of the data plane: auto, shm or tcp")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str();
+  add_row_type_option(*command, "--wire", "Rows come rounded to this", &options->wire);
+  add_row_type_option(*command, "--kv", "The coordinator's KV cache; part of the numerics profile",
+                      &options->cache);
+  command->add_option("--threads", options->threads, "Compute threads; 0: all usable cores")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command->add_flag("--spin", options->spin,
+                    "Wait by spinning for a while: only if every thread has a core of its own");
+  command->footer(
+      "Example:\n  atoll node tests/models/tiny-fp8 --name n1 --listen 127.0.0.1:7001\n"
+      "\nThe first line on stdout is 'listening HOST:PORT' once a coordinator may dial.");
+  command->callback([options, exit_code] {
+    serve(*options);
+    *exit_code = 0;
+  });
+}
+
+}  // namespace atl::cli

@@ -1,0 +1,143 @@
+// atoll run: one prompt to text.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "base/units.h"
+#include "cli/commands.h"
+#include "cli/deployment.h"
+#include "cli/output.h"
+#include "cli/stats_report.h"
+#include "coordinator/generate.h"
+#include "model/sampler.h"
+#include "model/tokenizer.h"
+
+namespace atl::cli {
+namespace {
+
+struct RunOptions {
+  DeploymentOptions deployment;
+  std::string prompt;
+  int64_t max_tokens = 128;
+  model::SamplingParams sampling;
+  bool ignore_eos = false;
+  bool stats = false;
+  bool json = false;
+};
+
+std::vector<int32_t> encode_prompt(const model::Tokenizer& tokenizer,
+                                   const model::ModelConfig& config, const std::string& prompt) {
+  auto ids = tokenizer.encode(prompt, {.add_bos = false});
+  if (!ids) throw LoadError("--prompt: " + ids.error().message);
+  // A rendered chat template already starts with the BOS; it is never doubled.
+  const std::optional<int32_t> bos = tokenizer.bos_id() ? tokenizer.bos_id() : config.bos_token_id;
+  if (tokenizer.add_bos_token() && bos && (ids->empty() || ids->front() != *bos)) {
+    ids->insert(ids->begin(), *bos);
+  }
+  if (ids->empty())
+    throw LoadError("--prompt is empty and the model has no BOS token to start from");
+  return std::move(*ids);
+}
+
+coordinator::GenerateRequest make_request(const RunOptions& options,
+                                          const model::Tokenizer& tokenizer,
+                                          const model::ModelConfig& config) {
+  coordinator::GenerateRequest request;
+  request.prompt = encode_prompt(tokenizer, config, options.prompt);
+  request.max_tokens = options.max_tokens;
+  request.chunk = options.deployment.chunk;
+  request.sampling = options.sampling;
+  if (!options.ignore_eos) request.stop_ids = config.eos_token_ids;
+  request.vocab_limit =
+      static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size));
+  for (int32_t id = 0; id < request.vocab_limit; ++id) {
+    request.allowed.push_back(tokenizer.has_token(id));
+  }
+  return request;
+}
+
+void run(const RunOptions& options) {
+  if (Status valid = model::check(options.sampling); !valid) throw LoadError(valid.error().message);
+  const model::ModelConfig config = model::load_config(options.deployment.model_dir);
+  const model::Tokenizer tokenizer = model::Tokenizer::load(options.deployment.model_dir);
+  const coordinator::GenerateRequest request = make_request(options, tokenizer, config);
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  if (prompt_tokens > config.max_position_embeddings) {
+    throw LoadError(fmt::format("the prompt has {} tokens, the model takes {}", prompt_tokens,
+                                config.max_position_embeddings));
+  }
+
+  DeploymentOptions deployment_options = options.deployment;
+  deployment_options.cache_tokens =
+      std::min(prompt_tokens + options.max_tokens, config.max_position_embeddings);
+  Deployment deployment(deployment_options);
+
+  model::Sampler sampler;
+  model::StreamDecoder decoder(tokenizer, model::SpecialTokens::kSkip);
+  std::string text;
+  const auto say = [&](const std::string& piece) {
+    text += piece;
+    if (!options.json) write_stdout(piece);
+  };
+  auto result = coordinator::generate(deployment.engine(), deployment.clock(), request, sampler,
+                                      [&](int32_t token) { say(decoder.push(token)); });
+  say(decoder.flush());
+  if (!options.json) write_stdout("\n");
+  if (!result) throw LoadError(result.error().message);
+
+  const RunFigures figures = run_figures(prompt_tokens, *result);
+  if (options.json) {
+    write_stdout(
+        run_json(figures, text, *result, deployment.load_seconds(), deployment.node_reports()) +
+        "\n");
+  }
+  if (options.stats) print_stats(figures, deployment);
+}
+
+}  // namespace
+
+void add_run_command(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<RunOptions>();
+  CLI::App* command =
+      app.add_subcommand("run", "Continue a prompt; text goes to stdout as it comes");
+  add_deployment_options(*command, &options->deployment);
+  command->add_option("--prompt", options->prompt, "Text to continue")
+      ->required()
+      ->type_name("TEXT");
+  command->add_option("--max-tokens", options->max_tokens, "Most tokens to generate")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->capture_default_str();
+  command
+      ->add_option("--temperature", options->sampling.temperature,
+                   "0: always the likeliest token; else sample, logits divided by it")
+      ->capture_default_str();
+  command
+      ->add_option("--top-p", options->sampling.top_p,
+                   "Sample from the likeliest tokens that make up this probability")
+      ->capture_default_str();
+  command->add_option("--top-k", options->sampling.top_k, "Sample from the k likeliest; 0: all")
+      ->capture_default_str();
+  command
+      ->add_option("--min-p", options->sampling.min_p,
+                   "Leave out tokens below this share of the likeliest one's probability")
+      ->capture_default_str();
+  command
+      ->add_option("--seed", options->sampling.seed,
+                   "Seed of the sampling; equal seeds, equal text")
+      ->capture_default_str();
+  command->add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-text token");
+  command->add_flag("--stats", options->stats, "Speed, time per part and work per node, on stderr");
+  command->add_flag("--json", options->json, "One JSON object on stdout instead of the text");
+  command->footer(
+      "Example:\n  atoll run tests/models/tiny-fp8 --prompt \"And God said,\" --nodes 3 "
+      "--max-tokens 64 --stats");
+  command->callback([options, exit_code] {
+    run(*options);
+    *exit_code = 0;
+  });
+}
+
+}  // namespace atl::cli

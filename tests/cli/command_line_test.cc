@@ -1,0 +1,225 @@
+// The binary as scripts see it: outputs, exit codes, one line for every mistake.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/support/command.h"
+
+namespace atl::cli {
+namespace {
+
+using test::CommandOptions;
+using test::CommandResult;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::MatchesRegex;
+using ::testing::StartsWith;
+
+const std::string kModel = ATOLL_SOURCE_DIR "/tests/models/tiny-fp8";
+
+CommandResult atoll(std::vector<std::string> arguments, const CommandOptions& options = {}) {
+  arguments.insert(arguments.begin(), ATOLL_BINARY);
+  return test::run_command(arguments, options);
+}
+
+CommandResult atoll_with_stdin(std::vector<std::string> arguments, std::string stdin_text) {
+  CommandOptions options;
+  options.stdin_text = std::move(stdin_text);
+  return atoll(std::move(arguments), options);
+}
+
+// "atoll: error: ..." and nothing else, one line.
+void expect_one_line_error(const CommandResult& result, int exit_code, const std::string& about) {
+  EXPECT_EQ(result.exit_code, exit_code) << result.err;
+  EXPECT_THAT(result.out, IsEmpty());
+  EXPECT_THAT(result.err, AllOf(StartsWith("atoll: error: "), HasSubstr(about)));
+  EXPECT_EQ(result.err.find('\n'), result.err.size() - 1) << result.err;
+}
+
+// The names below "Subcommands:" of the help, each at the start of its line after two spaces.
+std::vector<std::string> subcommands() {
+  const std::string help = atoll({"--help"}).out;
+  std::vector<std::string> names;
+  size_t at = help.find("\nSubcommands:\n");
+  EXPECT_NE(at, std::string::npos) << help;
+  for (at = help.find("\n  ", at); at != std::string::npos; at = help.find('\n', at + 1)) {
+    if (help.compare(at, 3, "\n  ") != 0) break;
+    if (help[at + 3] == ' ') continue;  // a description that goes on
+    names.push_back(help.substr(at + 3, help.find(' ', at + 3) - at - 3));
+  }
+  return names;
+}
+
+TEST(CommandLine, every_subcommand_has_help_with_an_example) {
+  const std::vector<std::string> names = subcommands();
+  EXPECT_THAT(names, ::testing::IsSupersetOf({"inspect", "tokenize"}));
+  for (const std::string& name : names) {
+    const CommandResult result = atoll({name, "--help"});
+    EXPECT_EQ(result.exit_code, 0) << name;
+    EXPECT_THAT(result.out, HasSubstr("Usage: atoll " + name)) << name;
+    EXPECT_THAT(result.out, HasSubstr("Example")) << name;
+    EXPECT_THAT(result.out, HasSubstr("\n  ")) << name;
+    EXPECT_THAT(result.err, IsEmpty()) << name;
+  }
+}
+
+TEST(CommandLine, version_is_name_and_number) {
+  const CommandResult result = atoll({"--version"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_THAT(result.out, MatchesRegex("atoll [0-9]+\\.[0-9]+\\.[0-9]+\n"));
+}
+
+TEST(CommandLine, wrong_command_lines_end_with_code_2_and_one_line) {
+  const struct {
+    std::vector<std::string> arguments;
+    std::string about;
+  } kCases[] = {
+      {{}, "a command is required: one of"},
+      {{"inspekt", kModel},
+       "unknown command 'inspekt'; did you mean 'inspect'? (see 'atoll --help')"},
+      {{"inspect"}, "MODEL_DIR is required (see 'atoll inspect --help')"},
+      {{"inspect", kModel, "--jsn"}, "unknown option '--jsn'; did you mean '--json'?"},
+      {{"inspect", kModel, "--colour=1"}, "unknown option '--colour' (see 'atoll inspect --help')"},
+      {{"inspect", kModel, "twice"}, "unexpected argument 'twice'"},
+      {{"tokenize", kModel, "--decode", "--add-bos"}, "--add-bos"},
+      {{"tokenize", kModel, "--decode=often"}, "--decode"},
+      {{"--log-level", "loud", "inspect", kModel}, "'loud' is none of trace, debug"},
+      {{"inspect", kModel, "--log-level"}, "--log-level"},
+      {{"--line\nbreak\x1b[2J"}, "'--line break?[2J'"},
+  };
+  for (const auto& one : kCases) expect_one_line_error(atoll(one.arguments), 2, one.about);
+}
+
+TEST(CommandLine, a_common_option_may_stand_behind_the_command) {
+  EXPECT_EQ(atoll({"inspect", kModel, "--log-level", "off"}).exit_code, 0);
+}
+
+TEST(CommandLine, a_missing_model_directory_is_named) {
+  expect_one_line_error(atoll({"inspect", "/no/such/model"}), 1, "/no/such/model");
+  expect_one_line_error(atoll({"tokenize", "/no/such/model"}), 1, "/no/such/model");
+  expect_one_line_error(atoll({"inspect", ATOLL_SOURCE_DIR "/README.md"}), 1, "README.md");
+}
+
+TEST(CommandLine, a_closed_stdout_ends_quietly_with_the_code_of_sigpipe) {
+  CommandOptions options;
+  options.close_stdout = true;
+  const CommandResult result = atoll({"inspect", kModel, "--tensors"}, options);
+  EXPECT_EQ(result.exit_code, 141);
+  EXPECT_THAT(result.err, IsEmpty());
+}
+
+TEST(CommandLine, inspect_says_what_the_model_is) {
+  const CommandResult result = atoll({"inspect", kModel});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("architecture    deepseek_v3\n"));
+  EXPECT_THAT(result.out, HasSubstr("6: 1 dense, 5 with routed experts"));
+  EXPECT_THAT(result.out, HasSubstr("32 routed of 64, 4 per token; 1 shared"));
+  EXPECT_THAT(result.out, HasSubstr("YaRN factor 4 over 512 positions"));
+  EXPECT_THAT(result.out, HasSubstr("4 per expert, width 16, format fp8"));
+}
+
+// The figures follow from the model's config.json: 5 MoE layers of 32 experts of 3 x 64 x 256 FP8
+// weights; 64 + 16 cache values in each of 6 layers.
+TEST(CommandLine, inspect_json_has_the_figures_of_the_config) {
+  const CommandResult result = atoll({"inspect", kModel, "--json", "--tensors"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const nlohmann::json json = nlohmann::json::parse(result.out);
+  EXPECT_EQ(json["model"]["n_routed_experts"], 32);
+  EXPECT_EQ(json["model"]["yarn"]["factor"], 4);
+  EXPECT_EQ(json["model"]["tokenizer_tokens"], 3328);
+  EXPECT_EQ(json["kv_cache_bytes_per_token"]["bf16"], (64 + 16) * 6 * 2);
+  EXPECT_EQ(json["kv_cache_bytes_per_token"]["f32"], (64 + 16) * 6 * 4);
+  EXPECT_EQ(json["tiles"]["per_expert"], 4);
+  EXPECT_EQ(json["tensors"].size(), json["checkpoint"]["tensors"]);
+  uint64_t routed_parameters = 0, tensors = 0;
+  for (const auto& row : json["checkpoint"]["components"]) {
+    tensors += row["tensors"].get<uint64_t>();
+    if (row["component"] == "routed experts") {
+      routed_parameters += row["parameters"].get<uint64_t>();
+    }
+  }
+  EXPECT_EQ(routed_parameters, 5u * 32 * 3 * 64 * 256);
+  EXPECT_EQ(tensors, json["checkpoint"]["tensors"]);
+  for (const auto& need : json["tiles"]["equal_nodes"]) {
+    const uint64_t share = std::max(1, 4 / need["nodes"].get<int>());
+    EXPECT_EQ(need["tiles"], share);
+    EXPECT_EQ(need["resident_bytes"], json["tiles"]["all_bytes"].get<uint64_t>() / 4 * share);
+  }
+}
+
+TEST(CommandLine, inspect_knows_every_bundled_model) {
+  for (const std::string name : {"tiny-bf16", "rand-long", "rand-ragged", "rand-v2"}) {
+    const CommandResult result =
+        atoll({"inspect", ATOLL_SOURCE_DIR "/tests/models/" + name, "--json"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_TRUE(nlohmann::json::accept(result.out)) << name;
+  }
+}
+
+TEST(CommandLine, tokenize_writes_one_line_of_json) {
+  const CommandResult result = atoll_with_stdin({"tokenize", kModel}, "Call me Ishmael.\nSome");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out.find('\n'), result.out.size() - 1);
+  EXPECT_TRUE(nlohmann::json::parse(result.out).is_array());
+}
+
+TEST(CommandLine, tokenize_gives_the_text_back_byte_for_byte) {
+  for (const std::string text : {"", "plain", "ends with a break\n", "\n\n  tabs\t\r\n",
+                                 "\xe4\xbd\xa0\xe5\xa5\xbd \xf0\x9f\x90\xb3", "1234567 <think>"}) {
+    const CommandResult ids = atoll_with_stdin({"tokenize", kModel}, text);
+    ASSERT_EQ(ids.exit_code, 0) << ids.err;
+    const CommandResult back = atoll_with_stdin({"tokenize", kModel, "--decode"}, ids.out);
+    EXPECT_EQ(back.exit_code, 0) << back.err;
+    EXPECT_EQ(back.out, text);
+  }
+}
+
+TEST(CommandLine, tokenize_takes_lines_apart_when_asked) {
+  const CommandResult ids = atoll_with_stdin({"tokenize", kModel, "--lines"}, "one\n\nthree\n");
+  EXPECT_EQ(std::count(ids.out.begin(), ids.out.end(), '\n'), 3);
+  EXPECT_EQ(atoll_with_stdin({"tokenize", kModel, "--decode"}, ids.out).out, "one\n\nthree");
+}
+
+TEST(CommandLine, tokenize_knows_bos_and_special_tokens) {
+  const std::string plain = atoll_with_stdin({"tokenize", kModel}, "a").out;
+  const std::string with_bos = atoll_with_stdin({"tokenize", kModel, "--add-bos"}, "a").out;
+  EXPECT_EQ(with_bos, "[0," + plain.substr(1));
+  const std::string bos = atoll_with_stdin({"tokenize", kModel, "--decode"}, "[0]").out;
+  EXPECT_EQ(atoll_with_stdin({"tokenize", kModel}, bos).out, "[0]\n");
+  EXPECT_NE(atoll_with_stdin({"tokenize", kModel, "--no-special"}, bos).out, "[0]\n");
+  EXPECT_EQ(atoll_with_stdin({"tokenize", kModel, "--decode", "--no-special"}, "[0]").out, "");
+}
+
+TEST(CommandLine, tokenize_names_what_is_wrong_with_its_input) {
+  expect_one_line_error(atoll_with_stdin({"tokenize", kModel}, "ab\xff"), 1,
+                        "stdin is not UTF-8: byte 0xFF at offset 2");
+  expect_one_line_error(atoll_with_stdin({"tokenize", kModel}, "ab\xe4\xbd"), 1, "offset 2");
+  const struct {
+    std::string ids, about;
+  } kCases[] = {{"[1, 2", "stdin line 1: expected a JSON array"},
+                {"{}", "stdin line 1: expected a JSON array"},
+                {"7", "stdin line 1: expected a JSON array"},
+                {"\n[3328]", "stdin line 2: no token has the id 3328"},
+                {"[-1]", "no token has the id -1"},
+                {"[99999999999999999999]", "is not a token id"},
+                {"[1.5]", "1.5 is not a token id"},
+                {"[\"a\"]", "\"a\" is not a token id"},
+                {"[[1]]", "[1] is not a token id"}};
+  for (const auto& one : kCases) {
+    expect_one_line_error(atoll_with_stdin({"tokenize", kModel, "--decode"}, one.ids), 1,
+                          one.about);
+  }
+}
+
+TEST(CommandLine, tokenize_needs_a_tokenizer) {
+  expect_one_line_error(
+      atoll_with_stdin({"tokenize", ATOLL_SOURCE_DIR "/tests/models/rand-v2"}, "a"), 1,
+      "tokenizer.json");
+}
+
+}  // namespace
+}  // namespace atl::cli
