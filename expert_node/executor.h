@@ -1,0 +1,88 @@
+// Computes the tiles that a Dispatch names: one expert FFN slice per (expert, tile), integer sums.
+//
+// Two phases per wave of pinned tiles, the unit of work being some panels: gate/up of every
+// (expert, tile), then down by output panels, so that each sum has one writer. Expert-major: each
+// tile is read once per Dispatch whatever the number of rows.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "base/memory.h"
+#include "base/result.h"
+#include "base/thread_team.h"
+#include "storage/tile_store.h"
+#include "transport/wire.h"
+
+namespace atl::expert_node {
+
+// A finished rectangle of the result. Borrowed until the sink returns.
+struct Piece {
+  uint32_t output_begin = 0;
+  uint32_t num_outputs = 0;
+  std::span<const int64_t> sums;  // [num_rows, sums_stride], column 0 is output 0 of the model
+  int64_t sums_stride = 0;
+  std::vector<transport::FailedRow> failed_rows;
+};
+
+struct ExecutorCounts {
+  uint64_t expert_rows = 0;  // (row, expert) pairs
+  uint64_t tiles = 0;        // (expert, tile) computed
+};
+
+// Owned by the thread that serves the data plane. Its buffers grow to the largest Dispatch the
+// limits allow and stay.
+class Executor {
+ public:
+  // Both are borrowed and must outlive the executor.
+  Executor(ThreadTeam& team, storage::TileStore& tiles) : team_(team), tiles_(tiles) {}
+
+  // Computes the dispatch and hands its pieces to `sink` in ascending output order; together they
+  // cover every output once. On an error (a tile that can't be had) nothing has been handed out.
+  Result<ExecutorCounts> run(const transport::Dispatch& dispatch,
+                             const std::function<void(const Piece&)>& sink);
+
+ private:
+  // One expert of the dispatch and the rows that chose it: pairs [pair_begin, pair_end).
+  struct ExpertRows {
+    int32_t expert;
+    size_t pair_begin, pair_end;
+  };
+  // One pinned (expert, tile) and where its h lies: [pairs, h_stride] from h_begin on.
+  struct TileWork {
+    storage::PinnedTile tile;
+    size_t expert_index;
+    size_t h_begin;
+  };
+  struct GateUpUnit {
+    size_t work;
+    int64_t panel_begin, panel_end;
+  };
+
+  void group_by_expert(const transport::Dispatch& dispatch);
+  void widen_rows(const transport::Dispatch& dispatch);
+  Result<size_t> pin_wave(const transport::Dispatch& dispatch, std::span<const int> wanted,
+                          size_t next_tile_work);
+  void gate_up_wave();
+  void down_wave(int64_t panel_begin, int64_t panel_end);
+  std::vector<transport::FailedRow> take_failed_rows();
+
+  ThreadTeam& team_;
+  storage::TileStore& tiles_;
+
+  std::vector<ExpertRows> experts_;
+  std::vector<int32_t> pair_row_;     // [pairs] row of the dispatch
+  std::vector<float> pair_weight_;    // [pairs]
+  std::vector<const float*> pair_x_;  // [pairs]
+  std::vector<int64_t*> pair_sum_;    // [pairs]
+  std::vector<float> x_;              // [rows, hidden] FP32
+  std::vector<int64_t> sums_;         // [rows, hidden]
+  std::vector<TileWork> wave_;
+  std::vector<GateUpUnit> units_;
+  std::vector<float> h_;                   // of the wave
+  std::vector<std::vector<uint8_t>> bad_;  // [thread][pairs]
+};
+
+}  // namespace atl::expert_node

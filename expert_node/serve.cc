@@ -1,0 +1,379 @@
+#include "expert_node/serve.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/units.h"
+
+namespace atl::expert_node {
+namespace {
+
+// A coordinator that neither reads its replies nor goes away holds up the node for this long.
+constexpr auto kSendDeadline = std::chrono::seconds(30);
+constexpr auto kIdleWait = std::chrono::milliseconds(500);
+constexpr int kMessagesPerRound = 64;
+
+}  // namespace
+
+// Bytes read by the loader, seen by state().
+class ExpertNode::LoadProgress final : public Progress {
+ public:
+  void start(uint64_t total_bytes) override { total_ = total_bytes; }
+  void advance(uint64_t bytes) override { done_.fetch_add(bytes, std::memory_order_relaxed); }
+  uint64_t done() const { return done_.load(std::memory_order_relaxed); }
+  uint64_t total() const { return total_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<uint64_t> total_{0}, done_{0};
+};
+
+// ---- The data plane: take, compute, send -----------------------------------------------------
+
+void ExpertNode::serve_until_stopped() {
+  while (!stopping_) {
+    if (!serve_some()) transport_.wait(kIdleWait);
+  }
+}
+
+bool ExpertNode::serve_some() {
+  connect_and_close_sessions();
+  std::vector<transport::Event> events = std::move(deferred_);
+  deferred_.clear();
+  for (int i = 0; i < kMessagesPerRound; ++i) {
+    auto event = transport_.poll();
+    if (!event) break;
+    events.push_back(std::move(*event));
+  }
+  for (const transport::Event& event : events) {
+    if (event.kind == transport::Event::Kind::kMessage) {
+      connect_and_close_sessions();  // a hello may have come in beside its first Dispatch
+      answer(event.peer, *event.message);
+    } else if (auto session = session_of(event.peer)) {
+      log_info("coordinator {} gone: {}", session->coordinator, event.status.error().message);
+      close_session(session->id);
+    }
+  }
+  return !events.empty();
+}
+
+void ExpertNode::answer(transport::PeerId peer, const transport::Message& message) {
+  const std::shared_ptr<Session> session = session_of(peer);
+  if (!session) {
+    log_warn("message of {} bytes from a peer without a session dropped", message.payload().size());
+    return;
+  }
+  auto frame = transport::decode_frame(message, session->limits);
+  if (!frame) {
+    log_warn("frame from {} refused: {}", session->coordinator, frame.error().message);
+    std::lock_guard lock(mutex_);
+    ++session->stats.refused;
+    return;
+  }
+  if (frame->kind != transport::Frame::Kind::kDispatch) {
+    log_warn("frame from {} refused: a node takes only dispatches", session->coordinator);
+    return;
+  }
+  if (frame->dispatch.names.session != session->id) {
+    send_refusal(
+        *session, frame->dispatch.names,
+        {ErrorCode::kInvalid,
+         fmt::format("session {:016x} is not open at {}, which has {:016x}",
+                     frame->dispatch.names.session.value, options_.name, session->id.value)});
+    return;
+  }
+  compute(*session, frame->dispatch);
+}
+
+void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) {
+  {
+    std::lock_guard lock(mutex_);
+    if (plan_state_.phase != transport::NodeState::Phase::kReady) {
+      const Error not_ready{ErrorCode::kUnavailable,
+                            fmt::format("{} has no plan loaded yet", options_.name)};
+      send_refusal(session, dispatch.names, not_ready);
+      return;
+    }
+  }
+  const SteadyClock clock;
+  const auto start = clock.now();
+  uint64_t bytes_out = 0;
+  auto counts = executor_.run(
+      dispatch, [&](const Piece& piece) { bytes_out += send_piece(session, dispatch, piece); });
+  if (!counts) return send_refusal(session, dispatch.names, counts.error());
+
+  std::lock_guard lock(mutex_);
+  transport::NodeStats& stats = session.stats;
+  if (stats.links.empty()) stats.links = transport_.selected_links(*session.peer);
+  ++stats.dispatches;
+  stats.rows += dispatch.num_rows;
+  stats.expert_rows += counts->expert_rows;
+  stats.tiles_computed += counts->tiles;
+  stats.bytes_in += transport::dispatch_payload_layout(dispatch.num_rows, dispatch.hidden_size,
+                                                       dispatch.top_k, dispatch.row_type)
+                        .bytes;
+  stats.bytes_out += bytes_out;
+  stats.compute_seconds += seconds_between(start, clock.now());
+}
+
+// Returns the bytes of the piece's payload.
+size_t ExpertNode::send_piece(Session& session, const transport::Dispatch& dispatch,
+                              const Piece& piece) {
+  const auto row_sums = [&piece](int64_t row) {
+    return piece.sums.subspan(row * piece.sums_stride + piece.output_begin, piece.num_outputs);
+  };
+  transport::Partial partial;
+  partial.names = dispatch.names;
+  partial.num_rows = dispatch.num_rows;
+  partial.output_begin = piece.output_begin;
+  partial.num_outputs = piece.num_outputs;
+  partial.failed_rows = piece.failed_rows;
+  partial.element_bits = 48;
+  for (uint32_t row = 0; row < dispatch.num_rows && partial.element_bits == 48; ++row) {
+    partial.element_bits = transport::narrowest_element_bits(row_sums(row));
+  }
+  const size_t row_bytes =
+      transport::partial_elements_bytes(1, piece.num_outputs, partial.element_bits);
+  const size_t bytes = row_bytes * dispatch.num_rows;
+  transport::SharedBuffer buffer = free_buffer(bytes);
+  team_.parallel_for(dispatch.num_rows, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      transport::pack_elements(row_sums(row), partial.element_bits,
+                               buffer->data() + row * row_bytes);
+    }
+  });
+  std::vector<std::byte> header;
+  transport::encode_partial_header(partial, &header);
+  send(session, header, std::move(buffer), bytes);
+  return bytes;
+}
+
+void ExpertNode::send_refusal(Session& session, const transport::DispatchNames& names,
+                              const Error& error) {
+  log_warn("dispatch {} of {} refused: {}", names.dispatch.value, session.coordinator,
+           error.message);
+  std::vector<std::byte> header;
+  transport::encode_refusal({names, error}, &header);
+  send(session, header, nullptr, 0);
+}
+
+// Sends, waiting while too many sends are under way; what arrives meanwhile is answered later.
+void ExpertNode::send(Session& session, std::span<const std::byte> header,
+                      transport::SharedBuffer payload, size_t payload_bytes) {
+  const SteadyClock clock;
+  const auto deadline = clock.now() + kSendDeadline;
+  while (true) {
+    const Status status = transport_.send(*session.peer, header, payload, payload_bytes);
+    if (status.ok()) return;
+    if (status.error().code != ErrorCode::kOverloaded || clock.now() > deadline) {
+      log_warn("reply to {} not sent: {}", session.coordinator, status.error().message);
+      return;
+    }
+    if (auto event = transport_.poll()) {
+      deferred_.push_back(std::move(*event));
+    } else {
+      transport_.wait(std::chrono::milliseconds(1));
+    }
+  }
+}
+
+// A buffer that no send is reading any more, of at least `bytes`.
+transport::SharedBuffer ExpertNode::free_buffer(size_t bytes) {
+  for (transport::SharedBuffer& buffer : buffers_) {
+    if (buffer.use_count() == 1 && buffer->size() >= bytes) return buffer;
+  }
+  std::erase_if(buffers_, [](const auto& buffer) { return buffer.use_count() == 1; });
+  buffers_.push_back(std::make_shared<HostBuffer>(round_up(static_cast<int64_t>(bytes), 4096)));
+  return buffers_.back();
+}
+
+// ---- Sessions: opened and closed by the control thread, connected by the data plane ------------
+
+void ExpertNode::connect_and_close_sessions() {
+  if (!sessions_changed_.exchange(false)) return;
+  std::lock_guard lock(mutex_);
+  for (auto it = sessions_.begin(); it != sessions_.end();) {
+    Session& session = *it->second;
+    if (session.closing) {
+      if (session.peer) transport_.close(*session.peer);
+      it = sessions_.erase(it);
+      continue;
+    }
+    if (!session.peer) {
+      auto peer = transport_.connect(session.data_address, session.coordinator);
+      if (!peer) {
+        log_error("cannot connect back to coordinator {}: {}", session.coordinator,
+                  peer.error().message);
+        it = sessions_.erase(it);
+        continue;
+      }
+      session.peer = *peer;
+    }
+    ++it;
+  }
+}
+
+std::shared_ptr<ExpertNode::Session> ExpertNode::session_of(transport::PeerId peer) {
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, session] : sessions_) {
+    if (session->peer == peer && !session->closing) return session;
+  }
+  return nullptr;
+}
+
+// ---- Control -----------------------------------------------------------------------------------
+
+ExpertNode::ExpertNode(NodeOptions options, ThreadTeam& team, storage::TileStore& tiles,
+                       transport::Transport& transport)
+    : options_(std::move(options)),
+      team_(team),
+      tiles_(tiles),
+      transport_(transport),
+      data_address_(transport.address()),
+      executor_(team, tiles) {}
+
+ExpertNode::~ExpertNode() {
+  stop();
+  if (loader_.joinable()) loader_.join();
+}
+
+Result<transport::HelloReply> ExpertNode::hello(const transport::Hello& hello) {
+  if (Status same = transport::check_identity(options_.identity, hello.identity); !same) {
+    return same.error();
+  }
+  const storage::ExpertCatalog& catalog = tiles_.catalog();
+  const transport::WireLimits& limits = hello.limits;
+  const auto differs = [this](std::string_view what, uint64_t ours, uint64_t theirs) {
+    return Error{ErrorCode::kInvalid, fmt::format("{} differs: {} has {}, the coordinator {}", what,
+                                                  options_.name, ours, theirs)};
+  };
+  if (limits.hidden_size != catalog.hidden_size)
+    return differs("hidden_size", catalog.hidden_size, limits.hidden_size);
+  if (limits.n_routed_experts != catalog.n_routed_experts)
+    return differs("n_routed_experts", catalog.n_routed_experts, limits.n_routed_experts);
+  if (limits.top_k != catalog.num_experts_per_tok)
+    return differs("num_experts_per_tok", catalog.num_experts_per_tok, limits.top_k);
+  if (limits.num_layers != catalog.num_layers)
+    return differs("num_hidden_layers", catalog.num_layers, limits.num_layers);
+  if (limits.num_tiles != static_cast<uint32_t>(tiles_.num_tiles()))
+    return differs("number of tiles", tiles_.num_tiles(), limits.num_tiles);
+  if (limits.row_type != options_.row_type)
+    return differs("row type on the wire", static_cast<uint64_t>(options_.row_type),
+                   static_cast<uint64_t>(limits.row_type));
+
+  {
+    std::lock_guard lock(mutex_);
+    if (sessions_.contains(hello.session)) {
+      return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is already open at {}",
+                                                    hello.session.value, options_.name)};
+    }
+    auto session = std::make_shared<Session>();
+    session->id = hello.session;
+    session->coordinator = hello.coordinator;
+    session->limits = limits;
+    session->data_address = hello.data_address;
+    sessions_[hello.session] = std::move(session);
+  }
+  sessions_changed_ = true;
+  transport_.wake();
+  transport::HelloReply reply;
+  reply.node = options_.name;
+  reply.num_threads = static_cast<uint32_t>(team_.num_threads());
+  reply.data_address = data_address_;
+  return reply;
+}
+
+Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
+  std::vector<int> tiles;
+  for (const transport::TileRange& range : plan.tiles) {
+    if (range.begin >= range.end || range.end > tiles_.num_tiles()) {
+      return Error{ErrorCode::kInvalid,
+                   fmt::format("plan names tiles {}..{}, an expert of this model has {}",
+                               range.begin, range.end, tiles_.num_tiles())};
+    }
+    for (int tile = range.begin; tile < range.end; ++tile) tiles.push_back(tile);
+  }
+  if (!std::is_sorted(tiles.begin(), tiles.end()) ||
+      std::adjacent_find(tiles.begin(), tiles.end()) != tiles.end()) {
+    return Error{ErrorCode::kInvalid, "plan's tile ranges overlap or do not ascend"};
+  }
+  std::lock_guard lock(mutex_);
+  if (!sessions_.contains(session)) {
+    return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is not open", session.value)};
+  }
+  const std::span<const int> resident = tiles_.resident_tiles();
+  if (plan_state_.phase == transport::NodeState::Phase::kLoading) {
+    return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
+  }
+  if (plan_state_.phase == transport::NodeState::Phase::kReady) {
+    // A later plan is a hint: what it adds is read when a Dispatch asks for it.
+    if (!std::equal(tiles.begin(), tiles.end(), resident.begin(), resident.end())) {
+      log_info("plan epoch {}: tiles stay as loaded, new ones are read on demand",
+               plan.epoch.value);
+    }
+    plan_state_.epoch = plan.epoch;
+    return {};
+  }
+  if (tiles.empty()) log_info("{} owns no tiles in plan epoch {}", options_.name, plan.epoch.value);
+  if (loader_.joinable()) loader_.join();
+  plan_state_ = {};
+  plan_state_.phase = transport::NodeState::Phase::kLoading;
+  load_progress_ = std::make_unique<LoadProgress>();
+  loader_ = std::thread([this, epoch = plan.epoch, tiles] { load(epoch, tiles); });
+  return {};
+}
+
+// Loader thread.
+void ExpertNode::load(Epoch epoch, std::vector<int> tiles) {
+  std::string error;
+  try {
+    tiles_.load(tiles, options_.num_loader_threads, options_.staging_window_bytes, *load_progress_);
+  } catch (const std::exception& failure) {
+    error = failure.what();
+  }
+  std::lock_guard lock(mutex_);
+  plan_state_.epoch = epoch;
+  plan_state_.error = error;
+  plan_state_.resident_bytes = error.empty() ? tiles_.resident_bytes(tiles) : 0;
+  plan_state_.phase =
+      error.empty() ? transport::NodeState::Phase::kReady : transport::NodeState::Phase::kFailed;
+}
+
+transport::NodeState ExpertNode::state(SessionId) {
+  std::lock_guard lock(mutex_);
+  transport::NodeState state = plan_state_;
+  if (load_progress_) {
+    state.bytes_loaded = load_progress_->done();
+    state.bytes_total = load_progress_->total();
+  }
+  return state;
+}
+
+transport::NodeStats ExpertNode::stats(SessionId session) {
+  std::lock_guard lock(mutex_);
+  const auto found = sessions_.find(session);
+  transport::NodeStats stats =
+      found == sessions_.end() ? transport::NodeStats{} : found->second->stats;
+  stats.cold_tiles = tiles_.cold_reads();
+  return stats;
+}
+
+void ExpertNode::close_session(SessionId session) {
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = sessions_.find(session);
+    if (found == sessions_.end()) return;
+    found->second->closing = true;
+  }
+  sessions_changed_ = true;
+  transport_.wake();
+}
+
+void ExpertNode::stop() {
+  stopping_ = true;
+  transport_.wake();
+}
+
+}  // namespace atl::expert_node

@@ -1,0 +1,100 @@
+// The expert node: sessions of coordinators, the plan they hand over, and the loop that answers
+// their Dispatches. It keeps no request state: a Dispatch says all that is needed to compute it.
+//
+// Threads: the data-plane thread owns the Transport and calls serve_some(); the control thread
+// calls the NodeControl methods; a loader thread fills the tile store. They meet in the session
+// table and the plan state, both under one lock that is never held while computing.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/thread_team.h"
+#include "expert_node/executor.h"
+#include "storage/tile_store.h"
+#include "transport/control.h"
+#include "transport/transport.h"
+#include "transport/wire.h"
+
+namespace atl::expert_node {
+
+struct NodeOptions {
+  std::string name = "node";
+  transport::ModelIdentity identity;
+  transport::WireRowType row_type = transport::WireRowType::kBf16;
+  int num_loader_threads = 1;
+  size_t staging_window_bytes = 4 << 20;  // per loader thread
+};
+
+class ExpertNode final : public transport::NodeControl {
+ public:
+  // All references are borrowed and must outlive the node; team and transport belong to the
+  // data-plane thread from here on.
+  ExpertNode(NodeOptions options, ThreadTeam& team, storage::TileStore& tiles,
+             transport::Transport& transport);
+  ~ExpertNode() override;
+
+  // Data-plane thread: answers everything that has arrived; true if there was something.
+  bool serve_some();
+  // Data-plane thread: serves until stop(), sleeping when idle.
+  void serve_until_stopped();
+
+  // Control thread.
+  Result<transport::HelloReply> hello(const transport::Hello& hello) override;
+  Status apply_plan(SessionId session, const transport::Plan& plan) override;
+  transport::NodeState state(SessionId session) override;
+  transport::NodeStats stats(SessionId session) override;
+  void close_session(SessionId session) override;
+  void stop() override;
+
+ private:
+  struct Session {
+    SessionId id;
+    std::string coordinator;
+    transport::WireLimits limits;
+    std::vector<std::byte> data_address;
+    std::optional<transport::PeerId> peer;  // data-plane thread only; set when connected
+    bool closing = false;
+    transport::NodeStats stats;
+  };
+  class LoadProgress;
+
+  void connect_and_close_sessions();
+  void answer(transport::PeerId peer, const transport::Message& message);
+  void compute(Session& session, const transport::Dispatch& dispatch);
+  size_t send_piece(Session& session, const transport::Dispatch& dispatch, const Piece& piece);
+  void send_refusal(Session& session, const transport::DispatchNames& names, const Error& error);
+  void send(Session& session, std::span<const std::byte> header, transport::SharedBuffer payload,
+            size_t payload_bytes);
+  transport::SharedBuffer free_buffer(size_t bytes);
+  void load(Epoch epoch, std::vector<int> tiles);
+  std::shared_ptr<Session> session_of(transport::PeerId peer);
+
+  const NodeOptions options_;
+  ThreadTeam& team_;
+  storage::TileStore& tiles_;
+  transport::Transport& transport_;
+  const std::vector<std::byte> data_address_;
+  Executor executor_;
+  std::vector<transport::SharedBuffer>
+      buffers_;                             // data-plane thread; reused when nobody reads them
+  std::vector<transport::Event> deferred_;  // arrived while a send was waiting
+
+  std::mutex mutex_;
+  std::map<SessionId, std::shared_ptr<Session>> sessions_;
+  transport::NodeState plan_state_;
+  std::unique_ptr<LoadProgress> load_progress_;
+  std::thread loader_;
+  std::atomic<bool> sessions_changed_{false};
+  std::atomic<bool> stopping_{false};
+};
+
+}  // namespace atl::expert_node
