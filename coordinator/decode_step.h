@@ -1,0 +1,117 @@
+// One pass of a batch of rows through all layers: the model as the paper writes it.
+//
+// A row is one token of one sequence at one position. Prefill chunks and decode tokens are the same
+// thing: rows of any sequences in any mix, each attending to its own sequence's cache up to itself.
+// A row's result depends on its own sequence only (docs/numbers.md), never on its neighbours.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "base/thread_team.h"
+#include "coordinator/dispatcher.h"
+#include "coordinator/kv_cache.h"
+#include "coordinator/weights.h"
+#include "model/config.h"
+
+namespace atl::coordinator {
+
+struct StepRow {
+  int32_t token = 0;
+  int64_t position = 0;
+  std::span<const BlockId> blocks;  // of the row's sequence, covering `position`; borrowed
+  bool wants_logits = false;
+};
+
+// Called for each row that wants logits, in row order: row index, [vocab_size] FP32 borrowed.
+using LogitsSink = std::function<void(size_t, std::span<const float>)>;
+
+// Sees the state between layers; for tests and for profiles of expert load. Borrowed data.
+class StepObserver {
+ public:
+  virtual ~StepObserver() = default;
+  // Top-k of every row of an MoE layer: [num_rows, num_experts_per_tok].
+  virtual void on_routes(int64_t layer, std::span<const int32_t> ids,
+                         std::span<const float> weights) = 0;
+  // Residual stream after a layer: [num_rows, hidden_size].
+  virtual void on_hidden(int64_t layer, std::span<const float> hidden) = 0;
+};
+
+// Where a step's time goes, in seconds, added up over steps.
+struct StepTimes {
+  double attention = 0, router = 0, dense_ffn = 0, dispatch = 0, shared_experts = 0, combine = 0,
+         head = 0;
+  uint64_t steps = 0, rows = 0, moe_layers = 0;
+};
+
+// Owns the activations of up to rows_max rows. Used by the engine's thread only.
+class DecodeStep {
+ public:
+  // All references are borrowed and must outlive this. `experts` may be null for a model without
+  // MoE layers only.
+  DecodeStep(const model::ModelConfig& config, const Weights& weights, KvCache& cache,
+             Dispatcher* experts, ThreadTeam& team, const Clock& clock, int64_t rows_max);
+
+  // Runs the rows. row_errors [rows.size()]: a row that has no result (its router or an expert gave
+  // a number out of range) gets an error that names layer and expert; the others are unaffected.
+  // An error of the whole step (no expert node left) is returned.
+  Status run(std::span<const StepRow> rows, const LogitsSink& sink,
+             std::span<std::optional<Error>> row_errors, StepObserver* observer = nullptr);
+
+  const StepTimes& times() const { return times_; }
+
+ private:
+  void embed();
+  void rotations();
+  void norm(const std::vector<float>& weight);
+  void attention(int64_t layer, const AttentionWeights& weights);
+  void queries(const AttentionWeights& weights);
+  void write_cache(int64_t layer, const AttentionWeights& weights);
+  void attend(int64_t layer, const AttentionWeights& weights, int64_t row_begin, int64_t num_rows);
+  void ffn(const FfnWeights& weights);
+  Status moe(int64_t layer, const LayerWeights& weights, StepObserver* observer);
+  void route(int64_t layer, const LayerWeights& weights);
+  void residual();
+  void head(const LogitsSink& sink);
+  void linear(const Linear& weights, const std::vector<float>& x, std::vector<float>& y);
+  int64_t num_rows() const { return static_cast<int64_t>(rows_.size()); }
+
+  const model::ModelConfig& config_;
+  const Weights& weights_;
+  KvCache& cache_;
+  Dispatcher* experts_;
+  ThreadTeam& team_;
+  const Clock& clock_;
+  const int64_t rows_max_;
+  const std::vector<double> inv_freq_;  // [qk_rope_head_dim / 2]
+  const float softmax_scale_;
+  StepTimes times_;
+
+  // Of the step under way; n = number of rows.
+  std::span<const StepRow> rows_;
+  std::span<std::optional<Error>> row_errors_;
+  std::vector<float> x_;              // [n, hidden] residual stream
+  std::vector<float> h_;              // [n, hidden] normalised
+  std::vector<float> out_;            // [n, hidden] what a block adds
+  std::vector<float> q_a_;            // [n, q_lora_rank]
+  std::vector<float> q_;              // [n, heads, nope + rope]
+  std::vector<float> kv_a_;           // [n, kv_lora_rank + rope]
+  std::vector<float> cos_, sin_;      // [n, rope / 2]
+  std::vector<float> q_absorbed_;     // [attention rows, heads, kv_lora_rank + rope]
+  std::vector<float> o_latent_;       // [attention rows, heads, kv_lora_rank]
+  std::vector<float> o_;              // [n, heads, v]
+  std::vector<float> gate_, up_;      // [n, intermediate]
+  std::vector<float> router_logits_;  // [n, n_routed_experts]
+  std::vector<int32_t> topk_ids_;     // [n, top_k]
+  std::vector<float> topk_weights_;   // [n, top_k]
+  std::vector<float> logits_;         // [head rows, vocab]
+};
+
+}  // namespace atl::coordinator

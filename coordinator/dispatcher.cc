@@ -1,0 +1,302 @@
+#include "coordinator/dispatcher.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "kernels/ops.h"
+#include "kernels/tile.h"
+
+namespace atl::coordinator {
+namespace {
+
+constexpr int32_t kNoFailure = std::numeric_limits<int32_t>::max();
+// A node works in panels of this many outputs, so pieces begin and end on them.
+constexpr int64_t kCell = kernels::kPanelWidth;
+constexpr auto kWaitStep = std::chrono::milliseconds(100);
+
+kernels::RowType kernel_row_type(transport::WireRowType type) {
+  return type == transport::WireRowType::kBf16 ? kernels::RowType::kBf16 : kernels::RowType::kF32;
+}
+
+}  // namespace
+
+Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
+                       DispatcherOptions options, std::vector<NodeLink> nodes)
+    : transport_(transport),
+      team_(team),
+      clock_(clock),
+      options_(std::move(options)),
+      nodes_(std::move(nodes)),
+      alive_(nodes_.size(), true),
+      last_loss_(nodes_.size()),
+      traffic_(nodes_.size()) {}
+
+Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
+                            const float* weights) {
+  CHECK(shares_.empty());
+  CHECK(num_rows >= 1 && num_rows <= options_.limits.rows_max);
+  const int64_t hidden = options_.limits.hidden_size, top_k = options_.limits.top_k;
+  layer_ = layer;
+  num_rows_ = num_rows;
+
+  const transport::DispatchPayloadLayout layout =
+      transport::dispatch_payload_layout(num_rows, hidden, top_k, options_.limits.row_type);
+  payload_bytes_ = layout.bytes;
+  payload_.reset();
+  for (const transport::SharedBuffer& buffer : payload_pool_) {
+    if (buffer.use_count() == 1 && buffer->size() >= layout.bytes) payload_ = buffer;
+  }
+  if (!payload_) {
+    std::erase_if(payload_pool_, [](const auto& buffer) { return buffer.use_count() == 1; });
+    payload_ = std::make_shared<HostBuffer>(round_up(static_cast<int64_t>(layout.bytes), 4096));
+    payload_pool_.push_back(payload_);
+  }
+  std::byte* to = payload_->data();
+  std::memcpy(to + layout.ids, ids, num_rows * top_k * sizeof(int32_t));
+  std::memcpy(to + layout.weights, weights, num_rows * top_k * sizeof(float));
+  const size_t row_bytes = hidden * transport::row_element_bytes(options_.limits.row_type);
+  team_.parallel_for(num_rows, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      kernels::store_rounded(rows + row * hidden, hidden, kernel_row_type(options_.limits.row_type),
+                             to + layout.rows + row * row_bytes);
+    }
+  });
+  sums_.assign(num_rows * hidden, 0);
+  lowest_failed_.assign(num_rows, kNoFailure);
+
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (nodes_[node].tiles.empty()) continue;
+    Share& share = shares_.emplace_back();
+    share.node = node;
+    share.tiles = nodes_[node].tiles;
+    share.missing = num_rows * ceil_div(hidden, kCell);
+    share.arrived.assign(share.missing, false);
+  }
+  for (Share& share : shares_) {
+    if (alive_[share.node]) (void)send_share(share);  // a failure marks the node as lost
+  }
+  const Status status = reassign_lost_shares();
+  if (!status) shares_.clear();
+  return status;
+}
+
+void Dispatcher::poll() {
+  while (auto event = transport_.poll()) handle(std::move(*event));
+}
+
+Result<std::vector<RowFailure>> Dispatcher::combine(float* out) {
+  while (true) {
+    poll();
+    if (Status reassigned = reassign_lost_shares(); !reassigned) {
+      shares_.clear();
+      return reassigned.error();
+    }
+    if (done()) break;
+    transport_.wait(kWaitStep);
+    check_deadlines();
+  }
+  shares_.clear();
+  return add_sums(out);
+}
+
+bool Dispatcher::done() const {
+  return std::all_of(shares_.begin(), shares_.end(), [](const Share& s) { return s.missing == 0; });
+}
+
+int Dispatcher::num_living() const {
+  return static_cast<int>(std::count(alive_.begin(), alive_.end(), true));
+}
+
+// ---- Sending, losing and asking again ----------------------------------------------------------
+
+// Sends the share to its node under a fresh dispatch id. A node that can't be sent to is lost.
+Status Dispatcher::send_share(Share& share) {
+  transport::Dispatch dispatch;
+  share.id = DispatchId{next_id_++};
+  share.last_progress = clock_.now();
+  dispatch.names = {options_.session, share.id, options_.epoch, static_cast<uint32_t>(layer_)};
+  dispatch.row_type = options_.limits.row_type;
+  dispatch.num_rows = static_cast<uint32_t>(num_rows_);
+  dispatch.hidden_size = options_.limits.hidden_size;
+  dispatch.top_k = options_.limits.top_k;
+  dispatch.tiles = share.tiles;
+  std::vector<std::byte> header;
+  transport::encode_dispatch_header(dispatch, &header);
+
+  const auto deadline = clock_.now() + options_.progress_deadline;
+  while (true) {
+    const Status sent = transport_.send(nodes_[share.node].peer, header, payload_, payload_bytes_);
+    if (sent.ok()) break;
+    if (sent.error().code != ErrorCode::kOverloaded || clock_.now() > deadline) {
+      lose_node(share.node, sent.error().message);
+      return sent;
+    }
+    if (auto event = transport_.poll()) {
+      handle(std::move(*event));
+    } else {
+      transport_.wait(kWaitStep);
+    }
+    if (!alive_[share.node]) return Error{ErrorCode::kUnavailable, last_loss_[share.node]};
+  }
+  NodeTraffic& traffic = traffic_[share.node];
+  ++traffic.dispatches;
+  traffic.rows += num_rows_;
+  traffic.bytes_out += payload_bytes_;
+  return {};
+}
+
+void Dispatcher::lose_node(size_t node, const std::string& why) {
+  if (!alive_[node]) return;
+  alive_[node] = false;
+  last_loss_[node] = why;
+  transport_.close(nodes_[node].peer);
+  log_warn("node {} lost at layer {}: {}; {} of {} nodes left", nodes_[node].name, layer_, why,
+           num_living(), nodes_.size());
+}
+
+// Gives what lost nodes still owe to living ones, the least loaded first, for good: the next
+// dispatches ask the new owner at once.
+Status Dispatcher::reassign_lost_shares() {
+  for (size_t s = 0; s < shares_.size(); ++s) {
+    while (shares_[s].missing > 0 && !alive_[shares_[s].node]) {
+      const size_t lost = shares_[s].node;
+      std::optional<size_t> heir;
+      for (size_t node = 0; node < nodes_.size(); ++node) {
+        if (alive_[node] && (!heir || nodes_[node].tiles.size() < nodes_[*heir].tiles.size())) {
+          heir = node;
+        }
+      }
+      if (!heir) {
+        return Error{ErrorCode::kUnavailable,
+                     fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
+                                 nodes_[lost].name, last_loss_[lost])};
+      }
+      shares_[s].node = *heir;
+      log_warn("tiles of node {} are asked from node {}, which reads them from disk",
+               nodes_[lost].name, nodes_[*heir].name);
+      (void)send_share(shares_[s]);  // a failure loses the heir, too: the loop goes on
+      if (alive_[*heir]) {
+        std::vector<transport::TileRange>& tiles = nodes_[*heir].tiles;
+        tiles.insert(tiles.end(), shares_[s].tiles.begin(), shares_[s].tiles.end());
+        std::sort(tiles.begin(), tiles.end(),
+                  [](const auto& a, const auto& b) { return a.begin < b.begin; });
+        nodes_[lost].tiles.clear();
+      }
+    }
+  }
+  return {};
+}
+
+void Dispatcher::check_deadlines() {
+  const auto now = clock_.now();
+  for (const Share& share : shares_) {
+    if (share.missing > 0 && alive_[share.node] &&
+        now - share.last_progress > options_.progress_deadline) {
+      lose_node(share.node, fmt::format("timeout after {} ms without an answer",
+                                        options_.progress_deadline.count()));
+    }
+  }
+}
+
+// ---- Receiving ---------------------------------------------------------------------------------
+
+std::optional<size_t> Dispatcher::node_of(transport::PeerId peer) const {
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (nodes_[node].peer == peer) return node;
+  }
+  return std::nullopt;
+}
+
+void Dispatcher::handle(transport::Event event) {
+  const std::optional<size_t> node = node_of(event.peer);
+  if (!node || !alive_[*node]) return;  // late words of a node that was given up
+  if (event.kind == transport::Event::Kind::kPeerLost) {
+    return lose_node(*node, event.status.error().message);
+  }
+  auto frame = transport::decode_frame(*event.message, options_.limits);
+  if (!frame) return lose_node(*node, "sent a bad frame: " + frame.error().message);
+  if (frame->kind == transport::Frame::Kind::kDispatch) {
+    return lose_node(*node, "sent a dispatch, expected a partial");
+  }
+  const bool refused = frame->kind == transport::Frame::Kind::kRefusal;
+  const transport::DispatchNames& names = refused ? frame->refusal.names : frame->partial.names;
+  const auto share = std::find_if(shares_.begin(), shares_.end(), [&](const Share& s) {
+    return s.node == *node && s.missing > 0 &&
+           names == transport::DispatchNames{options_.session, s.id, options_.epoch,
+                                             static_cast<uint32_t>(layer_)};
+  });
+  if (share == shares_.end()) return;  // late or double
+  if (refused) return lose_node(*node, "refused: " + frame->refusal.error.message);
+  traffic_[*node].bytes_in += event.message->payload().size();
+  take_partial(*share, frame->partial);
+}
+
+// Adds the cells of the rectangle that had not arrived yet.
+void Dispatcher::take_partial(Share& share, const transport::Partial& partial) {
+  const int64_t hidden = options_.limits.hidden_size;
+  const int64_t num_panels = ceil_div(hidden, kCell);
+  const int64_t output_end = partial.output_begin + partial.num_outputs;
+  if (partial.row_begin + partial.num_rows > num_rows_ || partial.output_begin % kCell != 0 ||
+      (output_end % kCell != 0 && output_end != hidden)) {
+    return lose_node(share.node,
+                     fmt::format("sent rows {}+{}, outputs {}+{}; expected panels of {} outputs "
+                                 "within {} rows x {} outputs",
+                                 partial.row_begin, partial.num_rows, partial.output_begin,
+                                 partial.num_outputs, kCell, num_rows_, hidden));
+  }
+  share.last_progress = clock_.now();
+  const size_t element_bytes = partial.element_bits / 8;
+  const int64_t panel_end = ceil_div(output_end, kCell);
+  for (int64_t r = 0; r < partial.num_rows; ++r) {
+    const int64_t row = partial.row_begin + r;
+    const auto arrived = [&](int64_t panel) { return share.arrived[row * num_panels + panel]; };
+    for (int64_t panel = partial.output_begin / kCell; panel < panel_end;) {
+      if (arrived(panel)) {
+        ++panel;
+        continue;
+      }
+      const int64_t output = panel * kCell;  // the stretch of outputs that are new
+      for (; panel < panel_end && !arrived(panel); ++panel) {
+        share.arrived[row * num_panels + panel] = true;
+        --share.missing;
+      }
+      const int64_t n = std::min(panel * kCell, output_end) - output;
+      const size_t at = (r * partial.num_outputs + output - partial.output_begin) * element_bytes;
+      transport::add_elements(partial.elements.subspan(at, n * element_bytes), partial.element_bits,
+                              std::span(sums_).subspan(row * hidden + output, n));
+    }
+  }
+  for (const transport::FailedRow& failed : partial.failed_rows) {
+    if (failed.row < num_rows_) {
+      lowest_failed_[failed.row] = std::min(lowest_failed_[failed.row], failed.expert);
+    }
+  }
+}
+
+std::vector<RowFailure> Dispatcher::add_sums(float* out) {
+  const int64_t hidden = options_.limits.hidden_size;
+  std::vector<uint8_t> in_range(num_rows_);
+  team_.parallel_for(num_rows_, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      in_range[row] =
+          kernels::add_fixed_point_row(&sums_[row * hidden], hidden, out + row * hidden);
+    }
+  });
+  std::vector<RowFailure> failures;
+  for (int64_t row = 0; row < num_rows_; ++row) {
+    if (lowest_failed_[row] != kNoFailure) {
+      failures.push_back({static_cast<uint32_t>(row), lowest_failed_[row]});
+    } else if (!in_range[row]) {
+      failures.push_back({static_cast<uint32_t>(row), -1});
+    }
+  }
+  return failures;
+}
+
+}  // namespace atl::coordinator

@@ -1,0 +1,82 @@
+#include "coordinator/engine.h"
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+
+namespace atl::coordinator {
+
+Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatcher* experts,
+               ThreadTeam& team, const Clock& clock, EngineOptions options)
+    : config_(config),
+      options_(options),
+      cache_(config.num_hidden_layers,
+             kernels::LatentShape{config.kv_lora_rank, config.qk_rope_head_dim, options.cache_type},
+             options.cache_blocks),
+      step_(config, weights, cache_, experts, team, clock, options.rows_max) {}
+
+Status Engine::step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
+                    std::span<std::optional<Error>> errors, StepObserver* observer) {
+  CHECK_EQ(work.size(), errors.size());
+  std::vector<StepRow> rows;
+  std::vector<std::pair<size_t, size_t>> origin;  // of each row: place in work, token
+  for (size_t w = 0; w < work.size(); ++w) {
+    errors[w] = admit(work[w]);
+    if (errors[w]) continue;
+    const SequenceRows& from = work[w];
+    for (size_t t = 0; t < from.tokens.size(); ++t) {
+      const bool last = t + 1 == from.tokens.size();
+      rows.push_back(
+          {from.tokens[t], from.sequence->num_tokens + static_cast<int64_t>(t),
+           from.sequence->blocks,
+           from.logits == WantLogits::kAll || (last && from.logits == WantLogits::kLast)});
+      origin.emplace_back(w, t);
+    }
+  }
+  if (rows.empty()) return {};
+
+  std::vector<std::optional<Error>> row_errors(rows.size());
+  const LogitsSink by_row = [&](size_t row, std::span<const float> logits) {
+    const auto [w, t] = origin[row];
+    if (!row_errors[row]) sink(w, t, logits);
+  };
+  if (Status status = step_.run(rows, by_row, row_errors, observer); !status) return status;
+  for (size_t row = 0; row < rows.size(); ++row) {
+    if (row_errors[row] && !errors[origin[row].first]) errors[origin[row].first] = row_errors[row];
+  }
+  for (size_t w = 0; w < work.size(); ++w) {
+    if (!errors[w]) work[w].sequence->num_tokens += static_cast<int64_t>(work[w].tokens.size());
+  }
+  return {};
+}
+
+// Checks the tokens and makes room for them in the sequence's cache.
+std::optional<Error> Engine::admit(const SequenceRows& rows) {
+  CHECK(!rows.tokens.empty());
+  for (const int32_t token : rows.tokens) {
+    if (token < 0 || token >= config_.vocab_size) {
+      return Error{ErrorCode::kInvalid, fmt::format("token id {} is not in the vocabulary of {}",
+                                                    token, config_.vocab_size)};
+    }
+  }
+  Sequence& sequence = *rows.sequence;
+  const int64_t end = sequence.num_tokens + static_cast<int64_t>(rows.tokens.size());
+  if (end > config_.max_position_embeddings) {
+    return Error{ErrorCode::kInvalid,
+                 fmt::format("context of {} tokens is longer than the model's {} positions", end,
+                             config_.max_position_embeddings)};
+  }
+  while (static_cast<int64_t>(sequence.blocks.size()) < KvCache::blocks_for(end)) {
+    auto block = cache_.allocate();
+    if (!block) return block.error();
+    sequence.blocks.push_back(*block);
+  }
+  return std::nullopt;
+}
+
+void Engine::release(Sequence& sequence) {
+  for (const BlockId block : sequence.blocks) cache_.release(block);
+  sequence = {};
+}
+
+}  // namespace atl::coordinator

@@ -1,0 +1,81 @@
+// The engine: sequences with their cache, stepped together.
+//
+// A step takes some tokens of any sequences (prefill chunks, decode tokens, in any mix), runs them
+// through the model and moves the sequences on. What a sequence gets depends on its own tokens
+// only.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "base/thread_team.h"
+#include "coordinator/decode_step.h"
+#include "coordinator/dispatcher.h"
+#include "coordinator/kv_cache.h"
+#include "coordinator/weights.h"
+#include "model/config.h"
+
+namespace atl::coordinator {
+
+struct EngineOptions {
+  kernels::RowType cache_type = kernels::RowType::kBf16;
+  int64_t rows_max = 512;     // of one step, over all sequences
+  int64_t cache_blocks = 64;  // of 64 positions, over all sequences
+};
+
+// One sequence's place in the cache. Owned by the caller; release() it in the end.
+struct Sequence {
+  int64_t num_tokens = 0;  // in the cache
+  std::vector<BlockId> blocks;
+};
+
+enum class WantLogits : uint8_t { kNone, kLast, kAll };
+
+// The next tokens of one sequence for one step.
+struct SequenceRows {
+  Sequence* sequence = nullptr;
+  std::span<const int32_t> tokens;  // not empty
+  WantLogits logits = WantLogits::kNone;
+};
+
+// Place in the step's list, index of the token within its `tokens`, [vocab_size] logits (borrowed).
+using SequenceLogitsSink = std::function<void(size_t, size_t, std::span<const float>)>;
+
+// One thread.
+class Engine {
+ public:
+  // All references are borrowed and must outlive the engine; `experts` may be null for a model
+  // without MoE layers.
+  Engine(const model::ModelConfig& config, const Weights& weights, Dispatcher* experts,
+         ThreadTeam& team, const Clock& clock, EngineOptions options);
+
+  // Steps every listed sequence (each at most once, at most rows_max tokens in all).
+  // errors [work.size()]: kInvalid for a token id or position that the model doesn't have or a
+  // result out of range; kOverloaded when the cache is full. Such a sequence has not moved and the
+  // others are unaffected. An error of the whole step is returned; then none has moved.
+  Status step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
+              std::span<std::optional<Error>> errors, StepObserver* observer = nullptr);
+
+  // Gives the sequence's blocks back and empties it.
+  void release(Sequence& sequence);
+
+  const EngineOptions& options() const { return options_; }
+  const model::ModelConfig& config() const { return config_; }
+  const StepTimes& times() const { return step_.times(); }
+  const KvCache& cache() const { return cache_; }
+
+ private:
+  std::optional<Error> admit(const SequenceRows& rows);
+
+  const model::ModelConfig& config_;
+  const EngineOptions options_;
+  KvCache cache_;
+  DecodeStep step_;
+};
+
+}  // namespace atl::coordinator
