@@ -1,0 +1,160 @@
+// The panel micro-kernel at the shapes of a DeepSeek-V3 expert, beside what the machine can do.
+//
+//   atoll_kernels_bench [--benchmark_filter=...]
+//
+// Counters of each line: weight bytes per second (GB/s) and its share of the read rate, GFLOP/s and
+// its share of the FMA peak, cycles per weight. Read rate and peak are measured before and after
+// the timed loop on the same core; a run between which they changed by more than 10 % is void.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "base/memory.h"
+#include "base/units.h"
+#include "bench/machine_limit.h"
+#include "kernels/cpu/dispatch.h"
+#include "kernels/linear.h"
+
+namespace atl::bench {
+namespace {
+
+using kernels::PanelMatrix;
+using kernels::PanelShape;
+using kernels::WeightFormat;
+
+struct Limit {
+  double read = 0;
+  double fma = 0;
+};
+
+Limit measure_limit(const std::string& target) {
+  Limit best;
+  for (int i = 0; i < 4; ++i) {
+    best.read = std::max(best.read, read_bytes_per_second());
+    best.fma = std::max(best.fma, fma_flop_per_second(target));
+  }
+  return best;
+}
+
+bool differ(double a, double b) { return std::fabs(a - b) > 0.1 * std::max(a, b); }
+
+// Random finite weights of `bytes` bytes at least, so that no two calls find them in a cache; or,
+// if bytes is small, so that they always do.
+struct Weights {
+  PanelShape shape;
+  HostBuffer codes;
+  std::vector<float> scales;
+  int64_t num_parts;  // of shape.outputs / num_parts outputs each
+
+  PanelMatrix matrix() const { return {shape, codes.data(), scales.data()}; }
+};
+
+Weights make_weights(WeightFormat format, int64_t outputs, int64_t k, size_t bytes) {
+  const PanelShape one{.format = format, .outputs = outputs, .k = k};
+  Weights w;
+  w.num_parts = std::max<int64_t>(1, static_cast<int64_t>(bytes / one.total_code_bytes()));
+  w.shape = one;
+  w.shape.outputs = outputs * w.num_parts;
+  w.codes = HostBuffer(w.shape.total_code_bytes());
+  w.scales.assign(w.shape.total_scale_bytes() / sizeof(float), 0.01f);
+  std::mt19937_64 rng(1);
+  auto* words = w.codes.as<uint64_t>();
+  for (size_t i = 0; i < w.codes.size() / 8; ++i) {
+    // Exponents below the largest in every format: no NaN, no infinity.
+    words[i] = rng() & (format == WeightFormat::kFp8E4m3 ? 0xb7b7b7b7b7b7b7b7u
+                        : format == WeightFormat::kBf16  ? 0xbfffbfffbfffbfffu
+                                                         : 0xbfffffffbfffffffu);
+  }
+  return w;
+}
+
+struct Config {
+  std::string target;
+  WeightFormat format;
+  int64_t outputs;
+  int64_t k;
+  int64_t rows;
+  size_t bytes;
+};
+
+void report(benchmark::State& state, const Config& c, const Limit& before, double seconds) {
+  const Limit after = measure_limit(c.target);
+  if (differ(before.read, after.read) || differ(before.fma, after.fma)) {
+    state.SkipWithError("void: the machine's limits changed by more than 10 % meanwhile");
+    return;
+  }
+  const double weights = static_cast<double>(state.iterations() * c.outputs * c.k);
+  const double bytes = weights * static_cast<double>(kernels::code_bytes(c.format));
+  const double flop = 2 * weights * static_cast<double>(c.rows);
+  const double read = (before.read + after.read) / 2;
+  const double fma = (before.fma + after.fma) / 2;
+  state.counters["GB/s"] = bytes / seconds * 1e-9;
+  state.counters["of_read"] = bytes / seconds / read;
+  state.counters["GFLOP/s"] = flop / seconds * 1e-9;
+  state.counters["of_peak"] = flop / seconds / fma;
+  state.counters["cyc/weight"] = seconds * cycles_per_second() / weights;
+  state.counters["read_GB/s"] = read * 1e-9;
+  state.counters["peak_GFLOP/s"] = fma * 1e-9;
+}
+
+void run_linear(benchmark::State& state, const Config& c) {
+  const Weights w = make_weights(c.format, c.outputs, c.k, c.bytes);
+  std::vector<float> x(static_cast<size_t>(c.rows * c.k), 0.5f);
+  std::vector<float> y(static_cast<size_t>(c.rows * w.shape.outputs));
+  std::vector<const float*> x_rows;
+  std::vector<float*> y_rows;
+  for (int64_t r = 0; r < c.rows; ++r) {
+    x_rows.push_back(x.data() + r * c.k);
+    y_rows.push_back(y.data() + r * w.shape.outputs);
+  }
+  const int64_t panels = w.shape.num_panels() / w.num_parts;
+  const PanelMatrix matrix = w.matrix();
+  const Limit before = measure_limit(c.target);
+  kernels::use_cpu_target(c.target);
+  kernels::linear_panels(matrix, 0, panels, x_rows, y_rows);
+  int64_t part = 0;
+  const double start = thread_seconds();
+  for (auto _ : state) {
+    kernels::linear_panels(matrix, part * panels, (part + 1) * panels, x_rows, y_rows);
+    part = (part + 1) % w.num_parts;
+  }
+  report(state, c, before, thread_seconds() - start);
+  kernels::use_cpu_target("");
+}
+
+void add(const char* place, const Config& c) {
+  const std::string name = "linear/" + std::string(kernels::to_string(c.format)) + "/" + place +
+                           "/[" + std::to_string(c.outputs) + "," + std::to_string(c.k) +
+                           "]/rows:" + std::to_string(c.rows) + "/" + c.target;
+  benchmark::RegisterBenchmark(name.c_str(), [c](benchmark::State& state) {
+    run_linear(state, c);
+  })->MinTime(0.2);
+}
+
+void add_all() {
+  for (const std::string& target : kernels::cpu_targets()) {
+    if (target == "SCALAR" || target == "EMU128") continue;  // the reference is not for speed
+    for (WeightFormat format : {WeightFormat::kFp8E4m3, WeightFormat::kBf16, WeightFormat::kF32}) {
+      for (int64_t rows : {1, 4, 16, 64}) {
+        add("gate", {target, format, 2048, 7168, rows, 117 * kMiB});
+        add("down", {target, format, 7168, 2048, rows, 117 * kMiB});
+      }
+      // One tile, and a piece of a matrix that stays in L2.
+      add("tile_down", {target, format, 7168, 128, 1, 117 * kMiB});
+      const auto bytes = static_cast<int64_t>(kernels::code_bytes(format));
+      for (int64_t rows : {1, 4, 16}) add("L2", {target, format, 128, 3584 / bytes, rows, 1});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atl::bench
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  atl::bench::add_all();
+  benchmark::RunSpecifiedBenchmarks();
+}
