@@ -28,6 +28,11 @@ struct ModelIdentity {
   friend bool operator==(const ModelIdentity&, const ModelIdentity&) = default;
 };
 
+// kInvalid names the first thing that differs with both values; `ours` is the node's.
+Status check_identity(const ModelIdentity& ours, const ModelIdentity& theirs);
+// kInvalid names both versions. The server asks it before NodeControl::hello().
+Status check_control_version(uint32_t theirs);
+
 struct Hello {
   uint32_t version = kControlVersion;
   std::string coordinator;  // name for logs
@@ -69,7 +74,9 @@ struct NodeStats {
 };
 
 // Implemented by the node; called on the control thread, never concurrently. Must return quickly:
-// apply_plan starts loading, state() tells how far it is.
+// apply_plan starts loading, state() tells how far it is. What the server checked before: version,
+// sizes of texts and addresses, limits above zero, tiles ascending and disjoint, and that the
+// session was opened by the connection that names it.
 class NodeControl {
  public:
   virtual ~NodeControl() = default;
@@ -82,8 +89,9 @@ class NodeControl {
   virtual void stop() = 0;
 };
 
-// Serves NodeControl on its own thread until destroyed. listen is "host:port", port 0 for any.
-// LoadError if it can't listen.
+// Serves NodeControl on its own thread until destroyed (not from inside a NodeControl call).
+// listen is "host:port", port 0 for any. LoadError if it can't listen. A connection that sends
+// garbage, more than 8 MiB at once or no hello within 10 s is dropped; the 65th one, too.
 class ControlServer {
  public:
   virtual ~ControlServer() = default;
@@ -104,6 +112,8 @@ class NodeClient {
   virtual Status close_session(SessionId session) = 0;
   virtual Status stop() = 0;
 };
+// Connects to "host:port" within `timeout`, which is also the deadline of each later call. A
+// refused connection is kUnavailable at once: whether to try again is the caller's decision.
 Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address,
                                               std::chrono::milliseconds timeout);
 

@@ -1,0 +1,411 @@
+#include "transport/control.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <future>
+#include <map>
+#include <mutex>
+#include <random>
+#include <thread>
+
+namespace atl::transport {
+namespace {
+
+using namespace std::chrono_literals;
+constexpr auto kPatience = 30s;
+
+ModelIdentity test_identity() {
+  return {"deepseek_v3 6 layers, 32 experts, hidden 256", "xxh3:0123456789abcdef",
+          "f32/absorbed/wire-bf16/kv-bf16/experts-fp8"};
+}
+
+// A node that remembers what it was told.
+class FakeNode final : public NodeControl {
+ public:
+  Result<HelloReply> hello(const Hello& hello) override {
+    if (const Status same = check_identity(test_identity(), hello.identity); !same)
+      return same.error();
+    std::lock_guard lock(mutex);
+    last_hello = hello;
+    open[hello.session] = {};
+    return HelloReply{"n1", 8, 64ull << 30, {std::byte{1}, std::byte{0}, std::byte{3}}};
+  }
+  Status apply_plan(SessionId session, const Plan& plan) override {
+    std::lock_guard lock(mutex);
+    if (plan.epoch.value == 666) return Error{ErrorCode::kCorrupt, "expert 3/1: checksum is wrong"};
+    open[session] = plan;
+    return {};
+  }
+  NodeState state(SessionId session) override {
+    hold.wait();
+    std::lock_guard lock(mutex);
+    return {NodeState::Phase::kFailed, open[session].epoch, 5, 7, 1ull << 40, "disk full"};
+  }
+  NodeStats stats(SessionId) override {
+    NodeStats stats;
+    stats.dispatches = 1;
+    stats.rows = 2;
+    stats.expert_rows = 3;
+    stats.bytes_in = 4;
+    stats.bytes_out = 5;
+    stats.tiles_computed = 6;
+    stats.cold_tiles = 7;
+    stats.refused = 8;
+    stats.compute_seconds = 0.125;
+    stats.links = "posix";
+    return stats;
+  }
+  void close_session(SessionId session) override {
+    std::lock_guard lock(mutex);
+    open.erase(session);
+    closed.push_back(session);
+    changed.notify_all();
+  }
+  void stop() override {
+    std::lock_guard lock(mutex);
+    is_stopped = true;
+  }
+
+  bool wait_until_closed(SessionId session) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, kPatience, [&] {
+      return std::find(closed.begin(), closed.end(), session) != closed.end();
+    });
+  }
+
+  // state() waits for it: ready unless a test puts another one here.
+  std::shared_future<void> hold = [] {
+    std::promise<void> promise;
+    promise.set_value();
+    return promise.get_future().share();
+  }();
+  std::mutex mutex;
+  std::condition_variable changed;
+  Hello last_hello;
+  std::map<SessionId, Plan> open;
+  std::vector<SessionId> closed;
+  bool is_stopped = false;
+};
+
+Hello test_hello(uint64_t session = 0xfedcba9876543210) {
+  Hello hello;
+  hello.coordinator = "coordinator on host a";
+  hello.identity = test_identity();
+  hello.limits = {512, 7168, 8, 61, 256, 16, WireRowType::kBf16};
+  hello.session = SessionId(session);
+  hello.data_address = {std::byte{0}, std::byte{255}, std::byte{7}};
+  return hello;
+}
+
+class ControlTest : public testing::Test {
+ protected:
+  std::string address() const { return "127.0.0.1:" + std::to_string(server->port()); }
+  std::unique_ptr<NodeClient> dial(std::chrono::milliseconds timeout = kPatience) {
+    auto client = dial_node(address(), timeout);
+    EXPECT_TRUE(client.has_value()) << (client ? "" : client.error().message);
+    return client ? std::move(*client) : nullptr;
+  }
+  void expect_contains(const Error& error, std::initializer_list<std::string> parts) {
+    for (const auto& part : parts)
+      EXPECT_NE(error.message.find(part), std::string::npos) << part << " in: " << error.message;
+  }
+
+  FakeNode node;
+  std::unique_ptr<ControlServer> server = serve_control("127.0.0.1:0", node);
+};
+
+TEST_F(ControlTest, a_session_from_hello_to_stop) {
+  auto client = dial();
+  const Hello hello = test_hello();
+  auto reply = client->hello(hello);
+  ASSERT_TRUE(reply.has_value()) << reply.error().message;
+  EXPECT_EQ(reply->node, "n1");
+  EXPECT_EQ(reply->num_threads, 8u);
+  EXPECT_EQ(reply->memory_total_bytes, 64ull << 30);
+  EXPECT_EQ(reply->data_address, (std::vector{std::byte{1}, std::byte{0}, std::byte{3}}));
+  EXPECT_EQ(node.last_hello.version, kControlVersion);
+  EXPECT_EQ(node.last_hello.coordinator, hello.coordinator);
+  EXPECT_EQ(node.last_hello.identity, hello.identity);
+  EXPECT_EQ(node.last_hello.session, hello.session);
+  EXPECT_EQ(node.last_hello.data_address, hello.data_address);
+  EXPECT_EQ(node.last_hello.limits.rows_max, 512u);
+  EXPECT_EQ(node.last_hello.limits.hidden_size, 7168u);
+  EXPECT_EQ(node.last_hello.limits.top_k, 8u);
+  EXPECT_EQ(node.last_hello.limits.num_layers, 61u);
+  EXPECT_EQ(node.last_hello.limits.n_routed_experts, 256u);
+  EXPECT_EQ(node.last_hello.limits.num_tiles, 16u);
+  EXPECT_EQ(node.last_hello.limits.row_type, WireRowType::kBf16);
+
+  const Plan plan{Epoch(3), {{0, 4}, {4, 5}, {9, 16}}};
+  const Status applied = client->apply_plan(hello.session, plan);
+  ASSERT_TRUE(applied.ok()) << applied.error().message;
+  EXPECT_EQ(node.open[hello.session].tiles, plan.tiles);
+
+  auto state = client->state(hello.session);
+  ASSERT_TRUE(state.has_value()) << state.error().message;
+  EXPECT_EQ(state->phase, NodeState::Phase::kFailed);
+  EXPECT_EQ(state->epoch, Epoch(3));
+  EXPECT_EQ(state->bytes_loaded, 5u);
+  EXPECT_EQ(state->bytes_total, 7u);
+  EXPECT_EQ(state->resident_bytes, 1ull << 40);
+  EXPECT_EQ(state->error, "disk full");
+
+  auto stats = client->stats(hello.session);
+  ASSERT_TRUE(stats.has_value()) << stats.error().message;
+  EXPECT_EQ(stats->dispatches, 1u);
+  EXPECT_EQ(stats->rows, 2u);
+  EXPECT_EQ(stats->expert_rows, 3u);
+  EXPECT_EQ(stats->bytes_in, 4u);
+  EXPECT_EQ(stats->bytes_out, 5u);
+  EXPECT_EQ(stats->tiles_computed, 6u);
+  EXPECT_EQ(stats->cold_tiles, 7u);
+  EXPECT_EQ(stats->refused, 8u);
+  EXPECT_EQ(stats->compute_seconds, 0.125);
+  EXPECT_EQ(stats->links, "posix");
+
+  EXPECT_TRUE(client->stop().ok());
+  EXPECT_TRUE(node.is_stopped);
+  EXPECT_TRUE(client->close_session(hello.session).ok());
+  EXPECT_TRUE(node.open.empty());
+  client.reset();
+  server.reset();
+  EXPECT_EQ(node.closed.size(), 1u);  // not closed twice
+}
+
+TEST_F(ControlTest, refuses_whoever_differs_and_names_both_values) {
+  auto client = dial();
+  Hello hello = test_hello();
+  hello.version = 7;
+  auto reply = client->hello(hello);
+  ASSERT_FALSE(reply.has_value());
+  EXPECT_EQ(reply.error().code, ErrorCode::kInvalid);
+  expect_contains(reply.error(), {"version", "7", std::to_string(kControlVersion), address()});
+
+  struct Field {
+    const char* what;
+    std::string ModelIdentity::*member;
+  };
+  for (const Field& field : {Field{"model", &ModelIdentity::model},
+                             Field{"fingerprint", &ModelIdentity::checkpoint_fingerprint},
+                             Field{"profile", &ModelIdentity::profile}}) {
+    hello = test_hello();
+    hello.identity.*field.member = "something else";
+    reply = client->hello(hello);
+    ASSERT_FALSE(reply.has_value()) << field.what;
+    EXPECT_EQ(reply.error().code, ErrorCode::kInvalid);
+    expect_contains(reply.error(),
+                    {field.what, "something else", test_identity().*field.member, address()});
+  }
+  EXPECT_TRUE(node.open.empty());
+  EXPECT_TRUE(client->hello(test_hello()).has_value());
+}
+
+TEST_F(ControlTest, refuses_absurd_limits_texts_addresses_and_plans) {
+  auto client = dial();
+  const auto expect_refused = [&](const Hello& hello, const char* part) {
+    auto reply = client->hello(hello);
+    ASSERT_FALSE(reply.has_value()) << part;
+    EXPECT_EQ(reply.error().code, ErrorCode::kInvalid) << reply.error().message;
+    expect_contains(reply.error(), {part, address()});
+  };
+  for (const auto& [name, member] : std::map<const char*, uint32_t WireLimits::*>{
+           {"rows_max", &WireLimits::rows_max},
+           {"hidden_size", &WireLimits::hidden_size},
+           {"top_k", &WireLimits::top_k},
+           {"num_layers", &WireLimits::num_layers},
+           {"n_routed_experts", &WireLimits::n_routed_experts},
+           {"num_tiles", &WireLimits::num_tiles}})
+    for (const uint32_t value : {0u, UINT32_MAX}) {
+      Hello hello = test_hello();
+      hello.limits.*member = value;
+      expect_refused(hello, name);
+    }
+  Hello hello = test_hello();
+  hello.limits.row_type = static_cast<WireRowType>(9);
+  expect_refused(hello, "row type is 9");
+  hello = test_hello();
+  hello.data_address.resize(5000);
+  expect_refused(hello, "5000");
+  hello = test_hello();
+  hello.identity.model.assign(5000, 'm');
+  expect_refused(hello, "5000");
+  EXPECT_TRUE(node.open.empty());
+
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  const SessionId session = test_hello().session;
+  for (const auto& tiles : std::vector<std::vector<TileRange>>{
+           {{4, 4}}, {{5, 4}}, {{0, 4}, {3, 5}}, {{4, 6}, {0, 2}}}) {
+    const Status status = client->apply_plan(session, {Epoch(1), tiles});
+    ASSERT_FALSE(status.ok());
+    EXPECT_EQ(status.error().code, ErrorCode::kInvalid);
+  }
+  EXPECT_TRUE(client->apply_plan(session, {Epoch(2), {}}).ok());
+}
+
+TEST_F(ControlTest, passes_the_nodes_own_error_on) {
+  auto client = dial();
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  const Status status = client->apply_plan(test_hello().session, {Epoch(666), {}});
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code, ErrorCode::kCorrupt);
+  expect_contains(status.error(), {"expert 3/1: checksum is wrong", address()});
+}
+
+TEST_F(ControlTest, a_session_belongs_to_its_connection) {
+  auto first = dial(), second = dial();
+  ASSERT_TRUE(first->hello(test_hello()).has_value());
+  const SessionId session = test_hello().session;
+  for (const Status& status :
+       {second->apply_plan(session, {}), second->close_session(session), second->stop()}) {
+    ASSERT_FALSE(status.ok());
+    EXPECT_EQ(status.error().code, ErrorCode::kInvalid);
+  }
+  EXPECT_FALSE(second->state(session).has_value());
+  EXPECT_FALSE(second->stats(session).has_value());
+  EXPECT_FALSE(second->hello(test_hello()).has_value());  // the key is taken
+  EXPECT_FALSE(node.is_stopped);
+  EXPECT_TRUE(second->hello(test_hello(5)).has_value());
+  EXPECT_TRUE(first->state(session).has_value());
+}
+
+TEST_F(ControlTest, a_broken_connection_closes_its_sessions_only) {
+  auto first = dial(), second = dial();
+  ASSERT_TRUE(first->hello(test_hello(1)).has_value());
+  ASSERT_TRUE(first->hello(test_hello(2)).has_value());
+  ASSERT_TRUE(second->hello(test_hello(3)).has_value());
+  first.reset();
+  EXPECT_TRUE(node.wait_until_closed(SessionId(1)));
+  EXPECT_TRUE(node.wait_until_closed(SessionId(2)));
+  EXPECT_TRUE(second->state(SessionId(3)).has_value());
+  EXPECT_EQ(node.open.size(), 1u);
+  server.reset();
+  EXPECT_TRUE(node.open.empty());
+}
+
+TEST_F(ControlTest, a_node_that_goes_away_is_unavailable) {
+  auto client = dial();
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  const std::string where = address();
+  server.reset();
+  auto state = client->state(test_hello().session);
+  ASSERT_FALSE(state.has_value());
+  EXPECT_EQ(state.error().code, ErrorCode::kUnavailable) << state.error().message;
+  expect_contains(state.error(), {where});
+  auto again = dial_node(where, kPatience);
+  ASSERT_FALSE(again.has_value());
+  EXPECT_EQ(again.error().code, ErrorCode::kUnavailable);
+  expect_contains(again.error(), {where, "refused"});
+}
+
+TEST_F(ControlTest, a_node_that_does_not_answer_is_a_timeout) {
+  std::promise<void> hold;
+  node.hold = hold.get_future().share();
+  auto client = dial(100ms);
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  auto state = client->state(test_hello().session);
+  ASSERT_FALSE(state.has_value());
+  EXPECT_EQ(state.error().code, ErrorCode::kTimeout) << state.error().message;
+  expect_contains(state.error(), {address(), "100 ms"});
+  hold.set_value();
+  EXPECT_TRUE(client->stats(test_hello().session).has_value());
+}
+
+TEST_F(ControlTest, bad_addresses_are_one_line) {
+  for (const char* bad : {"", "no.such.host.invalid:1", "127.0.0.1:notaport", "[::"}) {
+    auto client = dial_node(bad, kPatience);
+    ASSERT_FALSE(client.has_value()) << bad;
+    EXPECT_EQ(client.error().message.find('\n'), std::string::npos) << client.error().message;
+    expect_contains(client.error(), {bad});
+  }
+  FakeNode other;
+  try {
+    serve_control(address(), other);  // taken
+    ADD_FAILURE() << "listened twice on " << address();
+  } catch (const LoadError& e) {
+    EXPECT_NE(std::string(e.what()).find(address()), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("in use"), std::string::npos) << e.what();
+  }
+}
+
+// A stranger's socket to the server.
+int stranger(uint16_t port) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(port);
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+  return fd;
+}
+
+// True if the server drops it.
+bool is_dropped(int fd) {
+  char buffer[4096];
+  for (;;) {
+    pollfd ready{fd, POLLIN, 0};
+    if (::poll(&ready, 1, 30000) != 1) return false;
+    if (::recv(fd, buffer, sizeof buffer, 0) <= 0) return true;
+  }
+}
+
+TEST_F(ControlTest, a_strangers_garbage_is_dropped_and_the_server_lives) {
+  auto client = dial();
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  std::vector<std::string> garbages = {
+      "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+      std::string(100000, '\xff'),
+      // One segment of 2^31 words.
+      std::string("\x00\x00\x00\x00\x00\x00\x00\x80", 8) + std::string(64, 'x'),
+      // 2^32 - 1 segments.
+      std::string("\xfe\xff\xff\xff\xff\xff\xff\xff", 8) + std::string(64, '\xff'),
+  };
+  std::mt19937 random(1);
+  for (int i = 0; i < 30; ++i) {
+    std::string bytes(8 + random() % 300, '\0');
+    for (char& c : bytes) c = static_cast<char>(random());
+    garbages.push_back(bytes);
+    // A well-formed envelope around garbage.
+    const auto words = static_cast<char>(bytes.size() / 8);
+    bytes = std::string("\x00\x00\x00\x00", 4) + words + std::string("\x00\x00\x00", 3) + bytes;
+    garbages.push_back(bytes);
+  }
+  for (const auto& garbage : garbages) {
+    const int fd = stranger(server->port());
+    [[maybe_unused]] auto sent = ::send(fd, garbage.data(), garbage.size(), MSG_NOSIGNAL);
+    ::shutdown(fd, SHUT_WR);
+    EXPECT_TRUE(is_dropped(fd)) << garbage.size() << " bytes";
+    ::close(fd);
+  }
+  auto state = client->state(test_hello().session);
+  EXPECT_TRUE(state.has_value()) << state.error().message;
+  EXPECT_NE(dial(), nullptr);
+}
+
+TEST_F(ControlTest, more_connections_than_the_limit_are_dropped_and_room_comes_back) {
+  auto client = dial();
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  std::vector<int> strangers;
+  for (int i = 0; i < 63; ++i) strangers.push_back(stranger(server->port()));
+  // Connections are accepted in order, so this is the 65th.
+  const int one_more = stranger(server->port());
+  EXPECT_TRUE(is_dropped(one_more));
+  ::close(one_more);
+  EXPECT_TRUE(client->state(test_hello().session).has_value());
+  for (const int fd : strangers) ::close(fd);
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  bool is_back = false;
+  while (!is_back && std::chrono::steady_clock::now() < deadline) {
+    auto again = dial_node(address(), kPatience);
+    is_back = again && (*again)->hello(test_hello(9)).has_value();
+  }
+  EXPECT_TRUE(is_back);
+}
+
+}  // namespace
+}  // namespace atl::transport

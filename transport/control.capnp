@@ -1,0 +1,91 @@
+# The control protocol between coordinator and expert nodes; the sequence of a session is drawn in
+# docs/wire.md.
+#
+# Evolution: within a version fields and methods are only added, with new numbers, so that older
+# readers skip them and newer ones see the default. A change that an older side would misread raises
+# kControlVersion (control.h), which Hello carries in its first field: the two sides refuse each
+# other by name then. Numbers and types that are here never change.
+@0x916b889b743e5e2b;
+
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("atl::transport::schema");
+
+struct Error {
+  code @0 :UInt8;      # atl::ErrorCode
+  message @1 :Text;    # one line, at most 4 KiB
+}
+
+struct Identity {
+  model @0 :Text;
+  checkpointFingerprint @1 :Text;
+  profile @2 :Text;
+}
+
+struct Limits {        # atl::transport::WireLimits
+  rowsMax @0 :UInt32;
+  hiddenSize @1 :UInt32;
+  topK @2 :UInt32;
+  numLayers @3 :UInt32;
+  nRoutedExperts @4 :UInt32;
+  numTiles @5 :UInt32;
+  rowType @6 :UInt8;   # 1 BF16, 2 F32
+}
+
+struct Hello {
+  version @0 :UInt32;  # always the first field, of every version
+  coordinator @1 :Text;
+  identity @2 :Identity;
+  limits @3 :Limits;
+  session @4 :UInt64;
+  dataAddress @5 :Data;
+}
+
+struct HelloReply {
+  node @0 :Text;
+  numThreads @1 :UInt32;
+  memoryTotalBytes @2 :UInt64;
+  dataAddress @3 :Data;
+}
+
+struct TileRange {
+  begin @0 :UInt16;
+  end @1 :UInt16;
+}
+
+struct Plan {
+  epoch @0 :UInt32;
+  tiles @1 :List(TileRange);
+}
+
+struct State {
+  phase @0 :UInt8;     # 0 idle, 1 loading, 2 ready, 3 failed
+  epoch @1 :UInt32;
+  bytesLoaded @2 :UInt64;
+  bytesTotal @3 :UInt64;
+  residentBytes @4 :UInt64;
+  error @5 :Text;
+}
+
+struct Stats {
+  dispatches @0 :UInt64;
+  rows @1 :UInt64;
+  expertRows @2 :UInt64;
+  bytesIn @3 :UInt64;
+  bytesOut @4 :UInt64;
+  tilesComputed @5 :UInt64;
+  coldTiles @6 :UInt64;
+  refused @7 :UInt64;
+  computeSeconds @8 :Float64;
+  links @9 :Text;
+}
+
+# What the called side says is in the results; exceptions of the RPC system mean a broken connection.
+# A session belongs to the connection that opened it and ends with it.
+interface Node {
+  hello @0 (hello :Hello) -> (error :Error, reply :HelloReply);
+  applyPlan @1 (session :UInt64, plan :Plan) -> (error :Error);
+  state @2 (session :UInt64) -> (error :Error, state :State);
+  stats @3 (session :UInt64) -> (error :Error, stats :Stats);
+  closeSession @4 (session :UInt64) -> (error :Error);
+  stop @5 () -> (error :Error);
+}
