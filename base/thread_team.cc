@@ -77,13 +77,13 @@ void ThreadTeam::parallel_for(int64_t num_units, int64_t grain,
   Shared& shared = *shared_;
   shared.num_units = num_units;
   shared.grain = std::max<int64_t>(grain, 1);
-  if (num_threads_ == 1 || num_units <= shared.grain) {
-    ScopedStandardFpEnv fp_env;
-    body(0, num_units, 0);
-    return;
-  }
   shared.body = &body;
   shared.next.store(0, std::memory_order_relaxed);
+  if (num_threads_ == 1 || num_units <= shared.grain) {
+    ScopedStandardFpEnv fp_env;
+    work(0);
+    return;
+  }
   shared.busy.store(num_threads_ - 1, std::memory_order_relaxed);
   shared.generation.fetch_add(1, std::memory_order_release);
   shared.generation.notify_all();
