@@ -18,8 +18,19 @@ double FmaChains(int rounds, float* out) {
   constexpr int kChains = 12;
   const auto factor = hn::Set(d, 0.999f);
   const auto addend = hn::Set(d, 0.001f);
-  auto a0 = addend, a1 = addend, a2 = addend, a3 = addend, a4 = addend, a5 = addend;
-  auto a6 = addend, a7 = addend, a8 = addend, a9 = addend, a10 = addend, a11 = addend;
+  // Different starts: equal chains would be computed once.
+  auto a0 = hn::Set(d, 1.0f);
+  auto a1 = hn::Set(d, 2.0f);
+  auto a2 = hn::Set(d, 3.0f);
+  auto a3 = hn::Set(d, 4.0f);
+  auto a4 = hn::Set(d, 5.0f);
+  auto a5 = hn::Set(d, 6.0f);
+  auto a6 = hn::Set(d, 7.0f);
+  auto a7 = hn::Set(d, 8.0f);
+  auto a8 = hn::Set(d, 9.0f);
+  auto a9 = hn::Set(d, 10.0f);
+  auto a10 = hn::Set(d, 11.0f);
+  auto a11 = hn::Set(d, 12.0f);
   for (int i = 0; i < rounds; ++i) {
     a0 = hn::MulAdd(a0, factor, addend);
     a1 = hn::MulAdd(a1, factor, addend);

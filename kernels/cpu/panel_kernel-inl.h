@@ -129,22 +129,56 @@ HWY_NOINLINE void AddGroup(const Group& group, const float* const* rows, int64_t
       for (int r = 0; r < kRows; ++r) acc[r][c] = hn::MulAdd(xk[r], w, acc[r][c]);
     }
   };
+  // Code j of every column's word. Of x and the weights, the smaller set is held in registers.
   const auto add_code = [&](auto j, int64_t k, const VU* words) HWY_ATTR {
     constexpr int kJ = decltype(j)::value;
-    V xk[kRows];
-    HWY_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) xk[r] = hn::Set(kD, x[r][k + kJ]);
+    if constexpr (kColumns <= kRows) {
+      V w[kColumns];
+      HWY_UNROLL(32)
+      for (int c = 0; c < kColumns; ++c) w[c] = Codes::template Decode<kJ>(words[c]);
+      HWY_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) {
+        const V xk = hn::Set(kD, x[r][k + kJ]);
+        HWY_UNROLL(32)
+        for (int c = 0; c < kColumns; ++c) acc[r][c] = hn::MulAdd(xk, w[c], acc[r][c]);
+      }
+    } else {
+      V xk[kRows];
+      HWY_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) xk[r] = hn::Set(kD, x[r][k + kJ]);
+      HWY_UNROLL(32)
+      for (int c = 0; c < kColumns; ++c) {
+        const V w = Codes::template Decode<kJ>(words[c]);
+        HWY_UNROLL(8)
+        for (int r = 0; r < kRows; ++r) acc[r][c] = hn::MulAdd(xk[r], w, acc[r][c]);
+      }
+    }
+  };
+  // One row: column after column, so that one word at a time is in a register.
+  const auto add_word_of_one_row = [&](int64_t k) HWY_ATTR {
+    V xk[kPerWord];
+    HWY_UNROLL(4)
+    for (int j = 0; j < kPerWord; ++j) xk[j] = hn::Set(kD, x[0][k + j]);
     HWY_UNROLL(32)
     for (int c = 0; c < kColumns; ++c) {
-      const V w = Codes::template Decode<kJ>(words[c]);
-      HWY_UNROLL(8)
-      for (int r = 0; r < kRows; ++r) acc[r][c] = hn::MulAdd(xk[r], w, acc[r][c]);
+      const VU word = load_word(k, c);
+      V sum = hn::MulAdd(xk[0], Codes::template Decode<0>(word), acc[0][c]);
+      if constexpr (kPerWord >= 2) sum = hn::MulAdd(xk[1], Codes::template Decode<1>(word), sum);
+      if constexpr (kPerWord >= 4) {
+        sum = hn::MulAdd(xk[2], Codes::template Decode<2>(word), sum);
+        sum = hn::MulAdd(xk[3], Codes::template Decode<3>(word), sum);
+      }
+      acc[0][c] = sum;
     }
   };
 
   int64_t k = group.begin;
   for (; k < group.end && k % kPerWord != 0; ++k) add_one(k);
   for (; k + kPerWord <= group.end; k += kPerWord) {
+    if constexpr (kRows == 1) {
+      add_word_of_one_row(k);
+      continue;
+    }
     VU words[kColumns];
     HWY_UNROLL(32)
     for (int c = 0; c < kColumns; ++c) words[c] = load_word(k, c);
@@ -186,15 +220,34 @@ HWY_INLINE void AddGroupRows(const Group& group, const float* const* rows, int64
 // Decodes a group's codes of all kPanels panels to [panel][k - begin][lane].
 template <class Codes, int kPanels>
 HWY_NOINLINE void DecodeGroup(const Group& group, float* out) {
+  constexpr int kPerWord = Codes::kPerWord;
   for (int c = 0; c < kPanels * kVectors; ++c) {
     const std::byte* codes = group.codes + static_cast<size_t>(c / kVectors) * group.panel_bytes +
                              (c % kVectors) * (4 * kLanes);
     float* to = out + (c / kVectors) * (kScaleBlock * kPanelWidth) + (c % kVectors) * kLanes;
-    for (int64_t k = group.begin; k < group.end; ++k, to += kPanelWidth) {
-      const std::byte* at = codes + (k / Codes::kPerWord) * (4 * kPanelWidth);
-      const VU word = hn::Load(kDU, reinterpret_cast<const uint32_t*>(at));
-      hn::Store(Codes::DecodeAt(word, static_cast<int>(k % Codes::kPerWord)), kD, to);
+    const auto load_word = [&](int64_t k) HWY_ATTR {
+      const std::byte* at = codes + (k / kPerWord) * (4 * kPanelWidth);
+      return hn::Load(kDU, reinterpret_cast<const uint32_t*>(at));
+    };
+    const auto store = [&](V value) HWY_ATTR {
+      hn::Store(value, kD, to);
+      to += kPanelWidth;
+    };
+    const auto store_one = [&](int64_t k) HWY_ATTR {
+      store(Codes::DecodeAt(load_word(k), static_cast<int>(k % kPerWord)));
+    };
+    int64_t k = group.begin;
+    for (; k < group.end && k % kPerWord != 0; ++k) store_one(k);
+    for (; k + kPerWord <= group.end; k += kPerWord) {
+      const VU word = load_word(k);
+      store(Codes::template Decode<0>(word));
+      if constexpr (kPerWord >= 2) store(Codes::template Decode<1>(word));
+      if constexpr (kPerWord >= 4) {
+        store(Codes::template Decode<2>(word));
+        store(Codes::template Decode<3>(word));
+      }
     }
+    for (; k < group.end; ++k) store_one(k);
   }
 }
 
@@ -203,12 +256,16 @@ template <class Codes, int kPanels>
 HWY_INLINE void AddGroupManyRows(const Group& group, const float* const* rows, int64_t num_rows,
                                  int64_t sums_stride, float* sums) {
   HWY_ALIGN float decoded[kPanels * kScaleBlock * kPanelWidth];
-  DecodeGroup<Codes, kPanels>(group, decoded);
   Group plain = group;
-  plain.codes = reinterpret_cast<const std::byte*>(decoded);
-  plain.panel_bytes = kScaleBlock * kPanelWidth * sizeof(float);
   plain.begin = 0;
   plain.end = group.end - group.begin;
+  if constexpr (Codes::kPerWord == 1) {
+    plain.codes += group.begin * static_cast<int64_t>(kPanelWidth * sizeof(float));
+  } else {
+    DecodeGroup<Codes, kPanels>(group, decoded);
+    plain.codes = reinterpret_cast<const std::byte*>(decoded);
+    plain.panel_bytes = kScaleBlock * kPanelWidth * sizeof(float);
+  }
   const int64_t num_blocks = ceil_div(num_rows, kRowsMax);
   for (int64_t block = 0, row = 0; block < num_blocks; ++block) {
     const int64_t count = (num_rows - row) / (num_blocks - block);
