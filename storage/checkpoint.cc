@@ -322,9 +322,8 @@ std::string Checkpoint::fingerprint() const {
     const uint64_t bytes = std::min(kFingerprintSampleBytes, data_bytes);
     hash.add(shard.file_bytes);
     for (int i = 0; i < kFingerprintSamples; ++i) {
-      // data_bytes / 15 first: the product with data_bytes could pass 2^64 only for absurd files,
-      // the quotient never does.
-      const uint64_t offset = (data_bytes - bytes) / (kFingerprintSamples - 1) * i;
+      const uint64_t offset =
+          (data_bytes - bytes) * static_cast<uint64_t>(i) / (kFingerprintSamples - 1);
       read_file(shard, nullptr, shard.data_offset + offset, std::span(sample).first(bytes));
       hash.add(std::span<const std::byte>(sample).first(bytes));
     }
