@@ -1,5 +1,7 @@
 #include "model/byte_alphabet.h"
 
+#include <array>
+
 #include "model/utf8.h"
 
 namespace atl::model {

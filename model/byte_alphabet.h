@@ -1,7 +1,6 @@
 // The printable stand-ins of bytes in byte-level BPE vocabularies (GPT-2's bytes_to_unicode).
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>

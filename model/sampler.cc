@@ -130,6 +130,7 @@ void Sampler::keep_min_p(float min_p) {
 }
 
 int32_t Sampler::draw(double u) const {
+  CHECK(!candidates_.empty());  // every filter keeps the largest
   double total = 0;
   for (const Candidate& candidate : candidates_) total += candidate.weight;
   const double target = u * total;

@@ -19,6 +19,7 @@ PreTokenizer make_pre_tokenizer(const TokenizerFile& file, const std::string& na
 
 std::unordered_map<std::string, int32_t> ids_by_text(const TokenizerFile& file) {
   std::unordered_map<std::string, int32_t> ids;
+  ids.reserve(file.vocab.size() + file.added_tokens.size());
   for (const VocabEntry& entry : file.vocab) ids.emplace(entry.text, entry.id);
   for (const AddedToken& token : file.added_tokens) ids.emplace(token.content, token.id);
   return ids;

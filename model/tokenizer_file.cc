@@ -222,6 +222,7 @@ void read_vocab(const Json& vocab, TokenizerFile& file) {
   if (vocab.empty()) throw LoadError("model.vocab: empty");
   file.vocab.reserve(vocab.size());
   std::unordered_map<int32_t, std::string_view> text_of_id;
+  text_of_id.reserve(vocab.size());
   for (auto entry = vocab.begin(); entry != vocab.end(); ++entry) {
     const std::string& text = entry.key();
     const std::string where = "model.vocab." + in_quotes(text);
@@ -281,6 +282,7 @@ IdOfText read_model(const Json& model, TokenizerFile& file) {
   file.ignore_merges = bool_of(model, "ignore_merges", false, "model");
   read_vocab(member(model, "vocab"), file);
   IdOfText id_of_text;
+  id_of_text.reserve(file.vocab.size());
   for (const VocabEntry& entry : file.vocab) id_of_text.emplace(entry.text, entry.id);
   read_merges(member(model, "merges"), id_of_text, file);
   return id_of_text;
@@ -303,6 +305,7 @@ void read_added_tokens(const Json& tokens, const IdOfText& id_of_text, Tokenizer
   if (tokens.is_null()) return;
   if (!tokens.is_array()) refuse_type("added_tokens", "an array", tokens);
   std::unordered_map<int32_t, std::string_view> text_of_id;
+  text_of_id.reserve(id_of_text.size() + tokens.size());
   for (const auto& [text, id] : id_of_text) text_of_id.emplace(id, text);
   std::unordered_set<std::string> contents;
   for (size_t i = 0; i < tokens.size(); ++i) {

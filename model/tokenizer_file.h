@@ -3,7 +3,8 @@
 // What is read: model BPE with vocab, merges and ignore_merges; added_tokens; pre_tokenizer of
 // Split (Isolated), Digits and ByteLevel; decoder ByteLevel. Whatever would change ids or text and
 // isn't built (another model type, a normalizer, dropout, lstrip, ...) is refused by name. Format:
-// the tokenizers library, its "Tokenizer" JSON; docs/model.md says what of it is accepted.
+// the JSON of the Hugging Face tokenizers library. Its post_processor is ignored: the caller
+// decides about BOS.
 #pragma once
 
 #include <cstdint>
