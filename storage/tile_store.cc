@@ -188,8 +188,8 @@ void TileStore::load(std::span<const int> tiles, int num_threads, size_t window_
                      Progress& progress) {
   CHECK_GE(num_threads, 1);
   progress.start(read_bytes(tiles));
-  place_tiles(tiles);
   try {
+    place_tiles(tiles);
     if (!tiles.empty()) read_experts(tiles, num_threads, window_bytes, progress);
   } catch (...) {
     place_tiles({});

@@ -345,6 +345,26 @@ TEST(TileStore, refuses_tile_lists_and_windows_that_cannot_be) {
   EXPECT_TRUE(store.resident_tiles().empty());
 }
 
+TEST(TileStore, says_so_when_the_tiles_do_not_fit_into_the_address_space) {
+  const OpenModel model(kModels / "tiny-fp8");  // for its files only
+  ExpertCatalog catalog;
+  catalog.hidden_size = catalog.moe_intermediate_size = 1 << 20;
+  catalog.n_routed_experts = 1 << 16;
+  catalog.num_layers = 1;
+  catalog.moe_layers = {0};
+  catalog.experts.resize(1);
+  catalog.experts[0].resize(1 << 16);
+  TileStore store(model.checkpoint, catalog);
+  NoProgress progress;
+  // Two tiles of 3 * 128 * 2^20 * 4 B = 1.5 GiB of 65536 experts: 192 TiB.
+  EXPECT_EQ(test::message_of<LoadError>("/none",
+                                        [&] {
+                                          store.load(std::vector<int>{0, 1}, 1, 1 << 23, progress);
+                                        }),
+            "cannot map 192 TiB of memory: Cannot allocate memory");
+  EXPECT_TRUE(store.resident_tiles().empty());
+}
+
 // Overwrites bytes of a tensor in its file.
 void damage(const OpenModel& model, const TensorInfo& tensor, uint64_t at,
             const std::string& bytes) {
