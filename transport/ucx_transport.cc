@@ -36,6 +36,7 @@ constexpr std::chrono::microseconds kSpinMax{200};
 // told to wake us then.
 constexpr std::chrono::microseconds kBackpressureSleep{50};
 constexpr std::chrono::seconds kCloseTimeMax{1};
+constexpr std::chrono::milliseconds kGoodbyeTimeMax{500};
 // Every how many idle poll() calls the watched processes are looked at (one system call).
 constexpr uint32_t kPollsPerWatch = 256;
 
@@ -622,7 +623,14 @@ void UcxTransport::say_goodbye(Peer& peer) {
   param.flags = UCP_AM_SEND_FLAG_EAGER;
   ucs_status_ptr_t request =
       ucp_am_send_nbx(peer.ep, kGoodbyeAmId, &goodbye_, sizeof goodbye_, nullptr, 0, &param);
-  if (request != nullptr && !UCS_PTR_IS_ERR(request)) ucp_request_free(request);
+  if (request == nullptr || UCS_PTR_IS_ERR(request)) return;
+  // With nothing else under way it waits only for the connection to be set up; dropped before that,
+  // a tcp peer would never learn that we have left.
+  const auto deadline = Clock::now() + kGoodbyeTimeMax;
+  while (peer.num_sends == 0 && ucp_request_check_status(request) == UCS_INPROGRESS &&
+         Clock::now() < deadline)
+    ucp_worker_progress(worker_);
+  ucp_request_free(request);
 }
 
 void UcxTransport::end_connection(Peer& peer) {

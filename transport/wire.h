@@ -104,6 +104,9 @@ void pack_elements(std::span<const int64_t> values, uint8_t element_bits, std::b
 void add_elements(std::span<const std::byte> elements, uint8_t element_bits,
                   std::span<int64_t> sum);
 
+// The dispatch id of a Refusal that answers a frame which could not be read. Real ids start at 1.
+inline constexpr DispatchId kUnreadableDispatch{0};
+
 // Why a node didn't compute: kUnavailable (tile not reachable), kInvalid (bad frame, unknown
 // session or epoch), kOverloaded, kCorrupt.
 struct Refusal {

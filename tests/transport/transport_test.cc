@@ -2,7 +2,9 @@
 // ends live in this thread unless a test says otherwise.
 #include "transport/transport.h"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <atomic>
 #include <chrono>
@@ -13,6 +15,8 @@
 #include <optional>
 #include <set>
 #include <thread>
+
+#include "base/child_process.h"
 
 namespace atl::transport {
 namespace {
@@ -504,6 +508,156 @@ TEST_P(TransportTest, tells_the_links_that_were_really_selected) {
   EXPECT_EQ(links.find("eth"), std::string::npos) << links;
 }
 
+// ---- a peer in a process of its own
+
+std::string hex_of(const std::vector<std::byte>& bytes) {
+  std::string text;
+  for (const std::byte b : bytes) text += fmt::format("{:02x}", static_cast<unsigned>(b));
+  return text;
+}
+
+std::vector<std::byte> bytes_of(const std::string& hex) {
+  std::vector<std::byte> bytes;
+  for (size_t i = 0; i + 1 < hex.size(); i += 2)
+    bytes.push_back(static_cast<std::byte>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+  return bytes;
+}
+
+// Echoes whatever comes; argument: kind and address of the other end. Prints its own address.
+int echo_process(const std::string& kind, const std::string& other) {
+  UcxOptions options;
+  options.kind = kind == "tcp" ? TransportKind::kTcp : TransportKind::kShm;
+  auto transport = make_ucx_transport(options);
+  auto peer = transport->connect(bytes_of(other), "parent");
+  if (!peer) return 1;
+  std::printf("%s\n", hex_of(transport->address()).c_str());
+  std::fflush(stdout);
+  for (;;) {
+    while (auto event = transport->poll()) {
+      if (event->kind == Event::Kind::kPeerLost) return 0;
+      const auto payload = event->message->payload();
+      auto copy = std::make_shared<HostBuffer>(std::max<size_t>(payload.size(), 1));
+      std::copy(payload.begin(), payload.end(), copy->data());
+      if (!transport->send(*peer, event->message->header(), copy, payload.size())) return 2;
+    }
+    transport->wait(1s);
+  }
+}
+
+// A transport and an echoing child process that know each other.
+struct WithChild {
+  explicit WithChild(const Case& c) {
+    UcxOptions options;
+    options.kind = c.kind;
+    transport = make_ucx_transport(options);
+    ChildOptions child_options;
+    child_options.argv = {"/proc/self/exe",
+                          c.kind == TransportKind::kTcp ? "--echo=tcp" : "--echo=shm",
+                          hex_of(transport->address())};
+    child_options.name = "echo";
+    child_options.pipe_stdout = true;
+    child = ChildProcess::start(child_options);
+    auto line = child.read_line(kPatience);
+    if (!line) throw LoadError(line.error().message);
+    address = bytes_of(*line);
+    auto connected = transport->connect(address, "echo");
+    if (!connected) throw LoadError(connected.error().message);
+    peer = *connected;
+  }
+  std::optional<Event> next_event() {
+    const auto deadline = Clock::now() + kPatience;
+    while (Clock::now() < deadline) {
+      if (auto event = transport->poll()) return event;
+      transport->wait(kPatience);
+    }
+    return std::nullopt;
+  }
+
+  std::unique_ptr<Transport> transport;
+  ChildProcess child;
+  std::vector<std::byte> address;
+  PeerId peer;
+};
+
+class TransportProcessTest : public testing::TestWithParam<Case> {};
+
+TEST_P(TransportProcessTest, a_killed_process_is_one_lost_event_and_releases_buffers) {
+  WithChild with(GetParam());
+  Transport& transport = *with.transport;
+  uint32_t id = 0;
+  for (const size_t bytes : {size_t{0}, size_t{14336}, size_t{7} << 20}) {
+    ++id;
+    SharedBuffer buffer = buffer_of(1, id, bytes);
+    expect_sent(transport.send(with.peer, header_of(1, id, bytes), buffer, bytes));
+    auto event = with.next_event();
+    ASSERT_TRUE(event.has_value()) << bytes;
+    ASSERT_EQ(event->kind, Event::Kind::kMessage) << event->status.error().message;
+    EXPECT_EQ(event->peer, with.peer);
+    EXPECT_EQ(check_message(*event->message).id, id);
+  }
+  const std::string links = transport.selected_links(with.peer);
+  EXPECT_NE((std::string(" ") + GetParam().links + " ").find(" " + links + " "), std::string::npos)
+      << links;
+
+  // Stopped, so that sends are under way when it dies.
+  with.child.send_signal(SIGSTOP);
+  std::vector<SharedBuffer> buffers;
+  for (int i = 0; i < 10; ++i) {
+    buffers.push_back(buffer_of(1, 100, 7u << 20));
+    expect_sent(transport.send(with.peer, header_of(1, 100, 7u << 20), buffers.back(), 7u << 20));
+  }
+  with.child.send_signal(SIGKILL);
+  const auto start = Clock::now();
+  auto event = with.next_event();
+  ASSERT_TRUE(event.has_value());
+  EXPECT_EQ(event->kind, Event::Kind::kPeerLost);
+  EXPECT_EQ(event->peer, with.peer);
+  EXPECT_EQ(event->status.error().code, ErrorCode::kUnavailable);
+  EXPECT_NE(event->status.error().message.find("echo"), std::string::npos)
+      << event->status.error().message;
+  RecordProperty("noticed_after_ms", std::to_string((Clock::now() - start) / 1ms));
+  for (const auto& buffer : buffers) EXPECT_EQ(buffer.use_count(), 1);
+  const Status status = transport.send(with.peer, {}, nullptr, 0);
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code, ErrorCode::kUnavailable);
+  EXPECT_FALSE(transport.poll().has_value());
+  transport.close(with.peer);
+
+  ASSERT_TRUE(with.child.wait(kPatience).has_value());
+  auto again = transport.connect(with.address, "echo");
+  ASSERT_FALSE(again.has_value());
+  EXPECT_EQ(again.error().code, ErrorCode::kUnavailable) << again.error().message;
+}
+
+TEST_P(TransportProcessTest, close_releases_the_buffers_of_sends_to_a_stopped_process) {
+  WithChild with(GetParam());
+  with.child.send_signal(SIGSTOP);
+  std::vector<SharedBuffer> buffers;
+  Status status;
+  while (status.ok()) {
+    buffers.push_back(buffer_of(1, 100, 100000));
+    status = with.transport->send(with.peer, header_of(1, 100, 100000), buffers.back(), 100000);
+  }
+  EXPECT_EQ(status.error().code, ErrorCode::kOverloaded) << status.error().message;
+  with.transport->close(with.peer);
+  for (const auto& buffer : buffers) EXPECT_EQ(buffer.use_count(), 1);
+  with.child.send_signal(SIGKILL);
+}
+
+TEST_P(TransportProcessTest, the_child_sees_its_peer_leave) {
+  WithChild with(GetParam());
+  with.transport->close(with.peer);
+  auto end = with.child.wait(kPatience);
+  ASSERT_TRUE(end.has_value()) << end.error().message;
+  EXPECT_EQ(*end, "exit code 0");
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, TransportProcessTest,
+    testing::Values(Case{"ucx_shm", false, TransportKind::kShm, nullptr, "posix sysv"},
+                    Case{"ucx_tcp", false, TransportKind::kTcp, nullptr, "tcp/lo"}),
+    [](const auto& info) { return info.param.name; });
+
 INSTANTIATE_TEST_SUITE_P(
     All, TransportTest,
     testing::Values(Case{"in_process", true, TransportKind::kAuto, nullptr, "in-process"},
@@ -518,4 +672,16 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return info.param.name; });
 
 }  // namespace
+
+int run_echo(const std::string& kind, const std::string& other) {
+  return echo_process(kind, other);
+}
+
 }  // namespace atl::transport
+
+int main(int argc, char** argv) {
+  if (argc == 3 && std::strncmp(argv[1], "--echo=", 7) == 0)
+    return atl::transport::run_echo(argv[1] + 7, argv[2]);
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
