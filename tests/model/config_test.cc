@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/result.h"
-#include "tests/storage/temp_dir.h"
+#include "tests/support/temp_dir.h"
 
 namespace atl::model {
 namespace {

@@ -12,7 +12,7 @@
 
 #include "base/result.h"
 #include "model/weights_map.h"
-#include "tests/storage/temp_dir.h"
+#include "tests/support/temp_dir.h"
 
 namespace atl::model {
 namespace {

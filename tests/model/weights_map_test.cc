@@ -9,7 +9,7 @@
 
 #include "base/result.h"
 #include "model/synthetic.h"
-#include "tests/storage/temp_dir.h"
+#include "tests/support/temp_dir.h"
 
 namespace atl::model {
 namespace {

@@ -15,7 +15,7 @@
 #include "model/synthetic.h"
 #include "model/weights_map.h"
 #include "storage/tile_store.h"
-#include "tests/storage/temp_dir.h"
+#include "tests/support/temp_dir.h"
 
 namespace atl::storage {
 namespace {

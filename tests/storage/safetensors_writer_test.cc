@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/result.h"
-#include "tests/storage/temp_dir.h"
+#include "tests/support/temp_dir.h"
 
 namespace atl::storage {
 namespace {
