@@ -1,6 +1,8 @@
 // Expert nodes as child processes of this one, for `--nodes N`.
 #pragma once
 
+#include <sys/types.h>
+
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -14,6 +16,7 @@ namespace atl::cli {
 struct ChildNodeOptions {
   std::filesystem::path model_dir;
   int num_nodes = 0;
+  std::string program = "/proc/self/exe";  // the atoll executable
   int threads_per_node = 1;
   bool spin = false;
   transport::TransportKind transport = transport::TransportKind::kAuto;
@@ -31,6 +34,7 @@ class ChildNodes {
 
   // "host:port" of each node's control server.
   const std::vector<std::string>& addresses() const { return addresses_; }
+  std::vector<pid_t> pids() const;  // for tests that end a node
   static std::string name(int node) { return "n" + std::to_string(node); }
 
  private:

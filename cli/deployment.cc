@@ -141,6 +141,7 @@ void Deployment::start_child_nodes(const topology::Placement& placement) {
   ChildNodeOptions child;
   child.model_dir = options_.model_dir;
   child.num_nodes = placement.num_nodes();
+  child.program = options_.node_program;
   child.threads_per_node = std::max(1, cores / child.num_nodes);
   child.transport = options_.transport;
   child.wire = options_.wire;

@@ -49,10 +49,11 @@ struct DeploymentOptions {
   transport::TransportKind transport = transport::TransportKind::kAuto;
   kernels::RowType wire = kernels::RowType::kBf16;
   kernels::RowType cache = kernels::RowType::kBf16;
-  int threads = 0;           // of the coordinator; 0: all usable cores
-  int64_t chunk = 512;       // tokens per step
-  int64_t cache_tokens = 0;  // room in the KV cache
-  bool progress = true;      // draw a progress bar
+  int threads = 0;                              // of the coordinator; 0: all usable cores
+  int64_t chunk = 512;                          // tokens per step
+  int64_t cache_tokens = 0;                     // room in the KV cache
+  bool progress = true;                         // draw a progress bar
+  std::string node_program = "/proc/self/exe";  // what child nodes are started with
 };
 
 // Describes those options to the parser; *options is borrowed for the life of the program.
@@ -81,6 +82,9 @@ class Deployment {
     coordinator::NodeTraffic traffic;
   };
   std::vector<NodeReport> node_reports();
+  std::vector<pid_t> child_pids() const {
+    return children_ ? children_->pids() : std::vector<pid_t>{};
+  }
   double load_seconds() const { return load_seconds_; }
 
  private:

@@ -25,6 +25,9 @@ constexpr int kExitOutputClosed = 141;
 
 // In the order of `atoll --help`.
 void add_commands(CLI::App& app, int* exit_code) {
+  add_run_command(app, exit_code);
+  add_eval_command(app, exit_code);
+  add_node_command(app, exit_code);
   add_inspect_command(app, exit_code);
   add_tokenize_command(app, exit_code);
 }

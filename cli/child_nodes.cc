@@ -1,0 +1,79 @@
+#include "cli/child_nodes.h"
+
+#include <fmt/format.h>
+
+#include "base/child_process.h"
+
+namespace atl::cli {
+namespace {
+
+// Reading the headers of a 163-shard checkpoint on a loaded machine takes seconds.
+constexpr auto kReadyTimeout = std::chrono::seconds(60);
+constexpr std::string_view kReadyWord = "listening ";
+
+}  // namespace
+
+struct ChildNodes::Children {
+  std::vector<ChildProcess> processes;
+};
+
+std::string_view to_string(transport::TransportKind kind) {
+  switch (kind) {
+    case transport::TransportKind::kAuto:
+      return "auto";
+    case transport::TransportKind::kShm:
+      return "shm";
+    case transport::TransportKind::kTcp:
+      return "tcp";
+  }
+  return "?";
+}
+
+ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_unique<Children>()) {
+  // Resolved here: in the child, /proc/self would be somebody else.
+  const std::string program = std::filesystem::canonical(options.program).string();
+  for (int node = 0; node < options.num_nodes; ++node) {
+    ChildOptions child;
+    child.name = name(node);
+    child.pipe_stdout = true;
+    child.argv = {program,
+                  "node",
+                  options.model_dir.string(),
+                  "--name",
+                  name(node),
+                  "--listen",
+                  "127.0.0.1:0",
+                  "--transport",
+                  std::string(to_string(options.transport)),
+                  "--wire",
+                  std::string(kernels::to_string(options.wire)),
+                  "--kv",
+                  std::string(kernels::to_string(options.cache)),
+                  "--threads",
+                  std::to_string(options.threads_per_node)};
+    if (options.spin) child.argv.push_back("--spin");
+    children_->processes.push_back(ChildProcess::start(child));
+  }
+  for (ChildProcess& process : children_->processes) {
+    auto line = process.read_line(kReadyTimeout);
+    if (!line) {
+      throw LoadError(
+          fmt::format("expert node {} did not start: {}", process.name(), line.error().message));
+    }
+    if (!line->starts_with(kReadyWord)) {
+      throw LoadError(fmt::format("expert node {} said '{}', expected 'listening HOST:PORT'",
+                                  process.name(), *line));
+    }
+    addresses_.push_back(line->substr(kReadyWord.size()));
+  }
+}
+
+ChildNodes::~ChildNodes() = default;
+
+std::vector<pid_t> ChildNodes::pids() const {
+  std::vector<pid_t> pids;
+  for (const ChildProcess& process : children_->processes) pids.push_back(process.pid());
+  return pids;
+}
+
+}  // namespace atl::cli
