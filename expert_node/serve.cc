@@ -67,10 +67,9 @@ void ExpertNode::answer(transport::PeerId peer, const transport::Message& messag
   }
   auto frame = transport::decode_frame(message, session->limits);
   if (!frame) {
-    log_warn("frame from {} refused: {}", session->coordinator, frame.error().message);
-    std::lock_guard lock(mutex_);
-    ++session->stats.refused;
-    return;
+    // Its names can't be trusted, so the answer names no dispatch.
+    return send_refusal(*session, {session->id, transport::kUnreadableDispatch, {}, 0},
+                        frame.error());
   }
   if (frame->kind != transport::Frame::Kind::kDispatch) {
     log_warn("frame from {} refused: a node takes only dispatches", session->coordinator);
@@ -88,14 +87,10 @@ void ExpertNode::answer(transport::PeerId peer, const transport::Message& messag
 }
 
 void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) {
-  {
-    std::lock_guard lock(mutex_);
-    if (plan_state_.phase != transport::NodeState::Phase::kReady) {
-      const Error not_ready{ErrorCode::kUnavailable,
-                            fmt::format("{} has no plan loaded yet", options_.name)};
-      send_refusal(session, dispatch.names, not_ready);
-      return;
-    }
+  if (!plan_is_loaded()) {
+    return send_refusal(
+        session, dispatch.names,
+        {ErrorCode::kUnavailable, fmt::format("{} has no plan loaded yet", options_.name)});
   }
   const SteadyClock clock;
   const auto start = clock.now();
@@ -116,6 +111,11 @@ void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) 
                         .bytes;
   stats.bytes_out += bytes_out;
   stats.compute_seconds += seconds_between(start, clock.now());
+}
+
+bool ExpertNode::plan_is_loaded() {
+  std::lock_guard lock(mutex_);
+  return plan_state_.phase == transport::NodeState::Phase::kReady;
 }
 
 // Returns the bytes of the piece's payload.
@@ -154,6 +154,10 @@ void ExpertNode::send_refusal(Session& session, const transport::DispatchNames& 
                               const Error& error) {
   log_warn("dispatch {} of {} refused: {}", names.dispatch.value, session.coordinator,
            error.message);
+  {
+    std::lock_guard lock(mutex_);
+    ++session.stats.refused;
+  }
   std::vector<std::byte> header;
   transport::encode_refusal({names, error}, &header);
   send(session, header, nullptr, 0);

@@ -69,6 +69,7 @@ class ExpertNode final : public transport::NodeControl {
 
   void connect_and_close_sessions();
   void answer(transport::PeerId peer, const transport::Message& message);
+  bool plan_is_loaded();
   void compute(Session& session, const transport::Dispatch& dispatch);
   size_t send_piece(Session& session, const transport::Dispatch& dispatch, const Piece& piece);
   void send_refusal(Session& session, const transport::DispatchNames& names, const Error& error);
