@@ -92,10 +92,12 @@ Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver*
       return sent;
     }
   }
+  const double combine_before = times_.combine;
   {
     Stopwatch watch(clock_, &times_.shared_experts);
     ffn(weights.ffn);
   }
+  times_.shared_experts -= times_.combine - combine_before;  // what poll_experts() took
   Stopwatch watch(clock_, &times_.combine);
   auto failures = experts_->combine(out_.data());
   if (!failures) return failures.error();
@@ -227,9 +229,9 @@ void DecodeStep::ffn(const FfnWeights& weights) {
     return;
   }
   linear(weights.gate_proj, h_, gate_);
-  if (experts_) experts_->poll();
+  poll_experts();
   linear(weights.up_proj, h_, up_);
-  if (experts_) experts_->poll();
+  poll_experts();
   const int64_t width = weights.gate_proj.matrix.shape.outputs;
   team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
@@ -237,6 +239,13 @@ void DecodeStep::ffn(const FfnWeights& weights) {
     }
   });
   linear(weights.down_proj, gate_, out_);
+}
+
+// Takes what has arrived from the expert nodes; an expert node in this process computes here.
+void DecodeStep::poll_experts() {
+  if (!experts_) return;
+  Stopwatch watch(clock_, &times_.combine);
+  experts_->poll();
 }
 
 // Logits in FP32 from the FP32 row (not the rounded one that the experts see).

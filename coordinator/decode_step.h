@@ -76,6 +76,7 @@ class DecodeStep {
   void write_cache(int64_t layer, const AttentionWeights& weights);
   void attend(int64_t layer, const AttentionWeights& weights, int64_t row_begin, int64_t num_rows);
   void ffn(const FfnWeights& weights);
+  void poll_experts();
   Status moe(int64_t layer, const LayerWeights& weights, StepObserver* observer);
   void route(int64_t layer, const LayerWeights& weights);
   void residual();

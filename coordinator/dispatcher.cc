@@ -60,6 +60,8 @@ Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, 
   std::byte* to = payload_->data();
   std::memcpy(to + layout.ids, ids, num_rows * top_k * sizeof(int32_t));
   std::memcpy(to + layout.weights, weights, num_rows * top_k * sizeof(float));
+  const size_t choices_end = layout.weights + num_rows * top_k * sizeof(float);
+  std::memset(to + choices_end, 0, layout.rows - choices_end);
   const size_t row_bytes = hidden * transport::row_element_bytes(options_.limits.row_type);
   team_.parallel_for(num_rows, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
@@ -225,6 +227,9 @@ void Dispatcher::handle(transport::Event event) {
     return lose_node(*node, "sent a dispatch, expected a partial");
   }
   const bool refused = frame->kind == transport::Frame::Kind::kRefusal;
+  if (refused && frame->refusal.names.dispatch == transport::kUnreadableDispatch) {
+    return lose_node(*node, "could not read a dispatch: " + frame->refusal.error.message);
+  }
   const transport::DispatchNames& names = refused ? frame->refusal.names : frame->partial.names;
   const auto share = std::find_if(shares_.begin(), shares_.end(), [&](const Share& s) {
     return s.node == *node && s.missing > 0 &&

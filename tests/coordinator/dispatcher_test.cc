@@ -1,0 +1,355 @@
+#include "coordinator/dispatcher.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <functional>
+
+#include "coordinator/cluster.h"
+
+namespace atl::coordinator {
+namespace {
+
+using transport::Dispatch;
+using transport::Event;
+using transport::Partial;
+using transport::PeerId;
+
+constexpr uint32_t kRows = 3, kHidden = 40, kTiles = 4;  // 40 outputs: two panels and a half
+constexpr auto kDeadline = std::chrono::milliseconds(5000);
+
+struct OwnedMessage final : transport::Message {
+  std::vector<std::byte> header_bytes, payload_bytes;
+  std::span<const std::byte> header() const override { return header_bytes; }
+  std::span<const std::byte> payload() const override { return payload_bytes; }
+};
+
+// What tile `tile` contributes to an output of a row, in units of 2^-24: tells its origin.
+int64_t contribution(int tile, uint32_t row, uint32_t output) {
+  return (tile + int64_t{1}) * 1'000'000'000 + row * 1'000 + output;
+}
+float expected_output(uint32_t row, uint32_t output) {
+  int64_t sum = 0;
+  for (uint32_t tile = 0; tile < kTiles; ++tile) sum += contribution(tile, row, output);
+  return static_cast<float>(std::ldexp(static_cast<double>(sum), -24));
+}
+
+Event message_event(PeerId peer, std::vector<std::byte> header, std::vector<std::byte> payload) {
+  auto message = std::make_unique<OwnedMessage>();
+  message->header_bytes = std::move(header);
+  message->payload_bytes = std::move(payload);
+  Event event;
+  event.kind = Event::Kind::kMessage;
+  event.peer = peer;
+  event.message = std::move(message);
+  return event;
+}
+
+// The rectangle of a node's answer.
+Event partial_event(PeerId peer, const Dispatch& dispatch, uint32_t row_begin, uint32_t num_rows,
+                    uint32_t output_begin, uint32_t num_outputs,
+                    std::vector<transport::FailedRow> failed = {}) {
+  std::vector<int64_t> values;
+  for (uint32_t row = row_begin; row < row_begin + num_rows; ++row) {
+    for (uint32_t output = output_begin; output < output_begin + num_outputs; ++output) {
+      int64_t sum = 0;
+      for (const transport::TileRange& range : dispatch.tiles) {
+        for (int tile = range.begin; tile < range.end; ++tile) {
+          sum += contribution(tile, row, output);
+        }
+      }
+      values.push_back(sum);
+    }
+  }
+  Partial partial;
+  partial.names = dispatch.names;
+  partial.row_begin = row_begin;
+  partial.num_rows = num_rows;
+  partial.output_begin = output_begin;
+  partial.num_outputs = num_outputs;
+  partial.element_bits = transport::narrowest_element_bits(values);
+  partial.failed_rows = std::move(failed);
+  std::vector<std::byte> header, payload(values.size() * partial.element_bits / 8);
+  transport::encode_partial_header(partial, &header);
+  transport::pack_elements(values, partial.element_bits, payload.data());
+  return message_event(peer, std::move(header), std::move(payload));
+}
+Event whole_partial(PeerId peer, const Dispatch& dispatch) {
+  return partial_event(peer, dispatch, 0, kRows, 0, kHidden);
+}
+Event lost_event(PeerId peer) {
+  Event event;
+  event.kind = Event::Kind::kPeerLost;
+  event.peer = peer;
+  event.status = Error{ErrorCode::kUnavailable, "connection reset"};
+  return event;
+}
+
+// Nodes are scripts: what to send back for a dispatch. Waiting advances the clock.
+class ScriptedTransport final : public transport::Transport {
+ public:
+  using Script = std::function<std::vector<Event>(PeerId, const Dispatch&)>;
+  ScriptedTransport(ManualClock& clock, transport::WireLimits limits)
+      : clock_(clock), limits_(limits) {}
+
+  std::vector<std::byte> address() const override { return {}; }
+  Result<PeerId> connect(std::span<const std::byte>, const std::string&) override {
+    return PeerId{0};
+  }
+  void close(PeerId peer) override { closed.push_back(peer.value); }
+  Status send(PeerId peer, std::span<const std::byte> header, transport::SharedBuffer payload,
+              size_t payload_bytes) override {
+    if (unreachable.contains(peer.value)) return Error{ErrorCode::kUnavailable, "no route"};
+    OwnedMessage message;
+    message.header_bytes.assign(header.begin(), header.end());
+    message.payload_bytes.assign(payload->data(), payload->data() + payload_bytes);
+    auto frame = transport::decode_frame(message, limits_);
+    EXPECT_TRUE(frame) << (frame ? "" : frame.error().message);
+    for (Event& event : scripts.at(peer.value)(peer, frame->dispatch)) {
+      events.push_back(std::move(event));
+    }
+    sent.push_back({peer.value, frame->dispatch.tiles});
+    return {};
+  }
+  std::optional<Event> poll() override {
+    if (events.empty()) return std::nullopt;
+    Event event = std::move(events.front());
+    events.pop_front();
+    return event;
+  }
+  void wait(std::chrono::microseconds timeout) override {
+    clock_.advance(timeout);
+    if (on_wait) on_wait();
+  }
+  void wake() override {}
+  std::string selected_links(PeerId) const override { return "scripted"; }
+
+  std::map<uint32_t, Script> scripts;
+  std::set<uint32_t> unreachable;
+  std::deque<Event> events;
+  std::vector<uint32_t> closed;
+  std::vector<std::pair<uint32_t, std::vector<transport::TileRange>>> sent;
+  std::function<void()> on_wait;
+
+ private:
+  ManualClock& clock_;
+  transport::WireLimits limits_;
+};
+
+class DispatcherTest : public testing::Test {
+ protected:
+  static transport::WireLimits limits() {
+    transport::WireLimits limits;
+    limits.rows_max = 8;
+    limits.hidden_size = kHidden;
+    limits.top_k = 2;
+    limits.num_layers = 5;
+    limits.n_routed_experts = 6;
+    limits.num_tiles = kTiles;
+    limits.row_type = transport::WireRowType::kF32;
+    return limits;
+  }
+  DispatcherTest() {
+    const auto answer = [](PeerId peer, const Dispatch& dispatch) {
+      std::vector<Event> events;
+      events.push_back(whole_partial(peer, dispatch));
+      return events;
+    };
+    for (uint32_t node = 0; node < 3; ++node) transport_.scripts[node] = answer;
+    DispatcherOptions options;
+    options.session = SessionId{77};
+    options.limits = limits();
+    options.progress_deadline = kDeadline;
+    dispatcher_ =
+        std::make_unique<Dispatcher>(transport_, team_, clock_, options,
+                                     std::vector<NodeLink>{{"n0", PeerId{0}, to_ranges({0, 3})},
+                                                           {"n1", PeerId{1}, to_ranges({1})},
+                                                           {"n2", PeerId{2}, to_ranges({2})}});
+  }
+
+  Result<std::vector<RowFailure>> step() {
+    const std::vector<float> rows(kRows * kHidden, 1.0f);
+    const std::vector<int32_t> ids = {0, 1, 2, 3, 4, -1};
+    const std::vector<float> weights(ids.size(), 0.5f);
+    out_.assign(kRows * kHidden, 0.0f);
+    Status sent = dispatcher_->dispatch(3, kRows, rows.data(), ids.data(), weights.data());
+    if (!sent) return sent.error();
+    return dispatcher_->combine(out_.data());
+  }
+  void expect_exact() const {
+    for (uint32_t row = 0; row < kRows; ++row) {
+      for (uint32_t output = 0; output < kHidden; ++output) {
+        ASSERT_EQ(out_[row * kHidden + output], expected_output(row, output))
+            << "row " << row << ", output " << output;
+      }
+    }
+  }
+
+  ManualClock clock_;
+  ThreadTeam team_{1};
+  ScriptedTransport transport_{clock_, limits()};
+  std::unique_ptr<Dispatcher> dispatcher_;
+  std::vector<float> out_;
+};
+
+TEST_F(DispatcherTest, adds_every_nodes_integers_once) {
+  auto failures = step();
+  ASSERT_TRUE(failures);
+  EXPECT_TRUE(failures->empty());
+  expect_exact();
+}
+
+TEST_F(DispatcherTest, pieces_may_come_in_any_order_and_twice) {
+  transport_.scripts[0] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<Event> events;
+    events.push_back(partial_event(peer, dispatch, 0, kRows, 32, 8));
+    events.push_back(partial_event(peer, dispatch, 1, 2, 0, 32));
+    events.push_back(partial_event(peer, dispatch, 1, 2, 0, 32));
+    events.push_back(partial_event(peer, dispatch, 0, 2, 0, 32));  // overlaps the last one
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+}
+
+TEST_F(DispatcherTest, answers_to_an_earlier_dispatch_are_dropped) {
+  ASSERT_TRUE(step());
+  const auto answer = transport_.scripts[1];
+  std::optional<Dispatch> earlier;
+  transport_.scripts[1] = [&](PeerId peer, const Dispatch& dispatch) {
+    Dispatch old = dispatch;
+    old.names.dispatch.value -= 3;
+    std::vector<Event> events;
+    events.push_back(whole_partial(peer, old));
+    for (Event& event : answer(peer, dispatch)) events.push_back(std::move(event));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+}
+
+TEST_F(DispatcherTest, tiles_of_a_node_that_dies_before_its_answer_are_asked_elsewhere) {
+  transport_.scripts[1] = [](PeerId peer, const Dispatch&) {
+    std::vector<Event> events;
+    events.push_back(lost_event(peer));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.closed, testing::ElementsAre(1));
+  EXPECT_EQ(transport_.sent.back(),
+            std::make_pair(uint32_t{2}, std::vector<transport::TileRange>{{1, 2}}));
+
+  transport_.sent.clear();  // from now on the heir is asked for both at once
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.sent,
+              testing::ElementsAre(
+                  std::make_pair(uint32_t{0}, to_ranges({0, 3})),
+                  std::make_pair(uint32_t{2}, std::vector<transport::TileRange>{{1, 2}, {2, 3}})));
+}
+
+TEST_F(DispatcherTest, what_a_node_answered_before_it_died_counts_once) {
+  transport_.scripts[0] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<Event> events;
+    events.push_back(partial_event(peer, dispatch, 0, kRows, 0, 16));
+    events.push_back(lost_event(peer));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+}
+
+TEST_F(DispatcherTest, a_hung_node_is_given_up_at_the_deadline_and_not_before) {
+  transport_.scripts[2] = [](PeerId, const Dispatch&) { return std::vector<Event>{}; };
+  const auto start = clock_.now();
+  std::optional<Clock::TimePoint> closed_at;
+  transport_.on_wait = [&] {
+    if (!transport_.closed.empty() && !closed_at) closed_at = clock_.now();
+    if (clock_.now() - start <= kDeadline) {
+      EXPECT_TRUE(transport_.closed.empty());
+    }
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.closed, testing::ElementsAre(2));
+  EXPECT_LE(clock_.now() - start, kDeadline + std::chrono::milliseconds(200));
+}
+
+TEST_F(DispatcherTest, a_refusal_or_a_bad_frame_sends_the_tiles_elsewhere) {
+  transport_.scripts[1] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<std::byte> header;
+    transport::encode_refusal({dispatch.names, {ErrorCode::kUnavailable, "disk gone"}}, &header);
+    std::vector<Event> events;
+    events.push_back(message_event(peer, header, {}));
+    return events;
+  };
+  transport_.scripts[2] = [](PeerId peer, const Dispatch&) {
+    std::vector<Event> events;
+    events.push_back(message_event(peer, std::vector<std::byte>(7), {}));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.closed, testing::UnorderedElementsAre(1, 2));
+}
+
+TEST_F(DispatcherTest, a_rectangle_outside_the_dispatch_is_a_bad_frame) {
+  transport_.scripts[1] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<Event> events;
+    events.push_back(partial_event(peer, dispatch, 2, kRows, 0, kHidden));  // rows 2..4 of 3
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.closed, testing::ElementsAre(1));
+}
+
+TEST_F(DispatcherTest, fails_with_layer_and_cause_only_when_no_node_is_left) {
+  for (uint32_t node = 0; node < 3; ++node) {
+    transport_.scripts[node] = [](PeerId peer, const Dispatch&) {
+      std::vector<Event> events;
+      events.push_back(lost_event(peer));
+      return events;
+    };
+  }
+  auto failures = step();
+  ASSERT_FALSE(failures);
+  EXPECT_EQ(failures.error().code, ErrorCode::kUnavailable);
+  EXPECT_THAT(failures.error().message,
+              testing::HasSubstr("no expert node is left to compute layer 3"));
+  EXPECT_THAT(failures.error().message, testing::HasSubstr("connection reset"));
+}
+
+TEST_F(DispatcherTest, unreachable_nodes_are_replaced_at_once) {
+  transport_.unreachable = {0, 2};
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 1);
+}
+
+TEST_F(DispatcherTest, a_failed_row_names_the_lowest_expert_of_all_nodes) {
+  transport_.scripts[0] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<Event> events;
+    events.push_back(partial_event(peer, dispatch, 0, kRows, 0, kHidden, {{1, 3}}));
+    return events;
+  };
+  transport_.scripts[2] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<Event> events;
+    events.push_back(partial_event(peer, dispatch, 0, kRows, 0, kHidden, {{1, 2}, {2, 4}}));
+    return events;
+  };
+  auto failures = step();
+  ASSERT_TRUE(failures);
+  ASSERT_EQ(failures->size(), 2u);
+  EXPECT_EQ((*failures)[0].row, 1u);
+  EXPECT_EQ((*failures)[0].expert, 2);
+  EXPECT_EQ((*failures)[1].row, 2u);
+  EXPECT_EQ((*failures)[1].expert, 4);
+}
+
+}  // namespace
+}  // namespace atl::coordinator
