@@ -115,7 +115,7 @@ Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver*
   return {};
 }
 
-// Multi-head latent attention in its absorbed form. Source: model-spec 3.2.
+// Multi-head latent attention in its absorbed form. Source: docs/model.md 3.2.
 void DecodeStep::attention(int64_t layer, const AttentionWeights& weights) {
   Stopwatch watch(clock_, &times_.attention);
   queries(weights);
@@ -280,7 +280,7 @@ void DecodeStep::embed() {
   });
 }
 
-// cos and sin of every row's angles, in double. Source: model-spec 3.4.
+// cos and sin of every row's angles, in double. Source: docs/model.md 3.4.
 void DecodeStep::rotations() {
   const int64_t pairs = config_.qk_rope_head_dim / 2;
   const double magnitude = config_.rope_magnitude();

@@ -25,7 +25,7 @@ struct AttentionWeights {
   Linear q_proj;                      // [heads * (nope + rope), q_lora_rank or hidden]
   Linear kv_a_proj;                   // [kv_lora_rank + rope, hidden]
   std::vector<float> kv_a_layernorm;  // [kv_lora_rank]
-  // kv_b_proj cut per head for the absorbed form (model-spec 3.2):
+  // kv_b_proj cut per head for the absorbed form (docs/model.md 3.2):
   std::vector<Linear> w_k;  // [heads] of [kv_lora_rank, nope]: q~ = q_nope Wk (transposed rows)
   std::vector<Linear> w_v;  // [heads] of [v_head_dim, kv_lora_rank]: o = o~ Wv^T
   Linear o_proj;            // [hidden, heads * v]

@@ -1,4 +1,4 @@
-// MLA attention in the absorbed form: an MQA over the latent cache. Source: model-spec 3.2.
+// MLA attention in the absorbed form: an MQA over the latent cache. Source: docs/model.md 3.2.
 #pragma once
 
 #include <cstdint>

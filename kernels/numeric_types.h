@@ -48,7 +48,7 @@ constexpr uint16_t float_to_bf16(float value) {
 }
 
 // E4M3 "fn": 1 sign, 4 exponent (bias 7), 3 mantissa bits, no infinities; 0x7F and 0xFF are NaN
-// (model-spec 2.4; OCP 8-bit floating point specification).
+// (docs/model.md 2.4; OCP 8-bit floating point specification).
 constexpr bool e4m3_is_nan(uint8_t code) { return (code & 0x7f) == 0x7f; }
 constexpr float e4m3_to_float(uint8_t code) {
   const uint32_t sign = static_cast<uint32_t>(code & 0x80) << 24;

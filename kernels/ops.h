@@ -22,7 +22,7 @@ float silu_f32(float x);
 // Sum of x[i]*y[i] by 16 partial sums of fma and the fixed tree.
 float dot(const float* x, const float* y, int64_t n);
 
-// y = (x * (1 / sqrt(mean(x^2) + eps))) * weight, all FP32. y may be x. Source: model-spec 3.1.
+// y = (x * (1 / sqrt(mean(x^2) + eps))) * weight, all FP32. y may be x. Source: docs/model.md 3.1.
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y);
 
 // x[i] = 1 / (1 + exp(-x[i])).
@@ -36,7 +36,7 @@ void add_in_place(float* x, const float* y, int64_t n);
 
 // Rotates the pairs (2i, 2i+1) of x, n = 2 * pairs values, in place:
 //   y[2i] = fma(x[2i], cos[i], -(x[2i+1] * sin[i])), y[2i+1] = fma(x[2i], sin[i], x[2i+1] * cos[i])
-// Source: model-spec 3.5 (interleaved layout).
+// Source: docs/model.md 3.5 (interleaved layout).
 void rope_interleaved(float* x, const float* cos, const float* sin, int64_t num_pairs);
 
 // Rounds n values to `type` at `out` (BF16: nearest even), and back.

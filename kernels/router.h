@@ -1,4 +1,4 @@
-// Router: from logits to top-k ids and weights, both families. Source: model-spec 3.6.
+// Router: from logits to top-k ids and weights, both families. Source: docs/model.md 3.6.
 #pragma once
 
 #include <cstdint>

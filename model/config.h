@@ -1,4 +1,4 @@
-// The model's hyperparameters, spelled as in the published config.json. Source: model-spec 1.
+// The model's hyperparameters, spelled as in the published config.json. Source: docs/model.md 1.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace atl::model {
 
 // q_a_layernorm and kv_a_layernorm are built with this epsilon, irrespective of rms_norm_eps
-// (model-spec 3.1).
+// (docs/model.md 3.1).
 inline constexpr float kInnerNormEps = 1e-6f;
 
 enum class Architecture : uint8_t { kDeepseekV2, kDeepseekV3, kKimiK2 };
@@ -68,9 +68,9 @@ struct ModelConfig {
   bool has_correction_bias() const { return topk_method == kernels::TopkMethod::kNoauxTc; }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   kernels::RouterShape router_shape() const;
-  // (nope + rope)^-1/2 * m^2. Source: model-spec 3.3.
+  // (nope + rope)^-1/2 * m^2. Source: docs/model.md 3.3.
   double softmax_scale() const;
-  // YaRN frequencies [qk_rope_head_dim / 2] and the factor on cos and sin. Source: model-spec 3.4.
+  // YaRN frequencies [qk_rope_head_dim / 2], the factor on cos and sin. Source: docs/model.md 3.4.
   std::vector<double> rope_inv_freq() const;
   double rope_magnitude() const;
 };

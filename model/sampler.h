@@ -11,7 +11,7 @@
 namespace atl::model {
 
 // Filters apply in this order, each to what the one before it left: temperature, top_k, top_p,
-// min_p. Source: model-spec 6 and the order of Hugging Face transformers' logits warpers.
+// min_p. Source: docs/model.md 6 and the order of Hugging Face transformers' logits warpers.
 struct SamplingParams {
   float temperature = 0;  // 0: the largest logit. Otherwise logits are divided by it
   int32_t top_k = 0;      // keep the k largest; 0: all

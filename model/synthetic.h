@@ -35,7 +35,7 @@ void write_synthetic_checkpoint(const std::filesystem::path& model_dir, const Sy
 // there are eos ids). spec.config.fp8 is not used: the format decides.
 void write_config(const std::filesystem::path& model_dir, const SyntheticSpec& spec);
 
-// The tensors of such a checkpoint in file order. Source: model-spec 2.2 and 2.3.
+// The tensors of such a checkpoint in file order. Source: docs/model.md 2.2 and 2.3.
 std::vector<storage::TensorSpec> synthetic_tensors(const SyntheticSpec& spec);
 
 }  // namespace atl::model

@@ -1,6 +1,6 @@
 // A Hugging Face checkpoint directory: safetensors shards and their index.
 //
-// open() reads and checks every header, never the data: container format (model-spec 2.1), the
+// open() reads and checks every header, never the data: container format (docs/model.md 2.1), the
 // index's map against the shards, sizes against files. Reading is positional (pread) into the
 // caller's buffer; pages are dropped from the page cache afterwards, so a 700 GB checkpoint
 // streams through a small machine.

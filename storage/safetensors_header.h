@@ -1,6 +1,6 @@
 // The two JSON texts of a checkpoint, parsed strictly: the header of a safetensors file and the
-// index of a sharded one. Source: model-spec 2.1; the safetensors format's own rules (no duplicate
-// keys, no holes, no overlaps).
+// index of a sharded one. Source: docs/model.md 2.1; the safetensors format's own rules (no
+// duplicate keys, no holes, no overlaps).
 #pragma once
 
 #include <cstdint>

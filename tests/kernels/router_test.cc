@@ -36,7 +36,7 @@ void expect_choice(const Choice& found, const std::vector<int32_t>& ids,
 const std::vector<float> kLogits = {0.3f, -1.2f, 2.0f, -0.5f, 1.1f, 1.0f, -2.0f, 0.8f};
 const RouterShape kV3{ScoringFunc::kSigmoid, TopkMethod::kNoauxTc, 8, 3, 4, 2, true, 2.5f};
 
-// The four cases of the model specification, section 3.6, from DeepSeek's own Gate class.
+// The four cases of docs/model.md 3.6, from DeepSeek's own Gate class.
 TEST(Router, sigmoid_with_bias_matches_the_published_gate) {
   expect_choice(choose(kV3, kLogits, {0.1f, 0.9f, -0.2f, 0.4f, 0, -0.1f, 1.0f, 0.05f}), {1, 6, 7},
                 {0.5560819f, 0.2863658f, 1.6575525f});

@@ -17,7 +17,7 @@ using nlohmann::json;
 using test::TempDir;
 using test::write_file;
 
-// DeepSeek-V3 as published (model-spec 1).
+// DeepSeek-V3 as published (docs/model.md 1).
 json v3() {
   return json::parse(R"({
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
@@ -185,7 +185,7 @@ TEST(Config, takes_eos_from_generation_config_first) {
   EXPECT_EQ(load(v3(), R"({"bos_token_id":2})").bos_token_id, 2);
 }
 
-// Source of the values: model-spec 3.3.
+// Source of the values: docs/model.md 3.3.
 TEST(Config, softmax_scale_has_the_published_values) {
   EXPECT_NEAR(load(v3()).softmax_scale(), 0.1352337789, 5e-11);
   EXPECT_NEAR(load(v2_lite()).softmax_scale(), 0.1147213868, 5e-11);
@@ -205,7 +205,7 @@ TEST(Config, softmax_scale_has_the_published_values) {
               1e-15);
 }
 
-// Source of the values: model-spec 3.4, nine digits.
+// Source of the values: docs/model.md 3.4, nine digits.
 TEST(Config, rope_frequencies_have_the_published_values) {
   const auto expect = [](const std::vector<double>& freq, size_t i, double value) {
     EXPECT_NEAR(freq[i] / value, 1.0, 5e-9) << i;

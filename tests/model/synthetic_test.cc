@@ -223,7 +223,7 @@ TEST(Synthetic, copies_a_tokenizer_and_says_if_it_cannot) {
             "DIR/nowhere/tokenizer.json: cannot copy: No such file or directory");
 }
 
-// DeepSeek-V3 in its real size, sparse files without data: all figures of model-spec 2.2 and 7.
+// DeepSeek-V3 in its real size, sparse files without data: all figures of docs/model.md 2.2 and 7.
 TEST(Synthetic, v3_has_the_published_tensor_count_and_bytes_per_component) {
   SyntheticSpec spec;
   ModelConfig& c = spec.config;
