@@ -63,7 +63,8 @@ class Transport {
   // `name` stands in errors and logs. kInvalid for an address that isn't one.
   virtual Result<PeerId> connect(std::span<const std::byte> address, const std::string& name) = 0;
   // Frees the peer at once: unfinished sends to it are abandoned and their buffers released, its
-  // unread events dropped; the peer sees kPeerLost. A second close does nothing. A lost peer should
+  // unread events dropped; the peer sees kPeerLost (over UCX only
+  // if anything was exchanged before). A second close does nothing. A lost peer should
   // be closed, too; a new connect() to the same address is a new peer.
   virtual void close(PeerId peer) = 0;
 

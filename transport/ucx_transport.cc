@@ -36,7 +36,6 @@ constexpr std::chrono::microseconds kSpinMax{200};
 // told to wake us then.
 constexpr std::chrono::microseconds kBackpressureSleep{50};
 constexpr std::chrono::seconds kCloseTimeMax{1};
-constexpr std::chrono::milliseconds kGoodbyeTimeMax{500};
 // Every how many idle poll() calls the watched processes are looked at (one system call).
 constexpr uint32_t kPollsPerWatch = 256;
 
@@ -181,6 +180,7 @@ class UcxTransport final : public Transport {
     std::string name;
     uint64_t end_id = 0;
     State state = State::kOpen;
+    bool is_set_up = false;  // something has come from it or has gone to it
     ucp_ep_h ep = nullptr;
     int pidfd = -1;        // of the peer's process, if it is on this host
     size_t num_sends = 0;  // under way
@@ -449,6 +449,7 @@ Status UcxTransport::send(PeerId id, std::span<const std::byte> header, SharedBu
   ucs_status_ptr_t request = ucp_am_send_nbx(peer.ep, kMessageAmId, send->header.data(),
                                              send->header.size(), data, payload_bytes, &param);
   if (request == nullptr) {
+    peer.is_set_up = true;
     release(send);
     return {};
   }
@@ -464,10 +465,11 @@ Status UcxTransport::send(PeerId id, std::span<const std::byte> header, SharedBu
                fmt::format("send to {}: it is lost: {}", peer.name, peer.failure.message)};
 }
 
-void UcxTransport::on_sent(void* request, ucs_status_t, void* user_data) noexcept {
+void UcxTransport::on_sent(void* request, ucs_status_t status, void* user_data) noexcept {
   // A failed send needs no word of its own: its peer's error handler is called as well.
   auto* send = static_cast<Send*>(user_data);
   ucp_request_free(request);
+  if (status == UCS_OK) send->peer->is_set_up = true;
   send->peer->owner->done_sends_.push_back(send);  // reserved: doesn't allocate
 }
 
@@ -522,6 +524,7 @@ ucs_status_t UcxTransport::take_message(const void* header, size_t header_bytes,
                                         size_t payload_bytes, const ucp_am_recv_param_t* param) {
   Peer* peer = sender_of(header, header_bytes);
   if (peer == nullptr) return UCS_OK;
+  peer->is_set_up = true;
   if (payload_bytes > message_bytes_max_) {
     mark_failing(*peer, ErrorCode::kInvalid,
                  fmt::format("it sent a message of {} bytes, at most {} are allowed", payload_bytes,
@@ -616,21 +619,17 @@ void UcxTransport::lose_failing() {
   }
 }
 
-// Best effort, so that a peer can tell leaving from dying; small enough to go out at once.
+// Best effort, so that a peer can tell leaving from dying; small enough to go out at once. Not on a
+// connection that may still be being set up: UCX 1.13 aborts the process ("pending_count == 0",
+// wireup_ep.c) if a tcp peer resets it while something waits for the set-up.
 void UcxTransport::say_goodbye(Peer& peer) {
+  if (!peer.is_set_up) return;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
   param.flags = UCP_AM_SEND_FLAG_EAGER;
   ucs_status_ptr_t request =
       ucp_am_send_nbx(peer.ep, kGoodbyeAmId, &goodbye_, sizeof goodbye_, nullptr, 0, &param);
-  if (request == nullptr || UCS_PTR_IS_ERR(request)) return;
-  // With nothing else under way it waits only for the connection to be set up; dropped before that,
-  // a tcp peer would never learn that we have left.
-  const auto deadline = Clock::now() + kGoodbyeTimeMax;
-  while (peer.num_sends == 0 && ucp_request_check_status(request) == UCS_INPROGRESS &&
-         Clock::now() < deadline)
-    ucp_worker_progress(worker_);
-  ucp_request_free(request);
+  if (request != nullptr && !UCS_PTR_IS_ERR(request)) ucp_request_free(request);
 }
 
 void UcxTransport::end_connection(Peer& peer) {

@@ -678,6 +678,8 @@ TEST_P(TransportProcessTest, close_releases_the_buffers_of_sends_to_a_stopped_pr
 
 TEST_P(TransportProcessTest, the_child_sees_its_peer_leave) {
   WithChild with(GetParam());
+  expect_sent(with.transport->send(with.peer, header_of(1, 1, 0), nullptr, 0));
+  ASSERT_TRUE(with.next_event().has_value());
   with.transport->close(with.peer);
   auto end = with.child.wait(kPatience);
   ASSERT_TRUE(end.has_value()) << end.error().message;
