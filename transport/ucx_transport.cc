@@ -1,6 +1,7 @@
 // Transport over UCX active messages. All state belongs to the thread that owns the transport;
 // UCX's callbacks run inside ucp_worker_progress() and only mark records, reap() decides.
 #include <fmt/core.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -32,9 +33,11 @@ constexpr size_t kSendsPerPeerMax = 256;
 constexpr size_t kMessageBytesDefault = 64u << 20;
 // A layer's answer comes within tens of microseconds or takes a while.
 constexpr std::chrono::microseconds kSpinMax{200};
-// Sleep between two looks when UCX has sends that wait for room in a peer's queue: it can't be
-// told to wake us then.
-constexpr std::chrono::microseconds kBackpressureSleep{50};
+// UCX can't be told to wake us when it has sends that wait for room in a peer's queue, and its
+// descriptor may stay readable although nothing comes of it. After so many looks that brought
+// nothing wait() looks once in a while, without the descriptor.
+constexpr int kFruitlessMax = 16;
+constexpr std::chrono::microseconds kNap{50};
 constexpr std::chrono::seconds kCloseTimeMax{1};
 // Every how many idle poll() calls the watched processes are looked at (one system call).
 constexpr uint32_t kPollsPerWatch = 256;
@@ -220,6 +223,7 @@ class UcxTransport final : public Transport {
   void release(Send* send);
   Send* free_send();
   bool sleep_until(Clock::time_point deadline);  // true if woken by wake()
+  void nap(Clock::time_point deadline);          // ends early by wake() only
   bool take_events(int timeout_ms);
   bool handle_events(const epoll_event* events, int num_events);
   void watch(int fd, uint64_t what);
@@ -727,18 +731,28 @@ void UcxTransport::wait(std::chrono::microseconds timeout) {
       if (take_wake()) return;
     }
   }
-  while (Clock::now() < deadline) {
-    const ucs_status_t status = ucp_worker_arm(worker_);
-    const bool armed = status == UCS_OK;
-    if (!armed && advance() > 0) return;
-    const bool woken =
-        sleep_until(armed ? deadline : std::min(deadline, Clock::now() + kBackpressureSleep));
-    if (woken) {
-      take_wake();
-      return;
+  for (int fruitless = 0; Clock::now() < deadline;) {
+    if (ucp_worker_arm(worker_) == UCS_OK && fruitless < kFruitlessMax) {
+      if (sleep_until(deadline)) {
+        take_wake();
+        return;
+      }
+    } else if (fruitless >= kFruitlessMax) {
+      nap(deadline);
+      take_events(0);  // processes that have ended
+      if (take_wake()) return;
     }
-    if (advance() > 0 || !ready_.empty()) return;
+    const unsigned moved = ucp_worker_progress(worker_);
+    if (reap() > 0 || !ready_.empty()) return;
+    fruitless += moved > 0 ? 1 : kFruitlessMax;
   }
+}
+
+void UcxTransport::nap(Clock::time_point deadline) {
+  const auto left = std::min<Clock::duration>(kNap, deadline - Clock::now());
+  const timespec time{0, std::max<long>(0, std::chrono::nanoseconds(left).count())};
+  pollfd wake{wake_fd_, POLLIN, 0};
+  ::ppoll(&wake, 1, &time, nullptr);
 }
 
 void UcxTransport::wake() {
