@@ -345,9 +345,16 @@ void ExpertNode::load(Epoch epoch, std::vector<int> tiles) {
       error.empty() ? transport::NodeState::Phase::kReady : transport::NodeState::Phase::kFailed;
 }
 
-transport::NodeState ExpertNode::state(SessionId) {
+// Ready means: the plan is loaded and the data plane knows the coordinator. A Dispatch that came
+// before that would be a stranger's.
+transport::NodeState ExpertNode::state(SessionId session) {
   std::lock_guard lock(mutex_);
   transport::NodeState state = plan_state_;
+  const auto found = sessions_.find(session);
+  const bool connected = found != sessions_.end() && found->second->peer;
+  if (state.phase == transport::NodeState::Phase::kReady && !connected) {
+    state.phase = transport::NodeState::Phase::kLoading;
+  }
   if (load_progress_) {
     state.bytes_loaded = load_progress_->done();
     state.bytes_total = load_progress_->total();

@@ -1,0 +1,256 @@
+// An expert node on an in-process transport: what it accepts, what it refuses and how.
+#include "expert_node/serve.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include "model/weights_map.h"
+#include "tests/support/synthetic_model.h"
+#include "tests/support/temp_dir.h"
+
+namespace atl::expert_node {
+namespace {
+
+using testing::HasSubstr;
+using transport::Frame;
+
+constexpr uint32_t kHidden = 320;
+constexpr SessionId kSession{0xabcdef};
+
+class ServeTest : public testing::Test {
+ protected:
+  ServeTest() {
+    test::write_small_model(dir_.path(), kHidden, 512);
+    config_.emplace(model::load_config(dir_.path()));
+    checkpoint_.emplace(storage::Checkpoint::open(dir_.path()));
+    catalog_.emplace(model::map_experts(*config_, *checkpoint_));
+    tiles_.emplace(*checkpoint_, *catalog_);
+    transport::InProcessPair pair = transport::make_in_process_pair();
+    near_ = std::move(pair.near_end);
+    far_ = std::move(pair.far_end);
+    NodeOptions options;
+    options.name = "n7";
+    options.identity = {"model a", "fingerprint a", "profile a"};
+    options.row_type = transport::WireRowType::kF32;
+    node_.emplace(options, team_, *tiles_, *far_);
+    transport::set_in_process_pump(*near_, [this] { node_->serve_some(); });
+  }
+
+  transport::Hello hello() {
+    transport::Hello hello;
+    hello.coordinator = "c0";
+    hello.identity = {"model a", "fingerprint a", "profile a"};
+    hello.session = kSession;
+    hello.data_address = near_->address();
+    hello.limits.rows_max = 4;
+    hello.limits.hidden_size = kHidden;
+    hello.limits.top_k = 3;
+    hello.limits.num_layers = 2;
+    hello.limits.n_routed_experts = 8;
+    hello.limits.num_tiles = 4;
+    hello.limits.row_type = transport::WireRowType::kF32;
+    return hello;
+  }
+  void open_session() {
+    auto reply = node_->hello(hello());
+    ASSERT_TRUE(reply) << reply.error().message;
+    auto peer = near_->connect(reply->data_address, reply->node);
+    ASSERT_TRUE(peer);
+    peer_ = *peer;
+    EXPECT_FALSE(near_->poll());  // the node's data plane takes the session up
+  }
+  void load_plan_without_serving(std::vector<transport::TileRange> tiles) {
+    ASSERT_TRUE(node_->apply_plan(kSession, {Epoch{1}, std::move(tiles)}));
+    while (node_->state(kSession).resident_bytes == 0) std::this_thread::yield();
+  }
+  void load_plan(std::vector<transport::TileRange> tiles) {
+    ASSERT_TRUE(node_->apply_plan(kSession, {Epoch{1}, std::move(tiles)}));
+    while (node_->state(kSession).phase == transport::NodeState::Phase::kLoading) {
+      std::this_thread::yield();
+    }
+    ASSERT_EQ(node_->state(kSession).phase, transport::NodeState::Phase::kReady)
+        << node_->state(kSession).error;
+  }
+
+  void send_dispatch(SessionId session, uint64_t id) {
+    transport::Dispatch dispatch;
+    dispatch.names = {session, DispatchId{id}, Epoch{1}, 1};
+    dispatch.row_type = transport::WireRowType::kF32;
+    dispatch.num_rows = 1;
+    dispatch.hidden_size = kHidden;
+    dispatch.top_k = 3;
+    dispatch.tiles = {{0, 4}};
+    const auto layout = transport::dispatch_payload_layout(1, kHidden, 3, dispatch.row_type);
+    auto payload = std::make_shared<HostBuffer>(layout.bytes);
+    const int32_t ids[3] = {0, 3, 5};
+    const float weights[3] = {1, 1, 1};
+    std::memcpy(payload->data() + layout.ids, ids, sizeof(ids));
+    std::memcpy(payload->data() + layout.weights, weights, sizeof(weights));
+    std::vector<std::byte> header;
+    transport::encode_dispatch_header(dispatch, &header);
+    ASSERT_TRUE(near_->send(peer_, header, payload, layout.bytes));
+  }
+  // The node's next answer. The message must outlive the frame's spans.
+  Frame receive() {
+    for (int i = 0; i < 100; ++i) {
+      auto event = near_->poll();
+      if (!event) continue;
+      EXPECT_EQ(event->kind, transport::Event::Kind::kMessage);
+      message_ = std::move(event->message);
+      auto frame = transport::decode_frame(*message_, hello().limits);
+      EXPECT_TRUE(frame) << (frame ? "" : frame.error().message);
+      return *frame;
+    }
+    ADD_FAILURE() << "the node did not answer";
+    return {};
+  }
+
+  test::TempDir dir_;
+  std::optional<model::ModelConfig> config_;
+  std::optional<storage::Checkpoint> checkpoint_;
+  std::optional<storage::ExpertCatalog> catalog_;
+  std::optional<storage::TileStore> tiles_;
+  ThreadTeam team_{1};
+  std::unique_ptr<transport::Transport> near_, far_;
+  std::optional<ExpertNode> node_;
+  transport::PeerId peer_;
+  std::unique_ptr<transport::Message> message_;
+};
+
+TEST_F(ServeTest, another_model_checkpoint_or_profile_is_refused_with_both_values) {
+  for (std::string transport::ModelIdentity::*field :
+       {&transport::ModelIdentity::model, &transport::ModelIdentity::checkpoint_fingerprint,
+        &transport::ModelIdentity::profile}) {
+    transport::Hello other = hello();
+    const std::string ours = other.identity.*field;
+    other.identity.*field = "something else";
+    auto reply = node_->hello(other);
+    ASSERT_FALSE(reply);
+    EXPECT_EQ(reply.error().code, ErrorCode::kInvalid);
+    EXPECT_THAT(reply.error().message, HasSubstr(ours));
+    EXPECT_THAT(reply.error().message, HasSubstr("something else"));
+  }
+}
+
+TEST_F(ServeTest, other_shapes_are_refused_with_both_values) {
+  transport::Hello other = hello();
+  other.limits.hidden_size = 256;
+  auto reply = node_->hello(other);
+  ASSERT_FALSE(reply);
+  EXPECT_EQ(reply.error().message, "hidden_size differs: n7 has 320, the coordinator 256");
+  other = hello();
+  other.limits.num_tiles = 16;
+  reply = node_->hello(other);
+  ASSERT_FALSE(reply);
+  EXPECT_EQ(reply.error().message, "number of tiles differs: n7 has 4, the coordinator 16");
+}
+
+TEST_F(ServeTest, is_ready_only_when_its_data_plane_knows_the_coordinator) {
+  ASSERT_TRUE(node_->hello(hello()));
+  load_plan_without_serving({{0, 4}});
+  EXPECT_EQ(node_->state(kSession).phase, transport::NodeState::Phase::kLoading);
+  node_->serve_some();
+  EXPECT_EQ(node_->state(kSession).phase, transport::NodeState::Phase::kReady);
+}
+
+TEST_F(ServeTest, a_session_key_is_used_once) {
+  ASSERT_TRUE(node_->hello(hello()));
+  auto again = node_->hello(hello());
+  ASSERT_FALSE(again);
+  EXPECT_THAT(again.error().message, HasSubstr("is already open at n7"));
+}
+
+TEST_F(ServeTest, plans_that_make_no_sense_are_refused) {
+  open_session();
+  const auto refused = [&](std::vector<transport::TileRange> tiles) {
+    const Status status = node_->apply_plan(kSession, {Epoch{1}, std::move(tiles)});
+    return status ? std::string("accepted") : status.error().message;
+  };
+  EXPECT_EQ(refused({{0, 5}}), "plan names tiles 0..5, an expert of this model has 4");
+  EXPECT_EQ(refused({{2, 2}}), "plan names tiles 2..2, an expert of this model has 4");
+  EXPECT_EQ(refused({{0, 2}, {1, 3}}), "plan's tile ranges overlap or do not ascend");
+  EXPECT_EQ(refused({{2, 3}, {0, 1}}), "plan's tile ranges overlap or do not ascend");
+  const Status unknown = node_->apply_plan(SessionId{1}, {Epoch{1}, {{0, 1}}});
+  ASSERT_FALSE(unknown);
+  EXPECT_THAT(unknown.error().message, HasSubstr("0000000000000001 is not open"));
+}
+
+TEST_F(ServeTest, a_dispatch_before_the_plan_is_loaded_is_refused_and_one_after_it_answered) {
+  open_session();
+  send_dispatch(kSession, 1);
+  const Frame early = receive();
+  ASSERT_EQ(early.kind, Frame::Kind::kRefusal);
+  EXPECT_EQ(early.refusal.error.code, ErrorCode::kUnavailable);
+  EXPECT_EQ(early.refusal.names.dispatch, DispatchId{1});
+
+  load_plan({{0, 4}});
+  send_dispatch(kSession, 2);
+  const Frame answer = receive();
+  ASSERT_EQ(answer.kind, Frame::Kind::kPartial);
+  EXPECT_EQ(answer.partial.names, (transport::DispatchNames{kSession, DispatchId{2}, Epoch{1}, 1}));
+  EXPECT_EQ(answer.partial.num_outputs, kHidden);
+  const transport::NodeStats stats = node_->stats(kSession);
+  EXPECT_EQ(stats.dispatches, 1u);
+  EXPECT_EQ(stats.expert_rows, 3u);
+  EXPECT_EQ(stats.tiles_computed, 12u);
+  EXPECT_EQ(stats.refused, 1u);
+  EXPECT_EQ(stats.bytes_out, kHidden * 6u);
+}
+
+TEST_F(ServeTest, a_node_without_tiles_of_its_own_computes_what_it_is_asked) {
+  open_session();
+  load_plan({});
+  send_dispatch(kSession, 1);
+  EXPECT_EQ(receive().kind, Frame::Kind::kPartial);
+  EXPECT_EQ(node_->stats(kSession).cold_tiles, 12u);
+}
+
+TEST_F(ServeTest, a_dispatch_of_another_session_is_refused_with_both_keys) {
+  open_session();
+  load_plan({{0, 4}});
+  send_dispatch(SessionId{5}, 1);
+  const Frame answer = receive();
+  ASSERT_EQ(answer.kind, Frame::Kind::kRefusal);
+  EXPECT_EQ(answer.refusal.error.message,
+            "session 0000000000000005 is not open at n7, which has 0000000000abcdef");
+}
+
+TEST_F(ServeTest, a_frame_that_cannot_be_read_is_refused_at_once_and_the_next_one_answered) {
+  open_session();
+  load_plan({{0, 4}});
+  const std::vector<std::byte> garbage(48, std::byte{0x5a});
+  ASSERT_TRUE(near_->send(peer_, garbage, nullptr, 0));
+  const Frame answer = receive();
+  ASSERT_EQ(answer.kind, Frame::Kind::kRefusal);
+  EXPECT_EQ(answer.refusal.names.dispatch, transport::kUnreadableDispatch);
+  send_dispatch(kSession, 1);
+  EXPECT_EQ(receive().kind, Frame::Kind::kPartial);
+}
+
+TEST_F(ServeTest, a_closed_session_is_gone_and_its_key_free_again) {
+  open_session();
+  node_->close_session(kSession);
+  node_->serve_some();
+  EXPECT_EQ(node_->stats(kSession).dispatches, 0u);
+  EXPECT_TRUE(node_->hello(hello()));
+}
+
+TEST_F(ServeTest, a_checkpoint_that_cannot_be_loaded_fails_the_plan_with_the_reason) {
+  test::patch_tensor(dir_.path(), "model.layers.1.mlp.experts.4.up_proj.weight_scale_inv", 0, 1,
+                     std::numeric_limits<float>::infinity());
+  open_session();
+  ASSERT_TRUE(node_->apply_plan(kSession, {Epoch{1}, {{0, 4}}}));
+  while (node_->state(kSession).phase == transport::NodeState::Phase::kLoading) {
+    std::this_thread::yield();
+  }
+  const transport::NodeState state = node_->state(kSession);
+  EXPECT_EQ(state.phase, transport::NodeState::Phase::kFailed);
+  EXPECT_THAT(state.error, HasSubstr("experts.4.up_proj"));
+}
+
+}  // namespace
+}  // namespace atl::expert_node
