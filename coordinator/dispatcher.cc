@@ -24,6 +24,12 @@ kernels::RowType kernel_row_type(transport::WireRowType type) {
   return type == transport::WireRowType::kBf16 ? kernels::RowType::kBf16 : kernels::RowType::kF32;
 }
 
+int num_tiles(const NodeLink& node) {
+  int tiles = 0;
+  for (const transport::TileRange& range : node.tiles) tiles += range.end - range.begin;
+  return tiles;
+}
+
 }  // namespace
 
 Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
@@ -170,7 +176,7 @@ Status Dispatcher::reassign_lost_shares() {
       const size_t lost = shares_[s].node;
       std::optional<size_t> heir;
       for (size_t node = 0; node < nodes_.size(); ++node) {
-        if (alive_[node] && (!heir || nodes_[node].tiles.size() < nodes_[*heir].tiles.size())) {
+        if (alive_[node] && (!heir || num_tiles(nodes_[node]) < num_tiles(nodes_[*heir]))) {
           heir = node;
         }
       }

@@ -1,0 +1,231 @@
+// The engine with its expert node in this process: sequences that fail, neighbours that don't care.
+#include "coordinator/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "cli/deployment.h"
+#include "coordinator/generate.h"
+#include "model/sampler.h"
+#include "tests/support/golden.h"
+#include "tests/support/synthetic_model.h"
+#include "tests/support/temp_dir.h"
+
+namespace atl::coordinator {
+namespace {
+
+using testing::HasSubstr;
+
+cli::DeploymentOptions options_for(const std::filesystem::path& model, int64_t cache_tokens) {
+  cli::DeploymentOptions options;
+  options.model_dir = model;
+  options.threads = 1;
+  options.cache_tokens = cache_tokens;
+  options.progress = false;
+  return options;
+}
+
+std::filesystem::path tiny() { return test::tests_dir() / "models/tiny-fp8"; }
+
+// Steps one sequence; its last logits, or its error.
+Result<std::vector<float>> step(Engine& engine, Sequence& sequence, std::vector<int32_t> tokens) {
+  const SequenceRows rows{&sequence, tokens, WantLogits::kLast};
+  std::optional<Error> error;
+  std::vector<float> logits;
+  const Status status = engine.step(
+      std::span(&rows, 1),
+      [&](size_t, size_t, std::span<const float> row) { logits.assign(row.begin(), row.end()); },
+      std::span(&error, 1));
+  if (!status) return status.error();
+  if (error) return *error;
+  return logits;
+}
+
+TEST(Engine, steps_of_mixed_sequences_give_each_what_it_gets_alone) {
+  cli::Deployment deployment(options_for(tiny(), 1024));
+  Engine& engine = deployment.engine();
+  Sequence alone;
+  auto first = step(engine, alone, {0, 42, 699});
+  auto second = step(engine, alone, {14});
+  ASSERT_TRUE(first && second);
+  engine.release(alone);
+
+  Sequence decoding, prefilling;
+  ASSERT_TRUE(step(engine, decoding, {0, 42, 699}));
+  const std::vector<int32_t> decode_token = {14}, prompt = {0, 7, 8, 9, 10, 11};
+  const SequenceRows rows[] = {{&prefilling, prompt, WantLogits::kNone},
+                               {&decoding, decode_token, WantLogits::kLast}};
+  std::optional<Error> errors[2];
+  std::vector<float> logits;
+  ASSERT_TRUE(engine.step(
+      rows,
+      [&](size_t, size_t, std::span<const float> row) { logits.assign(row.begin(), row.end()); },
+      errors));
+  EXPECT_EQ(logits, *second);
+  EXPECT_EQ(decoding.num_tokens, 4);
+  EXPECT_EQ(prefilling.num_tokens, 6);
+}
+
+TEST(Engine, a_bad_token_or_too_long_a_context_stops_that_sequence_only) {
+  cli::Deployment deployment(options_for(tiny(), 1024));
+  Engine& engine = deployment.engine();
+  Sequence good, bad, longer;
+  longer.num_tokens = deployment.config().max_position_embeddings;
+  const std::vector<int32_t> good_tokens = {0, 5}, bad_tokens = {0, 3328}, more = {1};
+  const SequenceRows rows[] = {{&bad, bad_tokens, WantLogits::kLast},
+                               {&good, good_tokens, WantLogits::kLast},
+                               {&longer, more, WantLogits::kLast}};
+  std::optional<Error> errors[3];
+  int calls = 0;
+  ASSERT_TRUE(engine.step(
+      rows,
+      [&](size_t w, size_t, std::span<const float>) {
+        EXPECT_EQ(w, 1u);
+        ++calls;
+      },
+      errors));
+  EXPECT_EQ(calls, 1);
+  ASSERT_TRUE(errors[0]);
+  EXPECT_EQ(errors[0]->message, "token id 3328 is not in the vocabulary of 3328");
+  EXPECT_FALSE(errors[1]);
+  ASSERT_TRUE(errors[2]);
+  EXPECT_EQ(errors[2]->message, "context of 2049 tokens is longer than the model's 2048 positions");
+  EXPECT_EQ(bad.num_tokens, 0);
+}
+
+TEST(Engine, a_full_cache_is_an_answer_and_released_blocks_serve_again) {
+  cli::Deployment deployment(options_for(tiny(), 64));  // two blocks
+  Engine& engine = deployment.engine();
+  Sequence a, b;
+  ASSERT_TRUE(step(engine, a, std::vector<int32_t>(100, 5)));
+  auto full = step(engine, b, {5});
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().code, ErrorCode::kOverloaded);
+  EXPECT_THAT(full.error().message, HasSubstr("all 2 blocks of 64 positions are in use"));
+  engine.release(a);
+  engine.release(b);
+  EXPECT_TRUE(step(engine, b, {5}));
+}
+
+// One expert whose results are far beyond the range: only rows that choose it end, with its name.
+TEST(Engine, a_value_out_of_range_names_layer_and_expert_and_spares_the_other_rows) {
+  const test::TempDir dir;
+  test::write_small_model(dir.path(), 320, 512);
+  Sequence probe;
+  std::vector<int32_t> chosen;  // experts of token 5 as the first of a sequence
+  class Routes final : public StepObserver {
+   public:
+    explicit Routes(std::vector<int32_t>* to) : to_(to) {}
+    void on_routes(int64_t, std::span<const int32_t> ids, std::span<const float>) override {
+      to_->assign(ids.begin(), ids.end());
+    }
+    void on_hidden(int64_t, std::span<const float>) override {}
+
+   private:
+    std::vector<int32_t>* to_;
+  } routes(&chosen);
+  int32_t victim = -1, bystander = -1;
+  std::vector<int32_t> victim_experts;
+  {
+    cli::Deployment deployment(options_for(dir.path(), 1024));
+    std::vector<std::vector<int32_t>> routes_of;
+    for (int32_t token = 0; token < 40; ++token) {
+      Sequence sequence;
+      const std::vector<int32_t> tokens = {token};
+      const SequenceRows rows{&sequence, tokens, WantLogits::kNone};
+      std::optional<Error> error;
+      ASSERT_TRUE(deployment.engine().step(std::span(&rows, 1), {}, std::span(&error, 1), &routes));
+      routes_of.push_back(chosen);
+      deployment.engine().release(sequence);
+    }
+    victim = 0;
+    victim_experts = routes_of[0];
+    for (int32_t token = 1; token < 40 && bystander < 0; ++token) {
+      const auto& ids = routes_of[token];
+      if (std::find(ids.begin(), ids.end(), victim_experts[0]) == ids.end()) bystander = token;
+    }
+    ASSERT_GE(bystander, 0);
+  }
+  const int32_t expert = victim_experts[0];
+  test::patch_tensor(
+      dir.path(),
+      "model.layers.1.mlp.experts." + std::to_string(expert) + ".down_proj.weight_scale_inv", 0, 4,
+      1e30f);
+
+  cli::Deployment deployment(options_for(dir.path(), 1024));
+  Sequence bad, good;
+  const std::vector<int32_t> bad_tokens = {victim}, good_tokens = {bystander};
+  const SequenceRows rows[] = {{&bad, bad_tokens, WantLogits::kLast},
+                               {&good, good_tokens, WantLogits::kLast}};
+  std::optional<Error> errors[2];
+  std::vector<float> good_logits;
+  ASSERT_TRUE(deployment.engine().step(
+      rows,
+      [&](size_t w, size_t, std::span<const float> row) {
+        EXPECT_EQ(w, 1u);
+        good_logits.assign(row.begin(), row.end());
+      },
+      errors));
+  ASSERT_TRUE(errors[0]);
+  EXPECT_EQ(errors[0]->message, "position 0, layer 1: expert " + std::to_string(expert) +
+                                    " gave a value that is not finite or beyond +-8388608");
+  EXPECT_FALSE(errors[1]);
+  deployment.engine().release(good);
+  auto alone = step(deployment.engine(), good, good_tokens);
+  ASSERT_TRUE(alone);
+  EXPECT_EQ(good_logits, *alone);
+}
+
+TEST(Generate, the_same_seed_gives_the_same_tokens_and_another_seed_others) {
+  cli::Deployment deployment(options_for(tiny(), 256));
+  model::Sampler sampler;
+  GenerateRequest request;
+  request.prompt = {0, 42, 699, 14};
+  request.max_tokens = 24;
+  request.vocab_limit = 3328;
+  request.sampling.temperature = 1.0f;
+  const auto tokens = [&](uint64_t seed, int64_t chunk) {
+    request.sampling.seed = seed;
+    request.chunk = chunk;
+    auto result =
+        generate(deployment.engine(), deployment.clock(), request, sampler, [](int32_t) {});
+    EXPECT_TRUE(result);
+    return result->tokens;
+  };
+  EXPECT_EQ(tokens(1, 512), tokens(1, 3));
+  EXPECT_NE(tokens(1, 512), tokens(2, 512));
+}
+
+TEST(Generate, ends_at_a_stop_id_at_max_tokens_and_at_the_last_position) {
+  cli::DeploymentOptions options = options_for(tiny(), 2048);
+  cli::Deployment deployment(options);
+  model::Sampler sampler;
+  GenerateRequest request;
+  request.prompt = {0, 42, 699, 14};
+  request.max_tokens = 6;
+  request.vocab_limit = 3328;
+  auto all = generate(deployment.engine(), deployment.clock(), request, sampler, [](int32_t) {});
+  ASSERT_TRUE(all);
+  ASSERT_EQ(all->tokens.size(), 6u);
+  EXPECT_EQ(all->finish, FinishReason::kLength);
+
+  request.stop_ids = {all->tokens[3]};
+  auto stopped =
+      generate(deployment.engine(), deployment.clock(), request, sampler, [](int32_t) {});
+  ASSERT_TRUE(stopped);
+  EXPECT_EQ(stopped->finish, FinishReason::kStop);
+  const auto first_stop = std::find(all->tokens.begin(), all->tokens.end(), all->tokens[3]);
+  EXPECT_EQ(stopped->tokens, std::vector<int32_t>(all->tokens.begin(), first_stop + 1));
+
+  request.stop_ids.clear();
+  request.prompt.assign(2046, 42);
+  auto last = generate(deployment.engine(), deployment.clock(), request, sampler, [](int32_t) {});
+  ASSERT_TRUE(last);
+  EXPECT_EQ(last->tokens.size(), 3u);  // after positions 2045, 2046 and 2047
+  EXPECT_EQ(deployment.engine().cache().free_blocks(), deployment.engine().cache().max_blocks());
+}
+
+}  // namespace
+}  // namespace atl::coordinator
