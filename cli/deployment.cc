@@ -210,6 +210,7 @@ void Deployment::load_weights() {
     progress.advance(state.bytes_loaded - shown);
     shown = state.bytes_loaded;
     if (state.ready) break;
+    dispatcher_->poll();  // lets a node in this process take its session up
     std::this_thread::sleep_for(kLoadPollInterval);
   }
 }

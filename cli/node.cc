@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <memory>
 #include <string>
 
@@ -34,6 +35,20 @@ transport::TransportKind transport_kind(const std::string& name) {
   if (name == "shm") return transport::TransportKind::kShm;
   if (name == "tcp") return transport::TransportKind::kTcp;
   return transport::TransportKind::kAuto;
+}
+
+// The problem with a --listen address, "" if there is none.
+std::string check_listen(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  unsigned port = 0;
+  const char* end = text.data() + text.size();
+  if (colon == std::string::npos || colon == 0 ||
+      std::from_chars(text.data() + colon + 1, end, port) !=
+          std::from_chars_result{end, std::errc()} ||
+      port > 65535) {
+    return fmt::format("'{}' is no address, expected HOST:PORT with a port of 0 to 65535", text);
+  }
+  return "";
 }
 
 void serve(const NodeCommandOptions& options) {
@@ -73,6 +88,7 @@ void add_node_command(CLI::App& app, int* exit_code) {
   command
       ->add_option("--listen", options->listen,
                    "Address of the control port, HOST:PORT; port 0: any free one, told on stdout")
+      ->check(check_listen)
       ->capture_default_str();
   command->add_option("--transport", options->transport, "Link of the data plane: auto, shm or tcp")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))

@@ -12,8 +12,8 @@
 #include "coordinator/evaluate.h"
 #include "coordinator/generate.h"
 #include "model/sampler.h"
-#include "model/synthetic.h"
 #include "tests/support/golden.h"
+#include "tests/support/synthetic_model.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl {
@@ -123,20 +123,8 @@ TEST(SameBits, for_any_nodes_tiles_link_threads_and_chunk) {
   expect_layouts_equal(model, rows, RowType::kF32, {layouts[2], layouts[5], layouts[8]});
 }
 
-// A V3-like model of few layers with this expert width, FP8.
 std::filesystem::path make_model(const test::TempDir& dir, int64_t hidden, int64_t intermediate) {
-  model::SyntheticSpec spec;
-  spec.config = model::load_config(test::tests_dir() / "models/tiny-fp8");
-  spec.config.hidden_size = hidden;
-  spec.config.moe_intermediate_size = intermediate;
-  spec.config.num_hidden_layers = 2;
-  spec.config.num_nextn_predict_layers = 0;
-  spec.config.n_routed_experts = 8;
-  spec.config.n_group = 2;
-  spec.config.topk_group = 1;
-  spec.config.num_experts_per_tok = 3;
-  spec.config.vocab_size = 500;
-  model::write_synthetic_checkpoint(dir.path(), spec);
+  test::write_small_model(dir.path(), hidden, intermediate);
   return dir.path();
 }
 
