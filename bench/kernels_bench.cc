@@ -8,15 +8,14 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <cmath>
 #include <random>
 #include <vector>
 
 #include "base/memory.h"
 #include "base/units.h"
-#include "bench/machine_limit.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/linear.h"
+#include "topology/machine_limit.h"
 
 namespace atl::bench {
 namespace {
@@ -24,22 +23,16 @@ namespace {
 using kernels::PanelMatrix;
 using kernels::PanelShape;
 using kernels::WeightFormat;
+using topology::MachineLimit;
+using topology::thread_seconds;
 
-struct Limit {
-  double read = 0;
-  double fma = 0;
-};
-
-Limit measure_limit(const std::string& target) {
-  Limit best;
-  for (int i = 0; i < 4; ++i) {
-    best.read = std::max(best.read, read_bytes_per_second());
-    best.fma = std::max(best.fma, fma_flop_per_second(target));
-  }
-  return best;
+// The probe of the one thread that everything here runs in, for the named SIMD target.
+MachineLimit measure_limit(const std::string& target) {
+  static ThreadTeam team(1);
+  static topology::MachineProbe probe(team);
+  kernels::use_cpu_target(target);
+  return probe.measure();
 }
-
-bool differ(double a, double b) { return std::fabs(a - b) > 0.1 * std::max(a, b); }
 
 // Random finite weights of `bytes` bytes at least, so that no two calls find them in a cache; or,
 // if bytes is small, so that they always do.
@@ -80,22 +73,22 @@ struct Config {
   size_t bytes;
 };
 
-void report(benchmark::State& state, const Config& c, const Limit& before, double seconds) {
-  const Limit after = measure_limit(c.target);
-  if (differ(before.read, after.read) || differ(before.fma, after.fma)) {
+void report(benchmark::State& state, const Config& c, const MachineLimit& before, double seconds) {
+  const MachineLimit after = measure_limit(c.target);
+  if (limits_differ(before, after)) {
     state.SkipWithError("void: the machine's limits changed by more than 10 % meanwhile");
     return;
   }
   const double weights = static_cast<double>(state.iterations() * c.outputs * c.k);
   const double bytes = weights * static_cast<double>(kernels::code_bytes(c.format));
   const double flop = 2 * weights * static_cast<double>(c.rows);
-  const double read = (before.read + after.read) / 2;
-  const double fma = (before.fma + after.fma) / 2;
+  const double read = (before.read_bytes_per_second + after.read_bytes_per_second) / 2;
+  const double fma = (before.fma_flop_per_second + after.fma_flop_per_second) / 2;
   state.counters["GB/s"] = bytes / seconds * 1e-9;
   state.counters["of_read"] = bytes / seconds / read;
   state.counters["GFLOP/s"] = flop / seconds * 1e-9;
   state.counters["of_peak"] = flop / seconds / fma;
-  state.counters["cyc/weight"] = seconds * cycles_per_second() / weights;
+  state.counters["cyc/weight"] = seconds * topology::cycles_per_second() / weights;
   state.counters["read_GB/s"] = read * 1e-9;
   state.counters["peak_GFLOP/s"] = fma * 1e-9;
 }
@@ -112,7 +105,7 @@ void run_linear(benchmark::State& state, const Config& c) {
   }
   const int64_t panels = w.shape.num_panels() / w.num_parts;
   const PanelMatrix matrix = w.matrix();
-  const Limit before = measure_limit(c.target);
+  const MachineLimit before = measure_limit(c.target);
   kernels::use_cpu_target(c.target);
   kernels::linear_panels(matrix, 0, panels, x_rows, y_rows);
   int64_t part = 0;

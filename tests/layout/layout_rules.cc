@@ -41,7 +41,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"capnp/", {"transport/"}, true},
     {"hwloc", {"topology/"}},
     {"yaml-cpp/", {"topology/"}},
-    {"hwy/", {"kernels/"}, true},
+    {"hwy/", {"kernels/", "topology/"}, true},
     {"liburing", {"storage/"}},
     {"xxhash.h", {"storage/"}},
     {"pcre2.h", {"model/"}},

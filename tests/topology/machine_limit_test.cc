@@ -1,0 +1,49 @@
+#include "topology/machine_limit.h"
+
+#include <gtest/gtest.h>
+
+#include "base/units.h"
+
+namespace atl::topology {
+namespace {
+
+constexpr MachineLimit kLimit{.read_bytes_per_second = 20e9, .fma_flop_per_second = 200e9};
+
+TEST(MachineLimit, up_to_a_tenth_is_no_difference) {
+  EXPECT_FALSE(limits_differ(kLimit, kLimit));
+  EXPECT_FALSE(limits_differ(kLimit, {18.1e9, 200e9}));
+  EXPECT_FALSE(limits_differ({18.1e9, 200e9}, kLimit));
+  EXPECT_FALSE(limits_differ(kLimit, {20e9, 221e9}));
+}
+
+TEST(MachineLimit, more_than_a_tenth_of_either_is_a_difference_in_both_directions) {
+  EXPECT_TRUE(limits_differ(kLimit, {17.9e9, 200e9}));
+  EXPECT_TRUE(limits_differ({17.9e9, 200e9}, kLimit));
+  EXPECT_TRUE(limits_differ(kLimit, {20e9, 179e9}));
+  EXPECT_TRUE(limits_differ({20e9, 179e9}, kLimit));
+}
+
+TEST(MachineProbe, reads_more_memory_than_all_caches_hold) {
+  ThreadTeam team(2);
+  MachineProbe probe(team);
+  EXPECT_GE(probe.read_bytes(), 256 * kMiB);
+  EXPECT_GE(probe.read_bytes(), 4 * last_level_cache_bytes());
+  EXPECT_GE(last_level_cache_bytes(), l2_cache_bytes());
+  const MachineLimit limit = probe.measure();
+  EXPECT_GT(limit.read_bytes_per_second, 0);
+  EXPECT_GT(limit.fma_flop_per_second, 0);
+}
+
+// A probe that the compiler emptied would be faster than any processor.
+TEST(MachineProbe, measures_work_that_is_really_done) {
+  ThreadTeam team(1);
+  MachineProbe probe(team);
+  const MachineLimit limit = probe.measure();
+  const double clock = cycles_per_second();
+  EXPECT_LT(clock, 10e9);
+  EXPECT_LT(limit.fma_flop_per_second, 10e9 * 4 * 16 * 2);  // 4 units of 16 lanes
+  EXPECT_LT(limit.read_bytes_per_second, 10e9 * 3 * 64);    // 3 loads of 64 bytes a cycle
+}
+
+}  // namespace
+}  // namespace atl::topology

@@ -1,0 +1,226 @@
+#include "topology/machine_limit.h"
+
+// The same targets as the kernels have (kernels/cpu/targets.h): the process-wide choice among them
+// is by place.
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "topology/machine_limit.cc"
+#include "hwy/foreach_target.h"  // compiles this file once per target
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace atl::topology::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Twelve independent chains: enough for 2 units x 5 cycles of latency. Returns the operations done.
+double FmaChains(int rounds, float* out) {
+  const hn::ScalableTag<float> d;
+  constexpr int kChains = 12;
+  const auto factor = hn::Set(d, 0.999f);
+  const auto addend = hn::Set(d, 0.001f);
+  // Different starts: equal chains would be computed once.
+  auto a0 = hn::Set(d, 1.0f);
+  auto a1 = hn::Set(d, 2.0f);
+  auto a2 = hn::Set(d, 3.0f);
+  auto a3 = hn::Set(d, 4.0f);
+  auto a4 = hn::Set(d, 5.0f);
+  auto a5 = hn::Set(d, 6.0f);
+  auto a6 = hn::Set(d, 7.0f);
+  auto a7 = hn::Set(d, 8.0f);
+  auto a8 = hn::Set(d, 9.0f);
+  auto a9 = hn::Set(d, 10.0f);
+  auto a10 = hn::Set(d, 11.0f);
+  auto a11 = hn::Set(d, 12.0f);
+  for (int i = 0; i < rounds; ++i) {
+    a0 = hn::MulAdd(a0, factor, addend);
+    a1 = hn::MulAdd(a1, factor, addend);
+    a2 = hn::MulAdd(a2, factor, addend);
+    a3 = hn::MulAdd(a3, factor, addend);
+    a4 = hn::MulAdd(a4, factor, addend);
+    a5 = hn::MulAdd(a5, factor, addend);
+    a6 = hn::MulAdd(a6, factor, addend);
+    a7 = hn::MulAdd(a7, factor, addend);
+    a8 = hn::MulAdd(a8, factor, addend);
+    a9 = hn::MulAdd(a9, factor, addend);
+    a10 = hn::MulAdd(a10, factor, addend);
+    a11 = hn::MulAdd(a11, factor, addend);
+  }
+  const auto low = hn::Add(hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)), hn::Add(a4, a5));
+  const auto high = hn::Add(hn::Add(hn::Add(a6, a7), hn::Add(a8, a9)), hn::Add(a10, a11));
+  *out = hn::GetLane(hn::Add(low, high));
+  return 2.0 * kChains * rounds * static_cast<double>(hn::Lanes(d));
+}
+
+float ReadAll(const float* data, size_t n) {
+  const hn::ScalableTag<float> d;
+  const size_t step = hn::Lanes(d);
+  auto a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0;
+  for (size_t i = 0; i + 4 * step <= n; i += 4 * step) {
+    a0 = hn::Add(a0, hn::LoadU(d, data + i));
+    a1 = hn::Add(a1, hn::LoadU(d, data + i + step));
+    a2 = hn::Add(a2, hn::LoadU(d, data + i + 2 * step));
+    a3 = hn::Add(a3, hn::LoadU(d, data + i + 3 * step));
+  }
+  return hn::GetLane(hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)));
+}
+
+}  // namespace atl::topology::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <fmt/format.h>
+#include <time.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <string>
+
+#include "base/units.h"
+
+namespace atl::topology {
+namespace {
+
+HWY_EXPORT(FmaChains);
+HWY_EXPORT(ReadAll);
+
+constexpr uint64_t kUnknownLastLevelBytes = 64 * kMiB;
+constexpr uint64_t kUnknownL2Bytes = 512 * kKiB;
+constexpr uint64_t kReadBytesMin = 256 * kMiB;
+// Read by a thread at once: small enough that all end together, large enough for the prefetchers.
+constexpr size_t kReadUnit = 2 * kMiB;
+constexpr int kPasses = 3;
+// 6 M cycles of two FMA units, about 2 ms.
+constexpr int kFmaRounds = 1'000'000;
+constexpr int kFmaUnitsPerThread = 4;
+
+double clock_seconds(clockid_t id) {
+  timespec now;
+  clock_gettime(id, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+// First line of a file in sysfs, or "".
+std::string read_line(const std::string& path) {
+  std::ifstream in(path);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+// Bytes of all different caches of this level, or of one of them; 0 if the kernel doesn't tell.
+struct CacheBytes {
+  uint64_t one = 0, all = 0;
+};
+CacheBytes cache_bytes(int level) {
+  CacheBytes bytes;
+  std::set<std::string> seen;  // processors that share a cache
+  for (int cpu = 0;; ++cpu) {
+    const std::string folder = fmt::format("/sys/devices/system/cpu/cpu{}/cache/", cpu);
+    if (read_line(folder + "index0/level").empty()) return bytes;
+    for (int index = 0;; ++index) {
+      const std::string cache = fmt::format("{}index{}/", folder, index);
+      const std::string found = read_line(cache + "level");
+      if (found.empty()) break;
+      if (found != std::to_string(level)) continue;
+      if (!seen.insert(read_line(cache + "shared_cpu_list")).second) continue;
+      std::string size = read_line(cache + "size");  // "32768K"
+      if (size.ends_with("K")) size += "iB";
+      const auto parsed = parse_bytes(size);
+      if (!parsed) continue;
+      bytes.one = *parsed;
+      bytes.all += *parsed;
+    }
+  }
+}
+
+}  // namespace
+
+double thread_seconds() { return clock_seconds(CLOCK_THREAD_CPUTIME_ID); }
+
+double team_seconds(const ThreadTeam& team) {
+  return team.num_threads() == 1 ? thread_seconds() : clock_seconds(CLOCK_MONOTONIC);
+}
+
+double cycles_per_second() {
+  constexpr int kRounds = 1'000'000;
+  uint64_t x = 1;
+  const double start = thread_seconds();
+  for (int i = 0; i < kRounds; ++i) {
+    // Eight dependent additions, which the compiler can't fold.
+    for (int j = 0; j < 8; ++j) {
+      x += static_cast<uint64_t>(i) | 1;
+      asm volatile("" : "+r"(x));
+    }
+  }
+  return 8.0 * kRounds / (thread_seconds() - start);
+}
+
+uint64_t last_level_cache_bytes() {
+  for (int level = 4; level >= 2; --level) {
+    if (const uint64_t bytes = cache_bytes(level).all) return bytes;
+  }
+  return kUnknownLastLevelBytes;
+}
+
+uint64_t l2_cache_bytes() {
+  const uint64_t bytes = cache_bytes(2).one;
+  return bytes ? bytes : kUnknownL2Bytes;
+}
+
+bool limits_differ(const MachineLimit& a, const MachineLimit& b) {
+  const auto differ = [](double x, double y) { return std::fabs(x - y) > 0.1 * std::max(x, y); };
+  return differ(a.read_bytes_per_second, b.read_bytes_per_second) ||
+         differ(a.fma_flop_per_second, b.fma_flop_per_second);
+}
+
+MachineProbe::MachineProbe(ThreadTeam& team)
+    : team_(team),
+      buffer_(round_up(std::max(kReadBytesMin, 4 * last_level_cache_bytes()), kReadUnit)) {
+  // Untouched pages are all the same page of zeros.
+  team_.parallel_for(buffer_.size() / kReadUnit, 1, [this](int64_t begin, int64_t end, int) {
+    std::fill(buffer_.data() + begin * kReadUnit, buffer_.data() + end * kReadUnit, std::byte{1});
+  });
+}
+
+MachineLimit MachineProbe::measure() {
+  MachineLimit best;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    best.read_bytes_per_second = std::max(best.read_bytes_per_second, read_pass());
+    best.fma_flop_per_second = std::max(best.fma_flop_per_second, fma_pass());
+  }
+  return best;
+}
+
+double MachineProbe::read_pass() {
+  std::atomic<float> sink{0};
+  const double start = team_seconds(team_);
+  team_.parallel_for(buffer_.size() / kReadUnit, 1, [&](int64_t begin, int64_t end, int) {
+    const auto* data = reinterpret_cast<const float*>(buffer_.data() + begin * kReadUnit);
+    sink = HWY_DYNAMIC_DISPATCH(ReadAll)(data, (end - begin) * kReadUnit / sizeof(float));
+  });
+  return static_cast<double>(buffer_.size()) / (team_seconds(team_) - start);
+}
+
+double MachineProbe::fma_pass() {
+  std::atomic<float> sink{0};
+  std::atomic<double> operations_of_unit{0};
+  const int64_t units = int64_t{kFmaUnitsPerThread} * team_.num_threads();
+  const double start = team_seconds(team_);
+  team_.parallel_for(units, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      float sum;
+      operations_of_unit = HWY_DYNAMIC_DISPATCH(FmaChains)(kFmaRounds, &sum);
+      sink = sum;
+    }
+  });
+  return static_cast<double>(units) * operations_of_unit / (team_seconds(team_) - start);
+}
+
+}  // namespace atl::topology
+#endif  // HWY_ONCE
