@@ -118,27 +118,43 @@ bool ExpertNode::plan_is_loaded() {
   return plan_state_.phase == transport::NodeState::Phase::kReady;
 }
 
-// Returns the bytes of the piece's payload.
+// Sends a piece as Partials of as many rows as one may carry. Returns the bytes of their payloads.
 size_t ExpertNode::send_piece(Session& session, const transport::Dispatch& dispatch,
                               const Piece& piece) {
-  const auto row_sums = [&piece](int64_t row) {
-    return piece.sums.subspan(row * piece.sums_stride + piece.output_begin, piece.num_outputs);
+  size_t bytes = 0;
+  for (uint32_t row = 0; row < dispatch.num_rows; row += transport::kPartialRowsMax) {
+    const uint32_t rows = std::min(transport::kPartialRowsMax, dispatch.num_rows - row);
+    bytes += send_partial(session, dispatch.names, piece, row, rows);
+  }
+  return bytes;
+}
+
+size_t ExpertNode::send_partial(Session& session, const transport::DispatchNames& names,
+                                const Piece& piece, uint32_t row_begin, uint32_t num_rows) {
+  const auto row_sums = [&](int64_t row) {
+    return piece.sums.subspan((row_begin + row) * piece.sums_stride + piece.output_begin,
+                              piece.num_outputs);
   };
   transport::Partial partial;
-  partial.names = dispatch.names;
-  partial.num_rows = dispatch.num_rows;
+  partial.names = names;
+  partial.row_begin = row_begin;
+  partial.num_rows = num_rows;
   partial.output_begin = piece.output_begin;
   partial.num_outputs = piece.num_outputs;
-  partial.failed_rows = piece.failed_rows;
+  for (const transport::FailedRow& failed : piece.failed_rows) {
+    if (failed.row >= row_begin && failed.row - row_begin < num_rows) {
+      partial.failed_rows.push_back(failed);
+    }
+  }
   partial.element_bits = 48;
-  for (uint32_t row = 0; row < dispatch.num_rows && partial.element_bits == 48; ++row) {
+  for (uint32_t row = 0; row < num_rows && partial.element_bits == 48; ++row) {
     partial.element_bits = transport::narrowest_element_bits(row_sums(row));
   }
   const size_t row_bytes =
       transport::partial_elements_bytes(1, piece.num_outputs, partial.element_bits);
-  const size_t bytes = row_bytes * dispatch.num_rows;
+  const size_t bytes = row_bytes * num_rows;
   transport::SharedBuffer buffer = free_buffer(bytes);
-  team_.parallel_for(dispatch.num_rows, 16, [&](int64_t begin, int64_t end, int) {
+  team_.parallel_for(num_rows, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       transport::pack_elements(row_sums(row), partial.element_bits,
                                buffer->data() + row * row_bytes);

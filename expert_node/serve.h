@@ -72,6 +72,8 @@ class ExpertNode final : public transport::NodeControl {
   bool plan_is_loaded();
   void compute(Session& session, const transport::Dispatch& dispatch);
   size_t send_piece(Session& session, const transport::Dispatch& dispatch, const Piece& piece);
+  size_t send_partial(Session& session, const transport::DispatchNames& names, const Piece& piece,
+                      uint32_t row_begin, uint32_t num_rows);
   void send_refusal(Session& session, const transport::DispatchNames& names, const Error& error);
   void send(Session& session, std::span<const std::byte> header, transport::SharedBuffer payload,
             size_t payload_bytes);

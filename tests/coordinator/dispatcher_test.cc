@@ -22,9 +22,14 @@ constexpr uint32_t kRows = 3, kHidden = 40, kTiles = 4;  // 40 outputs: two pane
 constexpr auto kDeadline = std::chrono::milliseconds(5000);
 
 struct OwnedMessage final : transport::Message {
-  std::vector<std::byte> header_bytes, payload_bytes;
+  std::vector<std::byte> header_bytes;
+  HostBuffer payload_buffer;  // aligned, as the contract asks
   std::span<const std::byte> header() const override { return header_bytes; }
-  std::span<const std::byte> payload() const override { return payload_bytes; }
+  std::span<const std::byte> payload() const override { return payload_buffer.span(); }
+  void set_payload(std::span<const std::byte> bytes) {
+    payload_buffer = HostBuffer(bytes.size());
+    if (!bytes.empty()) std::memcpy(payload_buffer.data(), bytes.data(), bytes.size());
+  }
 };
 
 // What tile `tile` contributes to an output of a row, in units of 2^-24: tells its origin.
@@ -40,7 +45,7 @@ float expected_output(uint32_t row, uint32_t output) {
 Event message_event(PeerId peer, std::vector<std::byte> header, std::vector<std::byte> payload) {
   auto message = std::make_unique<OwnedMessage>();
   message->header_bytes = std::move(header);
-  message->payload_bytes = std::move(payload);
+  message->set_payload(payload);
   Event event;
   event.kind = Event::Kind::kMessage;
   event.peer = peer;
@@ -105,7 +110,7 @@ class ScriptedTransport final : public transport::Transport {
     if (unreachable.contains(peer.value)) return Error{ErrorCode::kUnavailable, "no route"};
     OwnedMessage message;
     message.header_bytes.assign(header.begin(), header.end());
-    message.payload_bytes.assign(payload->data(), payload->data() + payload_bytes);
+    message.set_payload(payload->span().first(payload_bytes));
     auto frame = transport::decode_frame(message, limits_);
     EXPECT_TRUE(frame) << (frame ? "" : frame.error().message);
     for (Event& event : scripts.at(peer.value)(peer, frame->dispatch)) {

@@ -128,6 +128,14 @@ std::filesystem::path make_model(const test::TempDir& dir, int64_t hidden, int64
   return dir.path();
 }
 
+// More rows per dispatch than one Partial carries.
+TEST(SameBits, for_chunks_of_thousands_of_tokens) {
+  const std::filesystem::path model = test::tests_dir() / "models/tiny-fp8";
+  expect_layouts_equal(
+      model, random_rows({1500, 700}, 3328), RowType::kBf16,
+      {{.name = "chunks of 2100, 2 nodes", .nodes = 2, .threads = 2, .chunk = 2100}});
+}
+
 TEST(SameBits, for_16_tiles_even_uneven_and_scattered) {
   const test::TempDir dir;
   const std::filesystem::path model = make_model(dir, 320, 2048);
