@@ -282,7 +282,7 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
       ->capture_default_str();
   command
       .add_option("--chunk", options->chunk, "Tokens per step of prefill (and rows per dispatch)")
-      ->check(CLI::Range(1, 8192))
+      ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))
       ->capture_default_str();
 }
 

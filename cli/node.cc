@@ -58,6 +58,12 @@ void serve(const NodeCommandOptions& options) {
   transport::UcxOptions ucx;
   ucx.kind = transport_kind(options.transport);
   ucx.spin = options.spin;
+  transport::WireLimits largest;  // before a handshake, any number of FP32 rows that it may agree on
+  largest.rows_max = transport::kDispatchRowsMax;
+  largest.hidden_size = static_cast<uint32_t>(model->catalog.hidden_size);
+  largest.top_k = static_cast<uint32_t>(model->catalog.num_experts_per_tok);
+  largest.row_type = transport::WireRowType::kF32;
+  ucx.message_bytes_max = largest.dispatch_payload_bytes_max();
   const std::unique_ptr<transport::Transport> transport = transport::make_ucx_transport(ucx);
 
   expert_node::NodeOptions node_options;

@@ -269,6 +269,11 @@ Result<transport::HelloReply> ExpertNode::hello(const transport::Hello& hello) {
     return Error{ErrorCode::kInvalid, fmt::format("{} differs: {} has {}, the coordinator {}", what,
                                                   options_.name, ours, theirs)};
   };
+  if (limits.rows_max < 1 || limits.rows_max > transport::kDispatchRowsMax) {
+    return Error{ErrorCode::kInvalid,
+                 fmt::format("dispatches of up to {} rows: {} takes 1 to {}", limits.rows_max,
+                             options_.name, transport::kDispatchRowsMax)};
+  }
   if (limits.hidden_size != catalog.hidden_size)
     return differs("hidden_size", catalog.hidden_size, limits.hidden_size);
   if (limits.n_routed_experts != catalog.n_routed_experts)

@@ -18,6 +18,8 @@ namespace atl::transport {
 
 inline constexpr uint16_t kWireVersion = 1;
 inline constexpr uint32_t kTileRangesMax = 256;
+// Most rows that a handshake may agree on for one Dispatch; bounds a node's buffers.
+inline constexpr uint32_t kDispatchRowsMax = 8192;
 // Rows of one Partial, so that a header holds a failure of each of them (4 bytes).
 inline constexpr uint32_t kPartialRowsMax = 1000;
 
