@@ -27,9 +27,16 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
+// The innermost command that the line names, and all names on the way to it.
 const CLI::App& chosen(const CLI::App& app) {
   const auto subcommands = app.get_subcommands();
-  return subcommands.empty() ? app : *subcommands.back();
+  return subcommands.empty() ? app : chosen(*subcommands.back());
+}
+
+std::string command_path(const CLI::App& app) {
+  const auto subcommands = app.get_subcommands();
+  return subcommands.empty() ? app.get_name()
+                             : app.get_name() + " " + command_path(*subcommands.back());
 }
 
 std::vector<std::string> option_names(const CLI::App& app) {
@@ -61,8 +68,9 @@ std::string unexpected_argument(const CLI::App& app, const std::string& word) {
     const std::string flag = word.substr(0, word.find('='));
     return with_suggestion(fmt::format("unknown option '{}'", flag), flag, names);
   }
-  if (app.get_subcommands().empty()) {
-    return with_suggestion(fmt::format("unknown command '{}'", word), word, subcommand_names(app));
+  const std::vector<std::string> commands = subcommand_names(chosen(app));
+  if (!commands.empty()) {
+    return with_suggestion(fmt::format("unknown command '{}'", word), word, commands);
   }
   return fmt::format("unexpected argument '{}'", word);
 }
@@ -87,15 +95,13 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
   std::string message;
   if (!extras.empty()) {
     message = unexpected_argument(app, extras.front());
-  } else if (app.get_subcommands().empty() && error.get_name() == "RequiredError") {
-    message =
-        fmt::format("a command is required: one of {}", fmt::join(subcommand_names(app), ", "));
+  } else if (const std::vector<std::string> commands = subcommand_names(chosen(app));
+             !commands.empty() && error.get_name() == "RequiredError") {
+    message = fmt::format("a command is required: one of {}", fmt::join(commands, ", "));
   } else {
     message = error.what();
   }
-  const CLI::App& about = chosen(app);
-  const std::string command = &about == &app ? "atoll" : "atoll " + about.get_name();
-  return one_line(fmt::format("{} (see '{} --help')", message, command));
+  return one_line(fmt::format("{} (see '{} --help')", message, command_path(app)));
 }
 
 }  // namespace atl::cli

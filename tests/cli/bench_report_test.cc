@@ -1,0 +1,72 @@
+#include "cli/bench_report.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace atl::cli {
+namespace {
+
+using topology::MachineLimit;
+
+TEST(Summary, is_the_middle_and_the_ends) {
+  const Summary odd = summarize({5, 1, 3});
+  EXPECT_EQ(odd.median, 3);
+  EXPECT_EQ(odd.low, 1);
+  EXPECT_EQ(odd.high, 5);
+  EXPECT_EQ(summarize({4, 1, 2, 100}).median, 3);
+  EXPECT_EQ(summarize({7}).median, 7);
+}
+
+TEST(Summary, spread_is_half_the_distance_of_the_ends_by_the_median) {
+  EXPECT_EQ(spread_text({9, 10, 12}), "+-15 %");
+  EXPECT_EQ(spread_text({10}), "+-0 %");
+  EXPECT_EQ(spread_text({}), "");
+}
+
+TEST(Summary, no_value_is_void) {
+  EXPECT_EQ(median_text({}, "{:.2f}"), "void");
+  EXPECT_EQ(median_text({1, 2}, "{:.2f}"), "1.50");
+}
+
+// A machine whose read rate, in GB/s, is what the list says at each asking.
+struct Machine {
+  std::vector<double> read;
+  size_t asked = 0;
+  int worked = 0;
+  std::vector<double> kept = {};
+
+  int run(int wanted) {
+    return run_repeats(
+        wanted,
+        [this] {
+          return MachineLimit{read.at(asked++), 100};
+        },
+        [this] { ++worked; },
+        [this](const MachineLimit& limit) { kept.push_back(limit.read_bytes_per_second); });
+  }
+};
+
+TEST(Repeats, count_between_equal_limits_with_their_mean) {
+  Machine machine{.read = {20, 21, 19.5, 19.5}};
+  EXPECT_EQ(machine.run(3), 0);
+  EXPECT_EQ(machine.worked, 3);
+  EXPECT_EQ(machine.kept, (std::vector<double>{20.5, 20.25, 19.5}));
+}
+
+TEST(Repeats, void_ones_are_run_again) {
+  Machine machine{.read = {20, 10, 10, 30, 30}};
+  EXPECT_EQ(machine.run(2), 2);
+  EXPECT_EQ(machine.worked, 4);
+  EXPECT_EQ(machine.kept, (std::vector<double>{10, 30}));
+}
+
+TEST(Repeats, end_on_a_machine_that_never_stands_still) {
+  Machine machine{.read = {20, 10, 20, 10, 20, 10, 20}};
+  EXPECT_EQ(machine.run(2), 2 * kTriesPerRepeat);
+  EXPECT_EQ(machine.worked, 2 * kTriesPerRepeat);
+  EXPECT_TRUE(machine.kept.empty());
+}
+
+}  // namespace
+}  // namespace atl::cli
