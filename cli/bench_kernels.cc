@@ -294,7 +294,8 @@ struct KernelCase {
   std::vector<double> flop_per_second, of_peak;
   std::vector<double> of_bound;
   double cycles_per_weight_l2 = 0;
-  double clock = 0;  // Hz
+  double clock = 0;     // Hz
+  double core_fma = 0;  // operations per second of one core, in its processor time
   int voided = 0;
 };
 
@@ -312,16 +313,18 @@ void measure_l2(WeightFormat format, KernelCase* result) {
   const ExpertMemory memory(one, l2_shape(format), 1);
   ExpertRunner runner(one, memory, result->rows);
   const int64_t count = runner.experts_for(kL2PassSeconds);
-  std::vector<double> cycles, clocks;
+  std::vector<double> cycles, clocks, peaks;
   for (int pass = 0; pass < kL2Passes; ++pass) {
     const double clock_before = topology::cycles_per_second();
     const double seconds = runner.time(count);
+    peaks.push_back(topology::thread_fma_flop_per_second());
     clocks.push_back((clock_before + topology::cycles_per_second()) / 2);
     cycles.push_back(seconds * clocks.back() /
                      static_cast<double>(count * memory.shape().weights()));
   }
   result->cycles_per_weight_l2 = summarize(cycles).median;
   result->clock = summarize(clocks).median;
+  result->core_fma = summarize(peaks).median;
 }
 
 KernelCase measure_case(const KernelOptions& options, ThreadTeam& team, const ExpertMemory& memory,
@@ -337,8 +340,8 @@ KernelCase measure_case(const KernelOptions& options, ThreadTeam& team, const Ex
   const double bytes =
       static_cast<double>(count) * static_cast<double>(memory.shape().weight_bytes());
   const double flop = 2 * weights * static_cast<double>(rows);
-  const double compute_seconds =
-      weights * result.cycles_per_weight_l2 / (result.clock * team.num_threads());
+  // Of one core, in processor time.
+  const double compute_seconds = weights * result.cycles_per_weight_l2 / result.clock;
   double seconds = 0;
   result.voided = run_repeats(
       options.repeats, [&] { return probe.measure(); }, [&] { seconds = runner.time(count); },
@@ -348,7 +351,9 @@ KernelCase measure_case(const KernelOptions& options, ThreadTeam& team, const Ex
         result.flop_per_second.push_back(flop / seconds);
         result.of_peak.push_back(flop / seconds / limit.fma_flop_per_second);
         const double read_seconds = bytes / limit.read_bytes_per_second;
-        result.of_bound.push_back(std::max(read_seconds, compute_seconds) / seconds);
+        // What all threads got of the cores: as many as there are on a machine of our own.
+        const double cores = limit.fma_flop_per_second / result.core_fma;
+        result.of_bound.push_back(std::max(read_seconds, compute_seconds / cores) / seconds);
         report->read.push_back(limit.read_bytes_per_second);
         report->fma.push_back(limit.fma_flop_per_second);
       });

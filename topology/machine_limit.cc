@@ -161,6 +161,16 @@ double cycles_per_second() {
   return 8.0 * kRounds / (thread_seconds() - start);
 }
 
+double thread_fma_flop_per_second() {
+  std::atomic<float> sink{0};
+  const double start = thread_seconds();
+  float sum;
+  const double operations = HWY_DYNAMIC_DISPATCH(FmaChains)(kFmaRounds, &sum);
+  const double seconds = thread_seconds() - start;
+  sink = sum;
+  return operations / seconds;
+}
+
 uint64_t last_level_cache_bytes() {
   for (int level = 4; level >= 2; --level) {
     if (const uint64_t bytes = cache_bytes(level).all) return bytes;

@@ -18,6 +18,10 @@ double team_seconds(const ThreadTeam& team);
 // Clock of this core, from a chain of dependent additions of one cycle each.
 double cycles_per_second();
 
+// FP32 operations per second of the calling thread, in its processor time, on the SIMD target that
+// the kernels run on.
+double thread_fma_flop_per_second();
+
 // Bytes of the largest cache levels of all processors together (and of one core's second level), as
 // the kernel tells them; 64 MiB (512 KiB) where it doesn't.
 uint64_t last_level_cache_bytes();
