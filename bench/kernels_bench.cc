@@ -139,6 +139,7 @@ void add_all() {
       add("tile_down", {target, format, 7168, 128, 1, 117 * kMiB});
       const auto bytes = static_cast<int64_t>(kernels::code_bytes(format));
       for (int64_t rows : {1, 4, 16}) add("L2", {target, format, 128, 3584 / bytes, rows, 1});
+      add("L2_tile_down", {target, format, 3584 / bytes, 128, 1, 1});
     }
   }
 }

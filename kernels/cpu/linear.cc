@@ -19,10 +19,11 @@ void LinearPanels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
   HWY_ALIGN float sums[kSumsMax];
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
+    const PreparedRows prepared = PrepareRows(w.shape, x + row, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(panel_end - panel, rows);
-      PanelSums(w, panel, panels, x + row, rows, sums);
+      PanelSums(w, panel, panels, prepared, sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, w.shape.outputs - first);
       for (int64_t r = 0; r < rows; ++r) {

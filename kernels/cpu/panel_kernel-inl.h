@@ -17,35 +17,47 @@ HWY_BEFORE_NAMESPACE();
 namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
 
-constexpr int kRowChunk = 64;  // rows whose sums are kept at once
-constexpr int kPanelsMax = 8;
-// Accumulators that leave registers for weights, rows and constants: 16 registers on AVX2, else 32.
-// Zen 4 and Cascade Lake need 8 chains of FMA for full speed at least.
-constexpr int kAccumulatorsMax = kLanes == 8 ? 12 : kLanes == 4 ? 24 : 16;
-constexpr int kRowsMax = kLanes == 16 ? 8 : 6;
+constexpr int kRowChunk = 64;   // rows whose sums are kept at once
+constexpr int kDirectRows = 4;  // rows that share one decoding in registers
+// Panels that more rows take at once, a scale group of all of them after the other: its codes (16
+// KiB of FP8) stay in L1 for the next rows.
+constexpr int kManyRowsPanels = 8;
+
+// Accumulators of the direct kernels. 16 registers (AVX2): 8, a decoded vector, a broadcast and the
+// pieces of a word leave nothing. 32 registers: 16. Eight chains of FMA are full speed where two
+// FMAs of four cycles start per cycle.
+constexpr int kDirectAccumulators = kLanes == 8 ? 8 : 16;
 
 // Largest power of two of panels whose accumulators for `rows` rows fit the registers.
-constexpr int PanelsFor(int64_t rows) {
-  int panels = kPanelsMax;
-  while (panels > 1 && panels * rows * kVectors > kAccumulatorsMax) panels /= 2;
+constexpr int DirectPanels(int64_t rows) {
+  int panels = 8;
+  while (panels > 1 && panels * rows * kVectors > kDirectAccumulators) panels /= 2;
   return panels;
 }
-static_assert(PanelsFor(kRowsMax) * kRowsMax * kVectors <= kAccumulatorsMax);
-constexpr int kManyRowsPanels = PanelsFor(kRowsMax);
-constexpr int64_t kSumsMax =
-    HWY_MAX(kRowChunk * kManyRowsPanels, kAccumulatorsMax / kVectors + kPanelsMax) * kPanelWidth;
 
-// Panels that the next call of PanelSums should take: a power of two.
+// Panels that the next call of PanelSums should take.
 HWY_INLINE int NextPanels(int64_t panels_left, int64_t num_rows) {
-  int panels = PanelsFor(num_rows < kRowsMax ? num_rows : kRowsMax);
+  int panels = num_rows <= kDirectRows ? DirectPanels(num_rows) : kManyRowsPanels;
   while (panels > panels_left) panels /= 2;
   return panels;
 }
+constexpr int64_t kSumsMax = kRowChunk * kManyRowsPanels * kPanelWidth;
 
-// sums[row][num_panels * 16] of panels [panel, panel + num_panels), num_panels from NextPanels, for
-// at most kRowChunk rows. `sums` is aligned and holds kSumsMax values.
-void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const float* const* rows,
-               int64_t num_rows, float* sums);
+// At most kRowChunk rows as the kernel reads them: [group][row][kScaleBlock], k counted from the
+// group's begin.
+struct PreparedRows {
+  const float* x;
+  const uint8_t* direct;  // [group] 1: for the direct kernels (FP8: scaled by kFp8RowScale)
+  int64_t num_rows;
+};
+
+// Copies `rows` to memory of this thread, valid until its next call.
+PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows);
+
+// sums[row][num_panels * 16] of panels [panel, panel + num_panels), num_panels from NextPanels.
+// `sums` is aligned and holds kSumsMax values.
+void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const PreparedRows& rows,
+               float* sums);
 
 #endif  // ATOLL_SIMD
 }  // namespace atl::kernels::HWY_NAMESPACE

@@ -1,9 +1,10 @@
 // The panel micro-kernel, compiled once per target: sums of some adjacent panels for some rows, as
 // kernels/linear.h defines them.
 //
-// Accumulators of kPanels panels x kRows rows stay in registers over a scale group. A few rows
-// decode the codes in registers and use them at once; more rows decode a group's codes into a small
-// FP32 panel in L1 first, so that the fused multiply-adds dominate.
+// Accumulators of kPanels panels x kRows rows stay in registers over a scale group; codes are
+// decoded in registers and used at once for all kRows rows, which costs nothing where the fused
+// multiply-adds of four rows keep their units busy meanwhile. Rare groups (partial words, FP8 with
+// large x) decode to memory first.
 #include "kernels/cpu/targets.h"
 #include "kernels/panel.h"
 
@@ -11,310 +12,377 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/panel_kernel.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per target
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/panel_kernel-inl.h"
+
+#ifndef ATOLL_KERNELS_ROW_SCRATCH
+#define ATOLL_KERNELS_ROW_SCRATCH
+namespace atl::kernels {
+// Memory of this thread, page-aligned, kept for its next call.
+std::byte* row_scratch(size_t bytes);
+}  // namespace atl::kernels
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
 
 using VU = hn::Vec<DU>;
-template <int kValue>
-struct Index {
-  static constexpr int value = kValue;
-};
+constexpr hn::Repartition<int16_t, D> kDI16{};
 
-// How the codes of one 32-bit word per lane become FP32: code j of the word, j known to the
-// compiler or not.
+// How the codes of one 32-bit word per lane become FP32, code kJ of the word, times 1 / kRowScale.
 struct F32Codes {
   static constexpr int kPerWord = 1;
-  static constexpr int kDirectRows = kRowsMax;  // more rows go through a decoded panel
+  static constexpr float kRowScale = 1.0f;
   template <int kJ>
   static HWY_INLINE V Decode(VU word) {
     return hn::BitCast(kD, word);
   }
-  static HWY_INLINE V DecodeAt(VU word, int) { return hn::BitCast(kD, word); }
 };
 
 struct Bf16Codes {
   static constexpr int kPerWord = 2;
-  static constexpr int kDirectRows = 4;
+  static constexpr float kRowScale = 1.0f;
   template <int kJ>
   static HWY_INLINE V Decode(VU word) {
     if constexpr (kJ == 0) return hn::BitCast(kD, hn::ShiftLeft<16>(word));
     return hn::BitCast(kD, hn::And(word, hn::Set(kDU, 0xffff0000u)));
   }
-  static HWY_INLINE V DecodeAt(VU word, int j) {
-    return j == 0 ? Decode<0>(word) : Decode<1>(word);
-  }
 };
 
 // E4M3 s eeee mmm, moved to the sign, the low exponent bits and the high mantissa bits of an FP32,
-// is the value times 2^-120: exactly, subnormals (eeee = 0) being FP32 subnormals then. So one
-// exact multiplication by 2^120 decodes all finite codes.
+// is the value times 2^-120, exactly: codes with eeee = 0 become FP32 subnormals. The direct
+// kernels multiply x by 2^120 instead, which gives the same exact products as long as x doesn't
+// overflow (|x| < 2^8); all others multiply the decoded value.
+//
+// A 16-bit shift moves the upper byte of both halves of a word at once (the compiler shares it
+// between codes 1 and 3, 0 and 2): 9 instructions per 4 codes.
 struct Fp8Codes {
   static constexpr int kPerWord = 4;
-  static constexpr int kDirectRows = 4;
-  static HWY_INLINE V FromTopByte(VU word) {
-    const auto spread = hn::ShiftRight<4>(hn::BitCast(kDI, word));  // copies the sign
-    const auto bits = hn::And(hn::BitCast(kDU, spread), hn::Set(kDU, 0x87f00000u));
-    return hn::Mul(hn::BitCast(kD, bits), hn::Set(kD, 0x1p+120f));
-  }
+  static constexpr float kRowScale = 0x1p+120f;
   template <int kJ>
   static HWY_INLINE V Decode(VU word) {
-    if constexpr (kJ == 3) return FromTopByte(word);
-    return FromTopByte(hn::ShiftLeft<(3 - kJ) * 8>(word));
-  }
-  static HWY_INLINE V DecodeAt(VU word, int j) {
-    return FromTopByte(hn::ShiftLeftSame(word, (3 - j) * 8));
+    auto halves = hn::BitCast(kDI16, word);
+    if constexpr (kJ % 2 == 0) halves = hn::ShiftLeft<8>(halves);
+    VU bits = hn::BitCast(kDU, hn::ShiftRight<4>(halves));  // copies the sign
+    if constexpr (kJ < 2) bits = hn::ShiftLeft<16>(bits);
+    return hn::BitCast(kD, hn::And(bits, hn::Set(kDU, 0x87f00000u)));
   }
 };
+constexpr float kFp8RowBound = 0x1p+8f;
 
-// One scale group of kPanels adjacent panels.
+constexpr size_t kWordBytes = kPanelWidth * sizeof(uint32_t);  // one word of each output
+
+// One scale group of some adjacent panels.
 struct Group {
-  const std::byte* codes;  // of the first panel
+  const std::byte* codes;  // the group's first word in the first panel
   size_t panel_bytes;      // from panel to panel
   const float* scales;     // of this group in the first panel; nullptr: 1
   int64_t panel_scales;    // from panel to panel
   bool scale_per_output;
-  int64_t begin, end;  // k
+  int64_t length;            // in k
+  ptrdiff_t prefetch_ahead;  // bytes from a word to the one to fetch now
+
+  Group panels_from(int panel) const {
+    Group g = *this;
+    g.codes += static_cast<size_t>(panel) * panel_bytes;
+    if (scales != nullptr) g.scales += panel * panel_scales;
+    return g;
+  }
 };
 
-// sums[row][panel][lane] = fma(scale, sum over the group of x * code, sums[row][panel][lane]).
-template <class Codes, int kPanels, int kRows>
-HWY_NOINLINE void AddGroup(const Group& group, const float* const* rows, int64_t sums_stride,
-                           float* sums) {
-  constexpr int kColumns = kPanels * kVectors;
-  constexpr int kPerWord = Codes::kPerWord;
-  V acc[kRows][kColumns];
-  const float* x[kRows];
+// acc[row][i] += x[row][kJ] * code kJ of the words, and so on for the codes behind it; i of kCount
+// vectors from kFirst on.
+template <class Codes, int kRows, int kFirst, int kCount, int kJ = 0>
+HWY_INLINE void AddCodes(const VU (&words)[kVectors], const float* x, V (&acc)[kRows][kVectors]) {
+  V w[kVectors];
+  HWY_UNROLL(8)
+  for (int i = kFirst; i < kFirst + kCount; ++i) w[i] = Codes::template Decode<kJ>(words[i]);
   HWY_UNROLL(8)
   for (int r = 0; r < kRows; ++r) {
-    x[r] = rows[r];
-    HWY_UNROLL(32)
-    for (int c = 0; c < kColumns; ++c) acc[r][c] = hn::Zero(kD);
-  }
-  const auto load_word = [&](int64_t k, int c) HWY_ATTR {
-    const std::byte* at = group.codes + static_cast<size_t>(c / kVectors) * group.panel_bytes +
-                          (k / kPerWord) * (4 * kPanelWidth) + (c % kVectors) * (4 * kLanes);
-    return hn::Load(kDU, reinterpret_cast<const uint32_t*>(at));
-  };
-  const auto add_one = [&](int64_t k) HWY_ATTR {  // one k, at the ragged ends of a group
-    V xk[kRows];
+    const V xk = hn::Set(kD, x[r * kScaleBlock + kJ]);
     HWY_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) xk[r] = hn::Set(kD, x[r][k]);
-    HWY_UNROLL(32)
-    for (int c = 0; c < kColumns; ++c) {
-      const V w = Codes::DecodeAt(load_word(k, c), static_cast<int>(k % kPerWord));
-      HWY_UNROLL(8)
-      for (int r = 0; r < kRows; ++r) acc[r][c] = hn::MulAdd(xk[r], w, acc[r][c]);
-    }
-  };
-  // Code j of every column's word. Of x and the weights, the smaller set is held in registers.
-  const auto add_code = [&](auto j, int64_t k, const VU* words) HWY_ATTR {
-    constexpr int kJ = decltype(j)::value;
-    if constexpr (kColumns <= kRows) {
-      V w[kColumns];
-      HWY_UNROLL(32)
-      for (int c = 0; c < kColumns; ++c) w[c] = Codes::template Decode<kJ>(words[c]);
-      HWY_UNROLL(8)
-      for (int r = 0; r < kRows; ++r) {
-        const V xk = hn::Set(kD, x[r][k + kJ]);
-        HWY_UNROLL(32)
-        for (int c = 0; c < kColumns; ++c) acc[r][c] = hn::MulAdd(xk, w[c], acc[r][c]);
-      }
-    } else {
-      V xk[kRows];
-      HWY_UNROLL(8)
-      for (int r = 0; r < kRows; ++r) xk[r] = hn::Set(kD, x[r][k + kJ]);
-      HWY_UNROLL(32)
-      for (int c = 0; c < kColumns; ++c) {
-        const V w = Codes::template Decode<kJ>(words[c]);
-        HWY_UNROLL(8)
-        for (int r = 0; r < kRows; ++r) acc[r][c] = hn::MulAdd(xk[r], w, acc[r][c]);
-      }
-    }
-  };
-  // One row: column after column, so that one word at a time is in a register.
-  const auto add_word_of_one_row = [&](int64_t k) HWY_ATTR {
-    V xk[kPerWord];
-    HWY_UNROLL(4)
-    for (int j = 0; j < kPerWord; ++j) xk[j] = hn::Set(kD, x[0][k + j]);
-    HWY_UNROLL(32)
-    for (int c = 0; c < kColumns; ++c) {
-      const VU word = load_word(k, c);
-      V sum = hn::MulAdd(xk[0], Codes::template Decode<0>(word), acc[0][c]);
-      if constexpr (kPerWord >= 2) sum = hn::MulAdd(xk[1], Codes::template Decode<1>(word), sum);
-      if constexpr (kPerWord >= 4) {
-        sum = hn::MulAdd(xk[2], Codes::template Decode<2>(word), sum);
-        sum = hn::MulAdd(xk[3], Codes::template Decode<3>(word), sum);
-      }
-      acc[0][c] = sum;
-    }
-  };
-
-  int64_t k = group.begin;
-  for (; k < group.end && k % kPerWord != 0; ++k) add_one(k);
-  for (; k + kPerWord <= group.end; k += kPerWord) {
-    if constexpr (kRows == 1) {
-      add_word_of_one_row(k);
-      continue;
-    }
-    VU words[kColumns];
-    HWY_UNROLL(32)
-    for (int c = 0; c < kColumns; ++c) words[c] = load_word(k, c);
-    add_code(Index<0>(), k, words);
-    if constexpr (kPerWord >= 2) add_code(Index<1>(), k, words);
-    if constexpr (kPerWord >= 4) {
-      add_code(Index<2>(), k, words);
-      add_code(Index<3>(), k, words);
-    }
+    for (int i = kFirst; i < kFirst + kCount; ++i) acc[r][i] = hn::MulAdd(xk, w[i], acc[r][i]);
   }
-  for (; k < group.end; ++k) add_one(k);
+  if constexpr (kJ + 1 < Codes::kPerWord) {
+    AddCodes<Codes, kRows, kFirst, kCount, kJ + 1>(words, x, acc);
+  }
+}
 
-  HWY_UNROLL(32)
-  for (int c = 0; c < kColumns; ++c) {
+// One row: vector after vector, so that the pieces of one word at a time are in registers.
+template <class Codes, int kFirst = 0>
+HWY_INLINE void AddCodesOfOneRow(const VU (&words)[kVectors], const float* x,
+                                 V (&acc)[1][kVectors]) {
+  AddCodes<Codes, 1, kFirst, 1>(words, x, acc);
+  if constexpr (kFirst + 1 < kVectors) AddCodesOfOneRow<Codes, kFirst + 1>(words, x, acc);
+}
+
+// sum[lane] = fma(scale, acc, sum[lane]) of one panel's rows.
+template <int kRows>
+HWY_INLINE void AddScaled(const Group& group, int panel, const V (&acc)[kRows][kVectors],
+                          int64_t sums_stride, float* sums) {
+  HWY_UNROLL(8)
+  for (int i = 0; i < kVectors; ++i) {
     V scale = hn::Set(kD, 1.0f);
     if (group.scales != nullptr) {
-      const float* scales = group.scales + (c / kVectors) * group.panel_scales;
-      scale = group.scale_per_output ? hn::LoadU(kD, scales + (c % kVectors) * kLanes)
-                                     : hn::Set(kD, *scales);
+      const float* scales = group.scales + panel * group.panel_scales;
+      scale = group.scale_per_output ? hn::LoadU(kD, scales + i * kLanes) : hn::Set(kD, *scales);
     }
     HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
-      float* sum = sums + r * sums_stride + c * kLanes;
-      hn::Store(hn::MulAdd(scale, acc[r][c], hn::Load(kD, sum)), kD, sum);
+      float* sum = sums + r * sums_stride + i * kLanes;
+      hn::Store(hn::MulAdd(scale, acc[r][i], hn::Load(kD, sum)), kD, sum);
     }
   }
 }
 
-// The same for a number of rows known at run time, at most Codes::kDirectRows.
-template <class Codes, int kPanels, int kRows = 1>
-HWY_INLINE void AddGroupRows(const Group& group, const float* const* rows, int64_t num_rows,
-                             int64_t sums_stride, float* sums) {
-  if constexpr (kRows <= Codes::kDirectRows && kPanels <= PanelsFor(kRows)) {
-    if (num_rows == kRows) return AddGroup<Codes, kPanels, kRows>(group, rows, sums_stride, sums);
-    AddGroupRows<Codes, kPanels, kRows + 1>(group, rows, num_rows, sums_stride, sums);
+// sums[row][panel][lane] = fma(scale, sum over the group of x * code, sums[row][panel][lane]).
+template <class Codes, int kPanels, int kRows>
+HWY_NOINLINE void AddGroup(const Group& group, const float* x, int64_t sums_stride, float* sums) {
+  // Broadcasts of x serve all panels if they fit the registers with all else; or they are loaded
+  // anew for each panel, as the compiler would rather spill than do so unasked.
+  constexpr int kRegisters = kLanes == 8 ? 16 : 32;
+  constexpr bool kReloadRows =
+      kPanels > 1 && kRows * (Codes::kPerWord + kPanels * kVectors) + 2 + kVectors > kRegisters;
+  // One row of BF16 is bound by memory; the processor's own prefetching is better then.
+  constexpr bool kPrefetch = Codes::kPerWord > (kRows == 1 ? 2 : 1);
+  V acc[kPanels][kRows][kVectors];
+  HWY_UNROLL(8)
+  for (int p = 0; p < kPanels; ++p) {
+    HWY_UNROLL(8)
+    for (int r = 0; r < kRows; ++r) {
+      HWY_UNROLL(8)
+      for (int i = 0; i < kVectors; ++i) acc[p][r][i] = hn::Zero(kD);
+    }
   }
-}
-
-// Decodes a group's codes of all kPanels panels to [panel][k - begin][lane].
-template <class Codes, int kPanels>
-HWY_NOINLINE void DecodeGroup(const Group& group, float* out) {
-  constexpr int kPerWord = Codes::kPerWord;
-  for (int c = 0; c < kPanels * kVectors; ++c) {
-    const std::byte* codes = group.codes + static_cast<size_t>(c / kVectors) * group.panel_bytes +
-                             (c % kVectors) * (4 * kLanes);
-    float* to = out + (c / kVectors) * (kScaleBlock * kPanelWidth) + (c % kVectors) * kLanes;
-    const auto load_word = [&](int64_t k) HWY_ATTR {
-      const std::byte* at = codes + (k / kPerWord) * (4 * kPanelWidth);
-      return hn::Load(kDU, reinterpret_cast<const uint32_t*>(at));
-    };
-    const auto store = [&](V value) HWY_ATTR {
-      hn::Store(value, kD, to);
-      to += kPanelWidth;
-    };
-    const auto store_one = [&](int64_t k) HWY_ATTR {
-      store(Codes::DecodeAt(load_word(k), static_cast<int>(k % kPerWord)));
-    };
-    int64_t k = group.begin;
-    for (; k < group.end && k % kPerWord != 0; ++k) store_one(k);
-    for (; k + kPerWord <= group.end; k += kPerWord) {
-      const VU word = load_word(k);
-      store(Codes::template Decode<0>(word));
-      if constexpr (kPerWord >= 2) store(Codes::template Decode<1>(word));
-      if constexpr (kPerWord >= 4) {
-        store(Codes::template Decode<2>(word));
-        store(Codes::template Decode<3>(word));
+  const std::byte* codes = group.codes;
+  const float* x_end = x + group.length;
+  for (; x < x_end; x += Codes::kPerWord, codes += kWordBytes) {
+    HWY_UNROLL(8)
+    for (int p = 0; p < kPanels; ++p) {
+      const std::byte* at = codes + static_cast<size_t>(p) * group.panel_bytes;
+      if constexpr (kPrefetch) hwy::Prefetch(at + group.prefetch_ahead);
+      VU words[kVectors];
+      HWY_UNROLL(8)
+      for (int i = 0; i < kVectors; ++i) {
+        words[i] = hn::Load(kDU, reinterpret_cast<const uint32_t*>(at) + i * kLanes);
       }
+      if constexpr (kRows == 1) {
+        AddCodesOfOneRow<Codes>(words, x, acc[p]);
+      } else {
+        AddCodes<Codes, kRows, 0, kVectors>(words, x, acc[p]);
+      }
+      if constexpr (kReloadRows) asm volatile("" : : : "memory");
     }
-    for (; k < group.end; ++k) store_one(k);
+  }
+  HWY_UNROLL(8)
+  for (int p = 0; p < kPanels; ++p) {
+    AddScaled<kRows>(group, p, acc[p], sums_stride, sums + p * kPanelWidth);
   }
 }
 
-// More than kDirectRows rows: decode once, then row blocks of nearly equal size.
-template <class Codes, int kPanels>
-HWY_INLINE void AddGroupManyRows(const Group& group, const float* const* rows, int64_t num_rows,
-                                 int64_t sums_stride, float* sums) {
-  HWY_ALIGN float decoded[kPanels * kScaleBlock * kPanelWidth];
-  Group plain = group;
-  plain.begin = 0;
-  plain.end = group.end - group.begin;
-  if constexpr (Codes::kPerWord == 1) {
-    plain.codes += group.begin * static_cast<int64_t>(kPanelWidth * sizeof(float));
-  } else {
-    DecodeGroup<Codes, kPanels>(group, decoded);
-    plain.codes = reinterpret_cast<const std::byte*>(decoded);
-    plain.panel_bytes = kScaleBlock * kPanelWidth * sizeof(float);
+// The same for any number of panels, as many at once as fit the registers.
+template <class Codes, int kRows>
+HWY_INLINE void AddGroupPanels(const Group& group, int num_panels, const float* x,
+                               int64_t sums_stride, float* sums) {
+  constexpr int kPanels = DirectPanels(kRows);
+  int p = 0;
+  for (; p + kPanels <= num_panels; p += kPanels) {
+    AddGroup<Codes, kPanels, kRows>(group.panels_from(p), x, sums_stride, sums + p * kPanelWidth);
   }
-  const int64_t num_blocks = ceil_div(num_rows, kRowsMax);
+  for (; p < num_panels; ++p) {
+    AddGroup<Codes, 1, kRows>(group.panels_from(p), x, sums_stride, sums + p * kPanelWidth);
+  }
+}
+
+// Any number of rows, in blocks of nearly equal size: the codes of later blocks come from L1.
+template <class Codes>
+void AddGroupDirect(const Group& group, int num_panels, const float* x, int64_t num_rows,
+                    int64_t stride, float* sums) {
+  static_assert(kDirectRows == 4);
+  const int64_t num_blocks = ceil_div(num_rows, kDirectRows);
   for (int64_t block = 0, row = 0; block < num_blocks; ++block) {
     const int64_t count = (num_rows - row) / (num_blocks - block);
-    const float* x[kRowsMax];
-    for (int64_t r = 0; r < count; ++r) x[r] = rows[row + r] + group.begin;
-    AddGroupRows<F32Codes, kPanels>(plain, x, count, sums_stride, sums + row * sums_stride);
+    const float* from = x + row * kScaleBlock;
+    float* to = sums + row * stride;
+    switch (count) {
+      case 1:
+        AddGroupPanels<Codes, 1>(group, num_panels, from, stride, to);
+        break;
+      case 2:
+        AddGroupPanels<Codes, 2>(group, num_panels, from, stride, to);
+        break;
+      case 3:
+        AddGroupPanels<Codes, 3>(group, num_panels, from, stride, to);
+        break;
+      case 4:
+        AddGroupPanels<Codes, 4>(group, num_panels, from, stride, to);
+        break;
+    }
     row += count;
   }
 }
 
-// More rows than kDirectRows come with at most kManyRowsPanels panels (NextPanels).
-template <class Codes, int kPanels>
-void BlockSums(const PanelMatrix& w, int64_t panel, const float* const* rows, int64_t num_rows,
-               float* sums) {
-  static_assert(PanelsFor(Codes::kDirectRows + 1) <= kManyRowsPanels ||
-                Codes::kDirectRows == kRowsMax);
-  const PanelShape& shape = w.shape;
-  constexpr int64_t kStride = kPanels * kPanelWidth;
-  for (int64_t i = 0; i < num_rows * kStride; i += kLanes) hn::Store(hn::Zero(kD), kD, sums + i);
-  const bool scaled = shape.format == WeightFormat::kFp8E4m3;
-  Group group;
-  group.codes = w.panel_codes(panel);
-  group.panel_bytes = shape.panel_code_bytes();
-  group.scales = scaled ? w.panel_scales(panel) : nullptr;
-  group.panel_scales = shape.panel_scales();
-  group.scale_per_output = shape.scale_per_output;
-  group.begin = 0;
-  int64_t end = shape.first_group();
-  while (group.begin < shape.k) {
-    group.end = end < shape.k ? end : shape.k;
-    if (num_rows <= Codes::kDirectRows) {
-      AddGroupRows<Codes, kPanels>(group, rows, num_rows, kStride, sums);
-    } else if constexpr (kPanels <= kManyRowsPanels) {
-      AddGroupManyRows<Codes, kPanels>(group, rows, num_rows, kStride, sums);
+// Decodes `num_words` words of a panel to [k][lane].
+template <class Codes>
+HWY_NOINLINE void DecodeWords(const std::byte* codes, int64_t num_words, float* out) {
+  const V scale = hn::Set(kD, Codes::kRowScale);
+  const auto store = [&](V value, float* to) HWY_ATTR {
+    hn::Store(Codes::kRowScale == 1.0f ? value : hn::Mul(value, scale), kD, to);
+  };
+  for (int64_t n = 0; n < num_words; ++n, codes += kWordBytes) {
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i, out += kLanes) {
+      const VU word = hn::Load(kDU, reinterpret_cast<const uint32_t*>(codes) + i * kLanes);
+      store(Codes::template Decode<0>(word), out);
+      if constexpr (Codes::kPerWord >= 2) {
+        store(Codes::template Decode<1>(word), out + kPanelWidth);
+      }
+      if constexpr (Codes::kPerWord >= 4) {
+        store(Codes::template Decode<2>(word), out + 2 * kPanelWidth);
+        store(Codes::template Decode<3>(word), out + 3 * kPanelWidth);
+      }
     }
-    if (scaled) group.scales += shape.scale_per_output ? kPanelWidth : 1;
-    group.begin = group.end;
-    end += kScaleBlock;
+    out += (Codes::kPerWord - 1) * kPanelWidth;
+  }
+}
+
+// What the direct kernels can't do: panel after panel decoded to memory, then as if it were F32.
+// `skip`: codes of the first word that belong to the group before.
+template <class Codes>
+void AddGroupInMemory(const Group& group, int64_t skip, int num_panels, const float* x,
+                      int64_t num_rows, int64_t stride, float* sums) {
+  HWY_ALIGN float decoded[(kScaleBlock + kPanelKPad) * kPanelWidth];
+  for (int panel = 0; panel < num_panels; ++panel) {
+    Group plain = group.panels_from(panel);
+    DecodeWords<Codes>(plain.codes, ceil_div(skip + group.length, Codes::kPerWord), decoded);
+    plain.codes = reinterpret_cast<const std::byte*>(decoded + skip * kPanelWidth);
+    AddGroupDirect<F32Codes>(plain, 1, x, num_rows, stride, sums + panel * kPanelWidth);
+  }
+}
+
+// Walks over the groups of a matrix: fn(group index, begin, end).
+template <class Fn>
+HWY_INLINE void ForEachGroup(const PanelShape& shape, const Fn& fn) {
+  int64_t begin = 0;
+  int64_t end = shape.first_group();
+  for (int64_t g = 0; begin < shape.k; ++g, begin = end, end += kScaleBlock) {
+    fn(g, begin, end < shape.k ? end : shape.k);
   }
 }
 
 template <class Codes>
-void BlockSums(const PanelMatrix& w, int64_t panel, int num_panels, const float* const* rows,
-               int64_t num_rows, float* sums) {
-  switch (num_panels) {
-    case 1:
-      return BlockSums<Codes, 1>(w, panel, rows, num_rows, sums);
-    case 2:
-      return BlockSums<Codes, 2>(w, panel, rows, num_rows, sums);
-    case 4:
-      return BlockSums<Codes, 4>(w, panel, rows, num_rows, sums);
-    case 8:
-      return BlockSums<Codes, 8>(w, panel, rows, num_rows, sums);
+void AllSums(const PanelMatrix& w, int64_t panel, int num_panels, const PreparedRows& rows,
+             float* sums) {
+  const PanelShape& shape = w.shape;
+  const int64_t stride = num_panels * kPanelWidth;
+  for (int64_t i = 0; i < rows.num_rows * stride; i += kLanes) {
+    hn::Store(hn::Zero(kD), kD, sums + i);
+  }
+  const bool scaled = shape.format == WeightFormat::kFp8E4m3;
+  Group group;
+  group.panel_bytes = shape.panel_code_bytes();
+  group.scales = scaled ? w.panel_scales(panel) : nullptr;
+  group.panel_scales = shape.panel_scales();
+  group.scale_per_output = shape.scale_per_output;
+  // One group: the same place in the next panels. One row of several groups: nothing, as the
+  // processor follows a few long streams by itself. More rows: the next group of each panel.
+  const size_t group_bytes = kScaleBlock * kPanelWidth * code_bytes(shape.format);
+  const size_t ahead = shape.num_groups() == 1 ? group.panel_bytes * static_cast<size_t>(num_panels)
+                                               : (rows.num_rows == 1 ? 0 : group_bytes);
+  group.prefetch_ahead = static_cast<ptrdiff_t>(ahead);
+  const std::byte* codes = w.panel_codes(panel);
+  ForEachGroup(shape, [&](int64_t g, int64_t begin, int64_t end) HWY_ATTR {
+    group.codes = codes + static_cast<size_t>(begin / Codes::kPerWord) * kWordBytes;
+    group.length = end - begin;
+    const float* x = rows.x + g * rows.num_rows * kScaleBlock;
+    if (rows.direct[g]) {
+      AddGroupDirect<Codes>(group, num_panels, x, rows.num_rows, stride, sums);
+    } else {
+      AddGroupInMemory<Codes>(group, begin % Codes::kPerWord, num_panels, x, rows.num_rows, stride,
+                              sums);
+    }
+    if (scaled) group.scales += shape.scale_per_output ? kPanelWidth : 1;
+  });
+}
+
+void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const PreparedRows& rows,
+               float* sums) {
+  switch (w.shape.format) {
+    case WeightFormat::kF32:
+      return AllSums<F32Codes>(w, panel, num_panels, rows, sums);
+    case WeightFormat::kBf16:
+      return AllSums<Bf16Codes>(w, panel, num_panels, rows, sums);
+    case WeightFormat::kFp8E4m3:
+      return AllSums<Fp8Codes>(w, panel, num_panels, rows, sums);
   }
 }
 
-void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const float* const* rows,
-               int64_t num_rows, float* sums) {
-  switch (w.shape.format) {
-    case WeightFormat::kF32:
-      return BlockSums<F32Codes>(w, panel, num_panels, rows, num_rows, sums);
-    case WeightFormat::kBf16:
-      return BlockSums<Bf16Codes>(w, panel, num_panels, rows, num_rows, sums);
-    case WeightFormat::kFp8E4m3:
-      return BlockSums<Fp8Codes>(w, panel, num_panels, rows, num_rows, sums);
+// to[i] = from[i] * scale for n values; whether all |from[i]| < kFp8RowBound (a NaN is not).
+bool ScaleRow(const float* from, int64_t n, float scale, float* to) {
+  const V factor = hn::Set(kD, scale);
+  const V bound = hn::Set(kD, kFp8RowBound);
+  auto within = hn::Eq(factor, factor);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const V v = hn::LoadU(kD, from + i);
+    within = hn::And(within, hn::Lt(hn::Abs(v), bound));
+    hn::Store(hn::Mul(v, factor), kD, to + i);
   }
+  bool tail_within = true;
+  for (; i < n; ++i) {
+    tail_within &= from[i] < kFp8RowBound && -from[i] < kFp8RowBound;
+    to[i] = from[i] * scale;
+  }
+  return hn::AllTrue(kD, within) && tail_within;
+}
+
+// Copies one group of the rows; whether the direct kernels can take it.
+bool PrepareGroup(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                  int64_t begin, int64_t end, float* x) {
+  const int64_t per_word = 4 / static_cast<int64_t>(code_bytes(shape.format));
+  const bool whole_words = begin % per_word == 0 && end % per_word == 0;
+  bool direct = whole_words;
+  if (direct && shape.format == WeightFormat::kFp8E4m3) {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      direct &= ScaleRow(rows[r] + begin, end - begin, Fp8Codes::kRowScale, x + r * kScaleBlock);
+    }
+    if (direct) return true;
+  }
+  for (int64_t r = 0; r < num_rows; ++r) {
+    memcpy(x + r * kScaleBlock, rows[r] + begin, static_cast<size_t>(end - begin) * sizeof(float));
+  }
+  return direct;
+}
+
+PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+  const auto groups = static_cast<size_t>(shape.num_groups());
+  const size_t group_values = static_cast<size_t>(num_rows) * kScaleBlock;
+  std::byte* memory = row_scratch(groups * (group_values * sizeof(float) + 1));
+  auto* x = reinterpret_cast<float*>(memory);
+  auto* direct = reinterpret_cast<uint8_t*>(x + groups * group_values);
+  ForEachGroup(shape, [&](int64_t g, int64_t begin, int64_t end) {
+    float* to = x + static_cast<size_t>(g) * group_values;
+    direct[g] = PrepareGroup(shape, rows, num_rows, begin, end, to);
+  });
+  return {x, direct, num_rows};
 }
 
 #endif  // ATOLL_SIMD
 }  // namespace atl::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "base/memory.h"
+
+namespace atl::kernels {
+
+std::byte* row_scratch(size_t bytes) {
+  thread_local HostBuffer buffer;
+  if (buffer.size() < bytes) buffer = HostBuffer(bytes);
+  return buffer.data();
+}
+
+}  // namespace atl::kernels
+#endif  // HWY_ONCE

@@ -38,11 +38,12 @@ void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, co
   const PanelMatrix up = tile.up();
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
+    const PreparedRows prepared = PrepareRows(gate.shape, x + row, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(panel_end - panel, rows);
-      PanelSums(gate, panel, panels, x + row, rows, gate_sums);
-      PanelSums(up, panel, panels, x + row, rows, up_sums);
+      PanelSums(gate, panel, panels, prepared, gate_sums);
+      PanelSums(up, panel, panels, prepared, up_sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, gate.shape.outputs - first);
       for (int64_t r = 0; r < rows; ++r) {
@@ -96,10 +97,11 @@ void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel
   const PanelMatrix down = tile.down();
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
+    const PreparedRows prepared = PrepareRows(down.shape, h + row, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(panel_end - panel, rows);
-      PanelSums(down, panel, panels, h + row, rows, sums);
+      PanelSums(down, panel, panels, prepared, sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, down.shape.outputs - first);
       for (int64_t r = 0; r < rows; ++r) {

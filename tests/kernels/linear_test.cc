@@ -88,6 +88,50 @@ TEST(Linear, equals_the_reference_bit_for_bit_on_every_target_for_any_rows_and_p
   }
 }
 
+// Whole words in every group and rows below 2^8 take the direct kernels, all at once or in blocks;
+// a single larger value sends its group of all rows another way. Around all block sizes.
+TEST(Linear, gives_the_reference_bits_for_rows_around_the_bound_of_scaled_fp8_rows) {
+  const Case cases[] = {
+      {145, 260, {.row_begin = 100, .col_begin = 124}},  // scales per output, short first group
+      {240, 128, {}},                                    // one group, as a tile's down
+      {130, 388, {}},                                    // short last group
+  };
+  const float below = std::nextafter(256.0f, 0.0f);
+  std::mt19937 rng(15);
+  for (WeightFormat format : kFormats) {
+    for (const Case& c : cases) {
+      for (float largest : {below, 256.0f, -257.0f}) {
+        SCOPED_TRACE(describe(format, c) + " largest " + std::to_string(largest));
+        const Packed w = pack_all(matrix_for(rng, format, c), c.outputs, c.k, c.source);
+        const int64_t panels = w.matrix.shape.num_panels();
+        Rows x(70, static_cast<size_t>(c.k));
+        for (auto& row : x.values) {
+          for (float& v : row)
+            v = std::ldexp(1.0f + 0x1p-23f * (rng() % (1 << 23)),
+                           static_cast<int>(rng() % 158) - 150);
+          row[rng() % row.size()] = rng() % 2 ? -below : below;
+        }
+        x.values[0][static_cast<size_t>(c.k - 1)] = largest;
+        Rows expected(x.size(), static_cast<size_t>(c.outputs));
+        reference::linear_panels(w.matrix, 0, panels, x.read, expected.write);
+        for_each_target([&](const std::string& target) {
+          if (target == "SCALAR") return;  // the reference itself
+          for (size_t n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 63, 64, 65, 70}) {
+            Rows y(n, static_cast<size_t>(c.outputs));
+            linear_panels(w.matrix, 0, panels, {x.read.data(), n}, y.write);
+            for (size_t r = 0; r < n; ++r) {
+              expect_same_bits(expected.values[r], y.values[r],
+                               std::to_string(n) + " rows, row " + std::to_string(r));
+              if (HasFatalFailure()) return;
+            }
+          }
+        });
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 // A single product per output tells each code apart, on every target.
 TEST(Linear, decodes_all_254_finite_e4m3_codes_exactly_on_every_target) {
   TestMatrix m{WeightFormat::kFp8E4m3, 256, 9, {}, {1.0f, 1.0f}};
