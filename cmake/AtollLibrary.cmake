@@ -20,19 +20,33 @@ function(atoll_compile_options target)
 endfunction()
 
 # atoll_test(kernels linear_test LIBRARIES atoll::kernels) builds linear_test.cc of this folder and
-# registers its cases with ctest under the label of the folder.
+# registers its cases with ctest, labelled FOLDER-LABELS.
+#
+# Tests of one folder's code alone also carry the label `unit` and are what the target unit_tests
+# builds: the sanitizers run those, without the time that building the whole program takes. Tests
+# that need the program or take long say so: LABELS system or LABELS slow.
 function(atoll_test folder name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
-  add_executable(${folder}_${name} ${name}.cc ${ARG_SOURCES})
-  target_include_directories(${folder}_${name} PRIVATE ${PROJECT_SOURCE_DIR})
-  target_link_libraries(${folder}_${name} PRIVATE ${ARG_LIBRARIES} GTest::gtest GTest::gmock GTest::gtest_main)
-  target_compile_definitions(${folder}_${name} PRIVATE ATOLL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
-  atoll_compile_options(${folder}_${name})
-  gtest_discover_tests(${folder}_${name}
+  set(target ${folder}_${name})
+  add_executable(${target} ${name}.cc ${ARG_SOURCES})
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${target} PRIVATE ${ARG_LIBRARIES} GTest::gtest GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${target} PRIVATE ATOLL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  atoll_compile_options(${target})
+  if(NOT "slow" IN_LIST ARG_LABELS AND NOT "system" IN_LIST ARG_LABELS)
+    if(NOT TARGET unit_tests)
+      add_custom_target(unit_tests)
+    endif()
+    add_dependencies(unit_tests ${target})
+    list(APPEND ARG_LABELS unit)
+  endif()
+  # A list in PROPERTIES needs its semicolons escaped twice on the way through the discovery.
+  string(REPLACE ";" "\\;" labels "${folder};${ARG_LABELS}")
+  gtest_discover_tests(${target}
     DISCOVERY_TIMEOUT 60
     TEST_PREFIX ${folder}/
-    PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${folder};${ARG_LABELS}")
+    PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS ${label})
 endfunction()
