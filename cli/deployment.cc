@@ -206,11 +206,11 @@ void Deployment::load_weights() {
                                         team_.num_threads(), kStagingWindowBytes, progress);
   uint64_t shown = 0;
   while (true) {
+    dispatcher_->poll();  // sets connections up; a node in this process takes its session up
     const coordinator::Cluster::LoadState state = cluster_->load_state();
     progress.advance(state.bytes_loaded - shown);
     shown = state.bytes_loaded;
     if (state.ready) break;
-    dispatcher_->poll();  // lets a node in this process take its session up
     std::this_thread::sleep_for(kLoadPollInterval);
   }
 }
