@@ -22,7 +22,7 @@ void LinearPanels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
     const PreparedRows prepared = PrepareRows(w.shape, x + row, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
-      panels = NextPanels(panel_end - panel, rows);
+      panels = NextPanels(w.shape.format, panel_end - panel, rows);
       PanelSums(w, panel, panels, prepared, sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, w.shape.outputs - first);

@@ -20,8 +20,11 @@ namespace atl::kernels::HWY_NAMESPACE {
 constexpr int kRowChunk = 64;   // rows whose sums are kept at once
 constexpr int kDirectRows = 4;  // rows that share one decoding in registers
 // Panels that more rows take at once, a scale group of all of them after the other: its codes (16
-// KiB of FP8) stay in L1 for the next rows.
-constexpr int kManyRowsPanels = 8;
+// KiB of FP8 or BF16) stay in L1 for the next rows.
+constexpr int ManyRowsPanels(WeightFormat format) {
+  return format == WeightFormat::kFp8E4m3 ? 8 : 4;
+}
+constexpr int kManyRowsPanelsMax = 8;
 
 // Accumulators of the direct kernels. 16 registers (AVX2): 8, a decoded vector, a broadcast and the
 // pieces of a word leave nothing. 32 registers: 16. Eight chains of FMA are full speed where two
@@ -36,12 +39,12 @@ constexpr int DirectPanels(int64_t rows) {
 }
 
 // Panels that the next call of PanelSums should take.
-HWY_INLINE int NextPanels(int64_t panels_left, int64_t num_rows) {
-  int panels = num_rows <= kDirectRows ? DirectPanels(num_rows) : kManyRowsPanels;
+HWY_INLINE int NextPanels(WeightFormat format, int64_t panels_left, int64_t num_rows) {
+  int panels = num_rows <= kDirectRows ? DirectPanels(num_rows) : ManyRowsPanels(format);
   while (panels > panels_left) panels /= 2;
   return panels;
 }
-constexpr int64_t kSumsMax = kRowChunk * kManyRowsPanels * kPanelWidth;
+constexpr int64_t kSumsMax = kRowChunk * kManyRowsPanelsMax * kPanelWidth;
 
 // At most kRowChunk rows as the kernel reads them: [group][row][kScaleBlock], k counted from the
 // group's begin.

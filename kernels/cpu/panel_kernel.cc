@@ -206,18 +206,21 @@ void AddGroupDirect(const Group& group, int num_panels, const float* x, int64_t 
     const int64_t count = (num_rows - row) / (num_blocks - block);
     const float* from = x + row * kScaleBlock;
     float* to = sums + row * stride;
+    // Only the last rows fetch what comes next: it would take L1 from the codes still in use.
+    Group block_group = group;
+    if (block + 1 < num_blocks) block_group.prefetch_ahead = 0;
     switch (count) {
       case 1:
-        AddGroupPanels<Codes, 1>(group, num_panels, from, stride, to);
+        AddGroupPanels<Codes, 1>(block_group, num_panels, from, stride, to);
         break;
       case 2:
-        AddGroupPanels<Codes, 2>(group, num_panels, from, stride, to);
+        AddGroupPanels<Codes, 2>(block_group, num_panels, from, stride, to);
         break;
       case 3:
-        AddGroupPanels<Codes, 3>(group, num_panels, from, stride, to);
+        AddGroupPanels<Codes, 3>(block_group, num_panels, from, stride, to);
         break;
       case 4:
-        AddGroupPanels<Codes, 4>(group, num_panels, from, stride, to);
+        AddGroupPanels<Codes, 4>(block_group, num_panels, from, stride, to);
         break;
     }
     row += count;

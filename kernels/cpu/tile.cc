@@ -41,7 +41,7 @@ void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, co
     const PreparedRows prepared = PrepareRows(gate.shape, x + row, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
-      panels = NextPanels(panel_end - panel, rows);
+      panels = NextPanels(gate.shape.format, panel_end - panel, rows);
       PanelSums(gate, panel, panels, prepared, gate_sums);
       PanelSums(up, panel, panels, prepared, up_sums);
       const int64_t first = panel * kPanelWidth;
@@ -100,7 +100,7 @@ void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel
     const PreparedRows prepared = PrepareRows(down.shape, h + row, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
-      panels = NextPanels(panel_end - panel, rows);
+      panels = NextPanels(down.shape.format, panel_end - panel, rows);
       PanelSums(down, panel, panels, prepared, sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, down.shape.outputs - first);
