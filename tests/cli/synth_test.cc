@@ -32,12 +32,38 @@ double parameters(const ModelConfig& config) {
   return count;
 }
 
-// The published totals: 671 B and 15.7 B (DeepSeek's model cards), 1.04 T (Kimi-K2's report says
-// 1.04 trillion).
+// The published totals: 671 B and 15.7 B (DeepSeek's model cards); Kimi-K2's card says 1 T, and its
+// published shapes give 1.03 T.
 TEST(SynthConfig, has_the_published_number_of_parameters) {
   EXPECT_NEAR(parameters(synth_config("deepseek-v3", {})), 671e9, 0.5e9);
   EXPECT_NEAR(parameters(synth_config("deepseek-v2-lite", {})), 15.7e9, 0.05e9);
   EXPECT_NEAR(parameters(synth_config("kimi-k2", {})), 1.03e12, 0.015e12);
+}
+
+// Source: the table of docs/model.md 1.
+TEST(SynthConfig, has_the_published_rope_and_router) {
+  const ModelConfig v3 = synth_config("deepseek-v3", {});
+  EXPECT_EQ(v3.rope_theta, 10000);
+  EXPECT_EQ(v3.rope_scaling.factor, 40);
+  EXPECT_EQ(v3.rope_scaling.beta_fast, 32);
+  EXPECT_EQ(v3.rope_scaling.mscale, 1);
+  EXPECT_EQ(v3.max_position_embeddings, 163840);
+  EXPECT_EQ(v3.routed_scaling_factor, 2.5);
+  const ModelConfig k2 = synth_config("kimi-k2", {});
+  EXPECT_EQ(k2.rope_theta, 50000);
+  EXPECT_EQ(k2.rope_scaling.factor, 32);
+  EXPECT_EQ(k2.rope_scaling.beta_fast, 1);
+  EXPECT_EQ(k2.rope_scaling.mscale_all_dim, 1);
+  EXPECT_EQ(k2.max_position_embeddings, 131072);
+  EXPECT_EQ(k2.n_group, 1);
+  EXPECT_EQ(k2.routed_scaling_factor, 2.827);
+  const ModelConfig lite = synth_config("deepseek-v2-lite", {});
+  EXPECT_EQ(lite.rope_scaling.mscale, 0.707);
+  EXPECT_EQ(lite.rope_scaling.mscale_all_dim, 0.707);
+  EXPECT_EQ(lite.topk_method, kernels::TopkMethod::kGreedy);
+  EXPECT_EQ(lite.scoring_func, kernels::ScoringFunc::kSoftmax);
+  EXPECT_FALSE(lite.norm_topk_prob);
+  EXPECT_EQ(lite.routed_scaling_factor, 1);
 }
 
 TEST(SynthConfig, is_what_the_loader_reads_back) {
