@@ -339,12 +339,12 @@ TEST_F(DispatcherTest, unreachable_nodes_are_replaced_at_once) {
 TEST_F(DispatcherTest, a_failed_row_names_the_lowest_expert_of_all_nodes) {
   transport_.scripts[0] = [](PeerId peer, const Dispatch& dispatch) {
     std::vector<Event> events;
-    events.push_back(partial_event(peer, dispatch, 0, kRows, 0, kHidden, {{1, 3}}));
+    events.push_back(partial_event(peer, dispatch, 0, kRows, 0, kHidden, {{1, 2}, {2, 5}}));
     return events;
   };
   transport_.scripts[2] = [](PeerId peer, const Dispatch& dispatch) {
     std::vector<Event> events;
-    events.push_back(partial_event(peer, dispatch, 0, kRows, 0, kHidden, {{1, 2}, {2, 4}}));
+    events.push_back(partial_event(peer, dispatch, 0, kRows, 0, kHidden, {{1, 3}, {2, 4}}));
     return events;
   };
   auto failures = step();
