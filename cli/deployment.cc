@@ -14,9 +14,6 @@
 namespace atl::cli {
 namespace {
 
-// Read from the checkpoint in steps of this size by each loading thread; at least one row of any
-// matrix must fit (dense down_proj of V3: 18432 bytes).
-constexpr size_t kStagingWindowBytes = 8 * kMiB;
 constexpr auto kDialTimeout = std::chrono::seconds(20);
 constexpr auto kLoadPollInterval = std::chrono::milliseconds(20);
 
@@ -63,12 +60,12 @@ topology::Placement make_placement(const DeploymentOptions& options, int num_til
   return topology::placement_from_counts(num_tiles, options.tile_counts);
 }
 
+}  // namespace
+
 transport::WireRowType wire_row_type(kernels::RowType type) {
   return type == kernels::RowType::kBf16 ? transport::WireRowType::kBf16
                                          : transport::WireRowType::kF32;
 }
-
-}  // namespace
 
 std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir) {
   model::ModelConfig config = model::load_config(model_dir);
@@ -234,6 +231,20 @@ std::vector<Deployment::NodeReport> Deployment::node_reports() {
   return reports;
 }
 
+void add_transport_option(CLI::App& command, transport::TransportKind* kind) {
+  command
+      .add_option_function<std::string>(
+          "--transport",
+          [kind](const std::string& name) {
+            *kind = name == "shm"   ? transport::TransportKind::kShm
+                    : name == "tcp" ? transport::TransportKind::kTcp
+                                    : transport::TransportKind::kAuto;
+          },
+          "Link to the nodes: auto, shm (shared memory) or tcp; auto unless given")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->type_name("auto|shm|tcp");
+}
+
 void add_row_type_option(CLI::App& command, const std::string& name, const std::string& what,
                          kernels::RowType* type) {
   command
@@ -261,17 +272,7 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
                   "Tiles of each node, such as 7,5,3,1; equal shares unless given")
       ->delimiter(',')
       ->check(CLI::Range(0, 65535));
-  command
-      .add_option_function<std::string>(
-          "--transport",
-          [options](const std::string& name) {
-            options->transport = name == "shm"   ? transport::TransportKind::kShm
-                                 : name == "tcp" ? transport::TransportKind::kTcp
-                                                 : transport::TransportKind::kAuto;
-          },
-          "Link to the nodes: auto, shm (shared memory) or tcp; auto unless given")
-      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
-      ->type_name("auto|shm|tcp");
+  add_transport_option(command, &options->transport);
   add_row_type_option(command, "--wire", "Rows sent to the experts are rounded to this",
                       &options->wire);
   add_row_type_option(command, "--kv", "Entries of the KV cache are rounded to this",

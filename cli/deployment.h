@@ -30,6 +30,12 @@ class App;
 
 namespace atl::cli {
 
+// Read from the checkpoint in steps of this size by each loading thread; at least one row of any
+// matrix must fit (dense down_proj of V3: 18432 bytes).
+inline constexpr size_t kStagingWindowBytes = size_t{8} << 20;
+
+transport::WireRowType wire_row_type(kernels::RowType type);
+
 // A checkpoint opened and matched with its model; what coordinator and node both start from.
 struct LoadedModel {
   model::ModelConfig config;
@@ -59,6 +65,8 @@ struct DeploymentOptions {
 // Describes those options to the parser; *options is borrowed for the life of the program.
 void add_deployment_options(CLI::App& command, DeploymentOptions* options);
 
+// --transport auto|shm|tcp into *kind (borrowed likewise).
+void add_transport_option(CLI::App& command, transport::TransportKind* kind);
 // --wire and --kv: "bf16" or "f32" into *type (borrowed likewise).
 void add_row_type_option(CLI::App& command, const std::string& name, const std::string& what,
                          kernels::RowType* type);

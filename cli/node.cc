@@ -18,24 +18,16 @@
 namespace atl::cli {
 namespace {
 
-constexpr size_t kStagingWindowBytes = 8 * kMiB;
-
 struct NodeCommandOptions {
   std::filesystem::path model_dir;
   std::string name = "n0";
   std::string listen = "127.0.0.1:0";
-  std::string transport = "auto";
+  transport::TransportKind transport = transport::TransportKind::kAuto;
   kernels::RowType wire = kernels::RowType::kBf16;
   kernels::RowType cache = kernels::RowType::kBf16;
   int threads = 0;
   bool spin = false;
 };
-
-transport::TransportKind transport_kind(const std::string& name) {
-  if (name == "shm") return transport::TransportKind::kShm;
-  if (name == "tcp") return transport::TransportKind::kTcp;
-  return transport::TransportKind::kAuto;
-}
 
 // The problem with a --listen address, "" if there is none.
 std::string check_listen(const std::string& text) {
@@ -56,9 +48,10 @@ void serve(const NodeCommandOptions& options) {
   ThreadTeam team(options.threads > 0 ? options.threads : usable_cores());
   storage::TileStore tiles(model->checkpoint, model->catalog);
   transport::UcxOptions ucx;
-  ucx.kind = transport_kind(options.transport);
+  ucx.kind = options.transport;
   ucx.spin = options.spin;
-  transport::WireLimits largest;  // before a handshake, any number of FP32 rows that it may agree on
+  transport::WireLimits
+      largest;  // before a handshake, any number of FP32 rows that it may agree on
   largest.rows_max = transport::kDispatchRowsMax;
   largest.hidden_size = static_cast<uint32_t>(model->catalog.hidden_size);
   largest.top_k = static_cast<uint32_t>(model->catalog.num_experts_per_tok);
@@ -69,8 +62,7 @@ void serve(const NodeCommandOptions& options) {
   expert_node::NodeOptions node_options;
   node_options.name = options.name;
   node_options.identity = model->identity(options.wire, options.cache);
-  node_options.row_type = options.wire == kernels::RowType::kBf16 ? transport::WireRowType::kBf16
-                                                                  : transport::WireRowType::kF32;
+  node_options.row_type = wire_row_type(options.wire);
   node_options.num_loader_threads = team.num_threads();
   node_options.staging_window_bytes = kStagingWindowBytes;
   expert_node::ExpertNode node(node_options, team, tiles, *transport);
@@ -96,9 +88,7 @@ void add_node_command(CLI::App& app, int* exit_code) {
                    "Address of the control port, HOST:PORT; port 0: any free one, told on stdout")
       ->check(check_listen)
       ->capture_default_str();
-  command->add_option("--transport", options->transport, "Link of the data plane: auto, shm or tcp")
-      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
-      ->capture_default_str();
+  add_transport_option(*command, &options->transport);
   add_row_type_option(*command, "--wire", "Rows come rounded to this", &options->wire);
   add_row_type_option(*command, "--kv", "The coordinator's KV cache; part of the numerics profile",
                       &options->cache);
