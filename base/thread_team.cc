@@ -1,5 +1,6 @@
 #include "base/thread_team.h"
 
+#include <fmt/ranges.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/fp_env.h"
+#include "base/log.h"
 
 namespace atl {
 namespace {
@@ -54,14 +56,34 @@ struct ThreadTeam::Shared {
   bool stop = false;
 };
 
-ThreadTeam::ThreadTeam(int num_threads)
+ThreadTeam::ThreadTeam(int num_threads, std::vector<int> cpus)
     : num_threads_(num_threads),
+      cpus_(std::move(cpus)),
       spin_(num_threads > 1 && num_threads <= usable_cores()),
       shared_(std::make_unique<Shared>()) {
   CHECK_GE(num_threads, 1);
+  CHECK(cpus_.empty() || cpus_.size() == static_cast<size_t>(num_threads));
   for (int member = 1; member < num_threads; ++member) {
     threads_.emplace_back([this, member] { member_loop(member); });
   }
+  if (!cpus_.empty()) pin_members();
+}
+
+void ThreadTeam::pin_members() {
+  std::vector<int> refused;
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    if (!pin_thread(threads_[i], cpus_[i + 1])) refused.push_back(cpus_[i + 1]);
+  }
+  if (!refused.empty()) {
+    log_warn("threads run unpinned: the kernel refuses processors {}", fmt::join(refused, ","));
+  }
+}
+
+std::unique_ptr<ScopedThreadPin> ThreadTeam::pin_caller() const {
+  if (cpus_.empty()) return nullptr;
+  auto pin = std::make_unique<ScopedThreadPin>(cpus_[0]);
+  if (!pin->pinned()) log_warn("a thread runs unpinned: the kernel refuses processor {}", cpus_[0]);
+  return pin;
 }
 
 ThreadTeam::~ThreadTeam() {

@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/affinity.h"
+
 namespace atl {
 
 // A borrowed callable: no allocation, valid only while the callable lives.
@@ -36,12 +38,20 @@ class FunctionRef<R(Args...)> {
 // own, and then only for a bounded time; otherwise they sleep.
 class ThreadTeam {
  public:
-  explicit ThreadTeam(int num_threads);
+  //   cpus  [num_threads] the processor (the kernel's number) that each member is kept on; empty:
+  //         wherever the kernel puts them. A member that the kernel doesn't let there runs
+  //         anywhere, with one log line. Member 0 is the caller, who pins itself (pin_caller()).
+  explicit ThreadTeam(int num_threads, std::vector<int> cpus = {});
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
   int num_threads() const { return num_threads_; }
+  const std::vector<int>& cpus() const { return cpus_; }
+
+  // Keeps the calling thread on member 0's processor until the result goes (nullptr if the team is
+  // not pinned). For the thread that runs the loops, once it has started all other threads.
+  std::unique_ptr<ScopedThreadPin> pin_caller() const;
 
   // Calls body(unit_begin, unit_end, member) until all units in [0, num_units) are done, each unit
   // once, in blocks of at most `grain` units taken in turn by whoever is free. Returns when all are
@@ -51,10 +61,12 @@ class ThreadTeam {
 
  private:
   struct Shared;
+  void pin_members();
   void member_loop(int member);
   void work(int member);
 
   int num_threads_;
+  const std::vector<int> cpus_;
   bool spin_;
   std::unique_ptr<Shared> shared_;
   std::vector<std::thread> threads_;

@@ -1,6 +1,7 @@
 #include "base/thread_team.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <mutex>
 #include <numeric>
@@ -63,6 +64,66 @@ TEST(ThreadTeam, members_started_under_flush_to_zero_still_compute_subnormals) {
   team.parallel_for(64, 1, [&](int64_t begin, int64_t, int) { halves[begin] = tiny * 0.5f; });
   ScopedStandardFpEnv standard;
   for (float half : halves) EXPECT_EQ(half, 5e-39f);
+}
+
+// Processors that this thread may use.
+std::vector<int> own_cpus() {
+  cpu_set_t set;
+  EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+// What each member of the team says of itself. The members wait for each other, so that each takes
+// one unit.
+std::vector<std::vector<int>> cpus_of_members(ThreadTeam& team) {
+  std::vector<std::vector<int>> cpus(team.num_threads());
+  std::atomic<int> here{0};
+  team.parallel_for(team.num_threads(), 1, [&](int64_t, int64_t, int member) {
+    cpus[member] = own_cpus();
+    ++here;
+    while (here < team.num_threads()) std::this_thread::yield();
+  });
+  return cpus;
+}
+
+TEST(PinnedThreadTeam, keeps_each_other_member_on_its_processor_and_leaves_the_caller) {
+  const std::vector<int> all = own_cpus();
+  ThreadTeam team(3, {all.front(), all.back(), all.front()});
+  const auto cpus = cpus_of_members(team);
+  EXPECT_EQ(cpus[0], all);
+  EXPECT_EQ(cpus[1], std::vector<int>{all.back()});
+  EXPECT_EQ(cpus[2], std::vector<int>{all.front()});
+}
+
+TEST(PinnedThreadTeam, the_caller_is_pinned_when_asked_and_free_again_afterwards) {
+  const std::vector<int> all = own_cpus();
+  ThreadTeam team(2, {all.back(), all.front()});
+  {
+    const auto pin = team.pin_caller();
+    ASSERT_NE(pin, nullptr);
+    EXPECT_TRUE(pin->pinned());
+    EXPECT_EQ(own_cpus(), std::vector<int>{all.back()});
+  }
+  EXPECT_EQ(own_cpus(), all);
+}
+
+TEST(PinnedThreadTeam, works_unpinned_where_the_kernel_refuses) {
+  const std::vector<int> all = own_cpus();
+  ThreadTeam team(2, {CPU_SETSIZE - 1, CPU_SETSIZE - 1});  // a processor that nobody has
+  EXPECT_FALSE(team.pin_caller()->pinned());
+  const auto cpus = cpus_of_members(team);
+  EXPECT_EQ(cpus[0], all);
+  EXPECT_EQ(cpus[1], all);
+}
+
+TEST(PinnedThreadTeam, without_processors_nobody_is_pinned) {
+  ThreadTeam team(2);
+  EXPECT_EQ(team.pin_caller(), nullptr);
+  EXPECT_EQ(cpus_of_members(team)[1], own_cpus());
 }
 
 TEST(UsableCores, is_at_least_one_and_no_more_than_the_machine_has) {
