@@ -8,9 +8,12 @@
 
 namespace atl {
 
-// An anonymous mapping, zero-filled by the kernel, 4 KiB aligned, on huge pages where they can be
-// had (madvise) and the size makes that worthwhile. Move-only; unmaps itself. Untouched pages cost
-// no memory. Throws LoadError when the kernel refuses the size.
+inline constexpr size_t kHugePageBytes = size_t{2} << 20;
+
+// An anonymous mapping, zero-filled by the kernel. From 2 MiB on it starts on a huge page and asks
+// for huge pages from its first byte to the last whole one; smaller ones are 4 KiB aligned.
+// Move-only; unmaps itself. Untouched pages cost no memory. Throws LoadError when the kernel
+// refuses the size.
 class HostBuffer {
  public:
   HostBuffer() = default;
@@ -39,5 +42,13 @@ class HostBuffer {
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
 };
+
+// How much of this process's own memory lies on huge pages, as the kernel counts it now.
+struct HugePageUse {
+  uint64_t memory_bytes = 0;  // anonymous memory in RAM: weights, caches, heaps, stacks
+  uint64_t huge_bytes = 0;    // of that
+};
+// Reads all page tables, some milliseconds per 10 GB. Zeros where the kernel doesn't tell.
+HugePageUse huge_page_use();
 
 }  // namespace atl
