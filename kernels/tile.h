@@ -69,9 +69,12 @@ inline constexpr int64_t kContributionBound = int64_t{1} << 47;
 //   acc  [n] pointers to int64 rows indexed by output of the whole matrix, units of 2^-24
 //   bad  [n] set to 1 where a contribution is not finite or not below 2^23 in magnitude
 //        (acc is unspecified there); never reset here; may be shared between panels but not threads
+//   next the tile whose same panels the caller will ask for next, fetched from memory meanwhile
+//        (a tile's share of some panels is too short for the processor to do so by itself);
+//        nullptr if not known
 void tile_down_accumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
                           std::span<const float* const> h, std::span<int64_t* const> acc,
-                          std::span<uint8_t> bad);
+                          std::span<uint8_t> bad, const TileView* next = nullptr);
 
 // out[i] += fp32(sum[i] * 2^-24), correctly rounded once; false if any |sum| is beyond the bound
 // (out is then unspecified). n values.

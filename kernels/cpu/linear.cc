@@ -23,7 +23,7 @@ void LinearPanels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(w.shape.format, panel_end - panel, rows);
-      PanelSums(w, panel, panels, prepared, sums);
+      PanelSums(w, panel, panels, prepared, NextCodes(w, panel, panels, panel_end, nullptr), sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, w.shape.outputs - first);
       for (int64_t r = 0; r < rows; ++r) {

@@ -31,9 +31,11 @@ constexpr int kManyRowsPanelsMax = 8;
 // FMAs of four cycles start per cycle.
 constexpr int kDirectAccumulators = kLanes == 8 ? 8 : 16;
 
+constexpr int kDirectPanelsMax = 8;
+
 // Largest power of two of panels whose accumulators for `rows` rows fit the registers.
 constexpr int DirectPanels(int64_t rows) {
-  int panels = 8;
+  int panels = kDirectPanelsMax;
   while (panels > 1 && panels * rows * kVectors > kDirectAccumulators) panels /= 2;
   return panels;
 }
@@ -58,9 +60,17 @@ struct PreparedRows {
 PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows);
 
 // sums[row][num_panels * 16] of panels [panel, panel + num_panels), num_panels from NextPanels.
-// `sums` is aligned and holds kSumsMax values.
+// `sums` is aligned and holds kSumsMax values. `next`: codes of the panels that the next call will
+// take, of a matrix of the same shape, fetched meanwhile; nullptr if not known.
 void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const PreparedRows& rows,
-               float* sums);
+               const std::byte* next, float* sums);
+
+// Codes of the panels behind [panel, panel + num_panels), or `after` if those are the last ones
+// wanted.
+HWY_INLINE const std::byte* NextCodes(const PanelMatrix& w, int64_t panel, int num_panels,
+                                      int64_t panel_end, const std::byte* after) {
+  return panel + num_panels < panel_end ? w.panel_codes(panel + num_panels) : after;
+}
 
 #endif  // ATOLL_SIMD
 }  // namespace atl::kernels::HWY_NAMESPACE

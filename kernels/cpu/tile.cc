@@ -42,8 +42,9 @@ void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, co
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(gate.shape.format, panel_end - panel, rows);
-      PanelSums(gate, panel, panels, prepared, gate_sums);
-      PanelSums(up, panel, panels, prepared, up_sums);
+      PanelSums(gate, panel, panels, prepared, up.panel_codes(panel), gate_sums);
+      PanelSums(up, panel, panels, prepared, NextCodes(gate, panel, panels, panel_end, nullptr),
+                up_sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, gate.shape.outputs - first);
       for (int64_t r = 0; r < rows; ++r) {
@@ -91,17 +92,20 @@ bool AccumulateOutputs(const float* values, int64_t count, int64_t* acc) {
 }
 
 void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
-                        const float* const* h, int64_t* const* acc, uint8_t* bad,
-                        int64_t num_rows) {
+                        const float* const* h, int64_t* const* acc, uint8_t* bad, int64_t num_rows,
+                        const TileView* next) {
   HWY_ALIGN float sums[kSumsMax];
   const PanelMatrix down = tile.down();
+  const std::byte* next_codes = nullptr;
+  if (next != nullptr) next_codes = next->down().panel_codes(panel_begin);
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
     const PreparedRows prepared = PrepareRows(down.shape, h + row, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(down.shape.format, panel_end - panel, rows);
-      PanelSums(down, panel, panels, prepared, sums);
+      PanelSums(down, panel, panels, prepared,
+                NextCodes(down, panel, panels, panel_end, next_codes), sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, down.shape.outputs - first);
       for (int64_t r = 0; r < rows; ++r) {
@@ -139,8 +143,8 @@ void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, co
   reference::tile_gate_up(tile, panel_begin, panel_end, {x, n}, {weights, n}, {h, n});
 }
 void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
-                        const float* const* h, int64_t* const* acc, uint8_t* bad,
-                        int64_t num_rows) {
+                        const float* const* h, int64_t* const* acc, uint8_t* bad, int64_t num_rows,
+                        const TileView*) {
   const auto n = static_cast<size_t>(num_rows);
   reference::tile_down_accumulate(tile, panel_begin, panel_end, {h, n}, {acc, n}, {bad, n});
 }
@@ -174,12 +178,13 @@ void tile_gate_up(const TileView& tile, int64_t panel_begin, int64_t panel_end,
 
 void tile_down_accumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
                           std::span<const float* const> h, std::span<int64_t* const> acc,
-                          std::span<uint8_t> bad) {
+                          std::span<uint8_t> bad, const TileView* next) {
   CHECK_EQ(h.size(), acc.size());
   CHECK_EQ(h.size(), bad.size());
   CHECK_LE(panel_end, tile.layout->down.num_panels());
   HWY_DYNAMIC_DISPATCH(TileDownAccumulate)
-  (tile, panel_begin, panel_end, h.data(), acc.data(), bad.data(), static_cast<int64_t>(h.size()));
+  (tile, panel_begin, panel_end, h.data(), acc.data(), bad.data(), static_cast<int64_t>(h.size()),
+   next);
 }
 
 bool add_fixed_point_row(const int64_t* sum, int64_t n, float* out) {

@@ -95,6 +95,11 @@ TEST(Linear, gives_the_reference_bits_for_rows_around_the_bound_of_scaled_fp8_ro
       {145, 260, {.row_begin = 100, .col_begin = 124}},  // scales per output, short first group
       {240, 128, {}},                                    // one group, as a tile's down
       {130, 388, {}},                                    // short last group
+      // So many groups that one row of few panels takes several at once: 1, 2, 3 and 6 panels.
+      {16, 1300, {}},
+      {20, 1412, {.row_begin = 100, .col_begin = 124}},
+      {48, 1152, {}},
+      {90, 1280, {.row_begin = 120, .col_begin = 256}},
   };
   const float below = std::nextafter(256.0f, 0.0f);
   std::mt19937 rng(15);
