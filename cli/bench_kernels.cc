@@ -108,7 +108,7 @@ ExpertShape expert_shape(WeightFormat format, int64_t hidden, int64_t intermedia
 // level, so that rows and sums stay there, too.
 ExpertShape l2_shape(WeightFormat format) {
   constexpr int64_t kWidth = 128;
-  const uint64_t column_bytes = 3 * kWidth * kernels::code_bytes(format);
+  const uint64_t column_bytes = 3 * kWidth * kernels::code_bits(format) / 8;
   const auto fitting = static_cast<int64_t>(topology::l2_cache_bytes() / 2 / column_bytes);
   const int64_t hidden = std::max<int64_t>(kWidth, fitting / kWidth * kWidth);
   return {format, hidden, {kernels::tile_layout(format, hidden, 4 * kWidth, 0)}};
@@ -127,11 +127,12 @@ uint64_t mix(uint64_t value) {
 struct CodeBits {
   uint64_t random, set;
 };
-CodeBits code_bits(WeightFormat format) {
+CodeBits random_code_bits(WeightFormat format) {
   switch (format) {
     case WeightFormat::kFp8E4m3:
       return {0xb7b7b7b7b7b7b7b7u, 0};
     case WeightFormat::kBf16:
+    case WeightFormat::kInt4:  // whose scales are BF16, among codes that may be anything
       return {0x83ff83ff83ff83ffu, 0x3c003c003c003c00u};
     case WeightFormat::kF32:
       return {0x83ffffff83ffffffu, 0x3c0000003c000000u};
@@ -167,7 +168,7 @@ class ExpertMemory {
     const TileLayout& layout = shape_.tiles[tile];
     std::byte* data = buffer_.data() + offset(expert, tile);
     auto* words = reinterpret_cast<uint64_t*>(data);
-    const CodeBits bits = code_bits(shape_.format);
+    const CodeBits bits = random_code_bits(shape_.format);
     const uint64_t first = offset(expert, tile) / sizeof(uint64_t);
     for (size_t i = 0; i < layout.bytes / sizeof(uint64_t); ++i) {
       words[i] = (mix(first + i) & bits.random) | bits.set;

@@ -4,25 +4,34 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 namespace atl::kernels {
 
-// How the weights of a matrix are stored. kFp8E4m3 carries one FP32 scale per 128x128 block of the
-// checkpoint's matrix; the others have no scale.
-enum class WeightFormat : uint8_t { kF32, kBf16, kFp8E4m3 };
+// How the weights of a matrix are stored. kFp8E4m3 carries FP32 scales, one per 128x128 block of the
+// checkpoint's matrix; kInt4 (kernels/int4.h) is only ever made by packing and has its scales among
+// its codes; the others have no scale.
+enum class WeightFormat : uint8_t { kF32, kBf16, kFp8E4m3, kInt4 };
+
+// What a linear layer does with its rows: takes them as they are, or rounds them to int8 per block
+// of 128 (kInt4 only). Part of the arithmetic, not of the weights' bytes.
+enum class Activations : uint8_t { kF32, kI8 };
 
 // Rows on the wire and entries of the KV cache.
 enum class RowType : uint8_t { kBf16, kF32 };
 
-constexpr size_t code_bytes(WeightFormat format) {
+constexpr int code_bits(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kF32: return 4;
-    case WeightFormat::kBf16: return 2;
-    case WeightFormat::kFp8E4m3: return 1;
+    case WeightFormat::kF32: return 32;
+    case WeightFormat::kBf16: return 16;
+    case WeightFormat::kFp8E4m3: return 8;
+    case WeightFormat::kInt4: return 4;
   }
   return 0;
 }
+// Bytes of one element of a checkpoint's matrix, which is never kInt4.
+constexpr size_t code_bytes(WeightFormat format) { return static_cast<size_t>(code_bits(format)) / 8; }
 constexpr size_t element_bytes(RowType type) { return type == RowType::kBf16 ? 2 : 4; }
 
 constexpr std::string_view to_string(WeightFormat format) {
@@ -30,8 +39,26 @@ constexpr std::string_view to_string(WeightFormat format) {
     case WeightFormat::kF32: return "f32";
     case WeightFormat::kBf16: return "bf16";
     case WeightFormat::kFp8E4m3: return "fp8";
+    case WeightFormat::kInt4: return "int4";
   }
   return "?";
+}
+constexpr std::string_view to_string(Activations activations) {
+  return activations == Activations::kF32 ? "f32" : "i8";
+}
+// The format or activations of that name, if there is one.
+constexpr std::optional<WeightFormat> parse_weight_format(std::string_view name) {
+  for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3,
+                              WeightFormat::kInt4}) {
+    if (name == to_string(format)) return format;
+  }
+  return std::nullopt;
+}
+constexpr std::optional<Activations> parse_activations(std::string_view name) {
+  for (Activations activations : {Activations::kF32, Activations::kI8}) {
+    if (name == to_string(activations)) return activations;
+  }
+  return std::nullopt;
 }
 constexpr std::string_view to_string(RowType type) { return type == RowType::kBf16 ? "bf16" : "f32"; }
 
@@ -60,6 +87,21 @@ constexpr float e4m3_to_float(uint8_t code) {
     return sign ? -magnitude : magnitude;
   }
   return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
+}
+
+// Rounds to nearest, ties to even. Beyond +-448, the largest finite value, and for a NaN: NaN.
+constexpr uint8_t float_to_e4m3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint8_t>((bits >> 24) & 0x80);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude >= 0x3c800000u) {  // 2^-6, the smallest normal number: 3 of 23 mantissa bits stay
+    const uint32_t rounded = (magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
+    const uint32_t code = rounded - (120u << 3);
+    return static_cast<uint8_t>(sign | (code < 0x7f ? code : 0x7f));
+  }
+  // Subnormal: adding 2^14, whose last bit is 2^-9, rounds to a multiple of 2^-9.
+  const float shifted = std::bit_cast<float>(magnitude) + 0x1p+14f;
+  return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(shifted) & 0xf));
 }
 
 }  // namespace atl::kernels

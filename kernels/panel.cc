@@ -1,7 +1,9 @@
 #include "kernels/panel.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "base/check.h"
 
@@ -32,6 +34,34 @@ int64_t scale_index(const PanelShape& shape, int64_t output, int64_t group) {
   const int64_t in_panel =
       shape.scale_per_output ? group * kPanelWidth + output % kPanelWidth : group;
   return panel * shape.panel_scales() + in_panel;
+}
+
+// Value of an element: code * scale.
+float element_value(const MatrixRows& rows, int64_t row, int64_t col) {
+  const std::byte* at = element(rows, row, col);
+  switch (rows.format) {
+    case WeightFormat::kF32: {
+      float value;
+      std::memcpy(&value, at, sizeof(value));
+      return value;
+    }
+    case WeightFormat::kBf16: {
+      uint16_t bits;
+      std::memcpy(&bits, at, sizeof(bits));
+      return bf16_to_float(bits);
+    }
+    case WeightFormat::kFp8E4m3:
+      return e4m3_to_float(std::to_integer<uint8_t>(*at)) * grid_scale(rows, row, col);
+    case WeightFormat::kInt4:
+      break;
+  }
+  return 0.0f;
+}
+
+// Whether packing chooses scales.
+bool quantizes(const PanelShape& shape, const MatrixRows& rows) {
+  return shape.format != rows.format &&
+         (shape.format == WeightFormat::kInt4 || shape.format == WeightFormat::kFp8E4m3);
 }
 
 bool writes_scale(const PanelShape& shape, int64_t output) {
@@ -112,6 +142,123 @@ void pack_transposed(const PanelShape& shape, const PanelSource& source, const M
   }
 }
 
+// Writes an output's codes and scales for the stretch [begin, end) of k, whose values are at
+// `values`; a stretch to be quantized is whole groups.
+class OutputWriter {
+ public:
+  OutputWriter(const PanelShape& shape, std::byte* codes, float* scales)
+      : shape_(shape), codes_(codes), scales_(scales) {
+    if (shape.format != WeightFormat::kInt4) return;
+    for_each_int4_group(shape.k, shape.k_offset,
+                        [&](const Int4Group& group) { int4_groups_.push_back(group); });
+  }
+
+  void write(int64_t output, int64_t begin, int64_t end, const float* values) {
+    std::byte* panel =
+        codes_ + output / kPanelWidth * static_cast<int64_t>(shape_.panel_code_bytes());
+    const int64_t lane = output % kPanelWidth;
+    switch (shape_.format) {
+      case WeightFormat::kF32:
+        for (int64_t k = begin; k < end; ++k) store(panel, lane, k, *values++);
+        return;
+      case WeightFormat::kBf16:
+        for (int64_t k = begin; k < end; ++k) store(panel, lane, k, float_to_bf16(*values++));
+        return;
+      case WeightFormat::kFp8E4m3:
+        return write_fp8(output, begin, end, values, panel);
+      case WeightFormat::kInt4:
+        return write_int4(lane, begin, end, values, panel);
+    }
+  }
+
+ private:
+  template <typename T>
+  void store(std::byte* panel, int64_t lane, int64_t k, T code) const {
+    std::memcpy(panel + code_offset(shape_.format, lane, k), &code, sizeof(code));
+  }
+
+  void write_fp8(int64_t output, int64_t begin, int64_t end, const float* values,
+                 std::byte* panel) const {
+    for (int64_t group = 0; group < shape_.num_groups(); ++group) {
+      const int64_t first = group_begin(shape_, group);
+      if (first < begin || first >= end) continue;
+      const int64_t last = std::min(shape_.first_group() + group * kScaleBlock, end);
+      float largest = 0.0f;
+      for (int64_t k = first; k < last; ++k) {
+        largest = std::max(largest, std::fabs(values[k - begin]));
+      }
+      const float scale = largest / 448.0f;
+      scales_[scale_index(shape_, output, group)] = scale;
+      for (int64_t k = first; k < last; ++k) {
+        // Below 2^-126 a scale is inexact enough to carry a quotient beyond the largest code.
+        const float code = scale == 0.0f ? 0.0f : values[k - begin] / scale;
+        store(panel, output % kPanelWidth, k, float_to_e4m3(std::clamp(code, -448.0f, 448.0f)));
+      }
+    }
+  }
+
+  void write_int4(int64_t lane, int64_t begin, int64_t end, const float* values,
+                  std::byte* panel) const {
+    for (const Int4Group& group : int4_groups_) {
+      if (group.begin < begin || group.begin >= end) continue;
+      int8_t codes[kInt4Group];
+      uint16_t scale;
+      quantize_int4(values + (group.begin - begin), group.end - group.begin, codes, &scale);
+      std::memcpy(panel + group.scales + lane * 2, &scale, sizeof(scale));
+      for (int64_t i = 0; i < group.end - group.begin; i += kInt4PerWord) {
+        const int64_t count = std::min(kInt4PerWord, group.end - group.begin - i);
+        uint32_t word = 0;
+        for (int64_t j = 0; j < count; ++j) {
+          word |= static_cast<uint32_t>(codes[i + j] + kInt4Zero) << int4_shift(j);
+        }
+        const size_t line = group.codes + static_cast<size_t>(i / kInt4PerWord) * kInt4WordLine;
+        std::memcpy(panel + line + lane * 4, &word, sizeof(word));
+      }
+    }
+  }
+
+  const PanelShape& shape_;
+  std::byte* codes_;
+  float* scales_;
+  std::vector<Int4Group> int4_groups_;
+};
+
+void convert_outputs(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
+                     std::byte* codes, float* scales) {
+  const int64_t begin = std::max<int64_t>(rows.first_row - source.row_begin, 0);
+  const int64_t end = std::min(rows.first_row + rows.num_rows - source.row_begin, shape.outputs);
+  OutputWriter writer(shape, codes, scales);
+  std::vector<float> values(static_cast<size_t>(shape.k));
+  for (int64_t output = begin; output < end; ++output) {
+    for (int64_t k = 0; k < shape.k; ++k) {
+      values[k] = element_value(rows, source.row_begin + output, source.col_begin + k);
+    }
+    writer.write(output, 0, shape.k, values.data());
+  }
+}
+
+// Rows of the checkpoint are k: whole 128-blocks of the rows that are here.
+void convert_transposed(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
+                        std::byte* codes, float* scales) {
+  const int64_t begin = std::max<int64_t>(rows.first_row - source.row_begin, 0);
+  const int64_t end = std::min(rows.first_row + rows.num_rows - source.row_begin, shape.k);
+  if (begin >= end) return;
+  if (quantizes(shape, rows)) {
+    const auto whole = [&](int64_t k) {
+      return k == 0 || k == shape.k || (source.row_begin + k) % kTransposedPieceRows == 0;
+    };
+    CHECK(whole(begin) && whole(end));
+  }
+  OutputWriter writer(shape, codes, scales);
+  std::vector<float> values(static_cast<size_t>(end - begin));
+  for (int64_t output = 0; output < shape.outputs; ++output) {
+    for (int64_t k = begin; k < end; ++k) {
+      values[k - begin] = element_value(rows, source.row_begin + k, source.col_begin + output);
+    }
+    writer.write(output, begin, end, values.data());
+  }
+}
+
 // Index of the first of `count` codes of type T for which (code & mask) + carry has its top bit
 // set. 64 bytes at a time, so that the compiler can use vectors: no sum carries out of its code.
 template <typename T>
@@ -136,13 +283,18 @@ int64_t find_code(const std::byte* codes, int64_t count, T mask, T carry) {
 
 }  // namespace
 
-PanelShape panel_shape(WeightFormat format, int64_t outputs, int64_t k, const PanelSource& source) {
+PanelShape panel_shape(WeightFormat format, int64_t outputs, int64_t k, const PanelSource& source,
+                       Activations activations, ScaleOrigin scales) {
+  // Rounded rows are defined for int4 weights only.
+  CHECK(activations == Activations::kF32 || format == WeightFormat::kInt4);
   PanelShape shape;
+  shape.activations = activations;
   shape.format = format;
   shape.outputs = outputs;
   shape.k = k;
   shape.k_offset = source.transposed ? source.row_begin : source.col_begin;
   if (format != WeightFormat::kFp8E4m3) return shape;
+  shape.scale_per_output = scales == ScaleOrigin::kPacking;
   const int64_t first = source.transposed ? source.col_begin : source.row_begin;
   for (int64_t panel = 0; panel < shape.num_panels(); ++panel) {
     const int64_t begin = first + panel * kPanelWidth;
@@ -154,9 +306,17 @@ PanelShape panel_shape(WeightFormat format, int64_t outputs, int64_t k, const Pa
 
 void pack(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
           std::byte* codes, float* scales) {
-  CHECK(rows.format == shape.format);
+  CHECK(rows.format != WeightFormat::kInt4);
   CHECK_LE(source.col_begin + (source.transposed ? shape.outputs : shape.k), rows.cols);
-  if (source.transposed) {
+  if (rows.format != shape.format) {
+    // Scales of a checkpoint's block would be shared by outputs that are quantized one by one.
+    CHECK(shape.format != WeightFormat::kFp8E4m3 || shape.scale_per_output);
+    if (source.transposed) {
+      convert_transposed(shape, source, rows, codes, scales);
+    } else {
+      convert_outputs(shape, source, rows, codes, scales);
+    }
+  } else if (source.transposed) {
     pack_transposed(shape, source, rows, codes, scales);
   } else {
     pack_outputs(shape, source, rows, codes, scales);
@@ -175,6 +335,8 @@ int64_t find_non_finite(WeightFormat format, const std::byte* values, int64_t co
       return find_code<uint16_t>(values, count, 0x7f80, 0x0080);
     case WeightFormat::kFp8E4m3:
       return find_e4m3_nan(values, count);
+    case WeightFormat::kInt4:
+      break;  // never in a checkpoint
   }
   return -1;
 }

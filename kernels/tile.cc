@@ -17,15 +17,17 @@ int num_tiles(int64_t moe_intermediate_size) {
 }
 
 TileLayout tile_layout(WeightFormat format, int64_t hidden_size, int64_t moe_intermediate_size,
-                       int tile) {
+                       int tile, Activations activations, ScaleOrigin scales) {
   CHECK_GE(tile, 0);
   CHECK_LT(tile, num_tiles(moe_intermediate_size));
   TileLayout layout;
   layout.tile = tile;
   layout.begin = tile * tile_width(moe_intermediate_size);
   layout.width = std::min(tile_width(moe_intermediate_size), moe_intermediate_size - layout.begin);
-  layout.gate_up = panel_shape(format, layout.width, hidden_size, {.row_begin = layout.begin});
-  layout.down = panel_shape(format, hidden_size, layout.width, {.col_begin = layout.begin});
+  layout.gate_up = panel_shape(format, layout.width, hidden_size, {.row_begin = layout.begin},
+                               activations, scales);
+  layout.down = panel_shape(format, hidden_size, layout.width, {.col_begin = layout.begin},
+                            activations, scales);
   size_t at = 0;
   const auto take = [&at](size_t bytes) {
     const size_t offset = at;

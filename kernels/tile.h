@@ -25,23 +25,26 @@ int num_tiles(int64_t moe_intermediate_size);
 // Shape and byte layout of tile `tile` of an expert. A plain value.
 struct TileLayout {
   int tile = 0;
-  int64_t begin = 0;  // first intermediate column
-  int64_t width = 0;  // the last tile may be narrower
-  PanelShape gate_up;  // [width, hidden], of gate and of up
-  PanelShape down;     // [hidden, width]
+  int64_t begin = 0;                                       // first intermediate column
+  int64_t width = 0;                                       // the last tile may be narrower
+  PanelShape gate_up;                                      // [width, hidden], of gate and of up
+  PanelShape down;                                         // [hidden, width]
   size_t gate_codes = 0, up_codes = 0, down_codes = 0;     // byte offsets in the extent
   size_t gate_scales = 0, up_scales = 0, down_scales = 0;  // byte offsets in the extent
   size_t bytes = 0;                                        // multiple of kTileAlign
 };
 TileLayout tile_layout(WeightFormat format, int64_t hidden_size, int64_t moe_intermediate_size,
-                       int tile);
+                       int tile, Activations activations = Activations::kF32,
+                       ScaleOrigin scales = ScaleOrigin::kCheckpoint);
 
 // A tile in memory that somebody else owns and keeps pinned.
 struct TileView {
   const TileLayout* layout = nullptr;
   const std::byte* data = nullptr;
 
-  PanelMatrix gate() const { return matrix(layout->gate_up, layout->gate_codes, layout->gate_scales); }
+  PanelMatrix gate() const {
+    return matrix(layout->gate_up, layout->gate_codes, layout->gate_scales);
+  }
   PanelMatrix up() const { return matrix(layout->gate_up, layout->up_codes, layout->up_scales); }
   PanelMatrix down() const { return matrix(layout->down, layout->down_codes, layout->down_scales); }
 

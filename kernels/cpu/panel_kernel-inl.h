@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/int4_kernel-inl.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/panel.h"
 
@@ -54,6 +55,7 @@ struct PreparedRows {
   const float* x;
   const uint8_t* direct;  // [group] 1: for the direct kernels (FP8: scaled by kFp8RowScale)
   int64_t num_rows;
+  Int4Rows int4 = {};  // kInt4: instead of x and direct
 };
 
 // Copies `rows` to memory of this thread, valid until its next call.

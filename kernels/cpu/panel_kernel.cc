@@ -388,6 +388,8 @@ void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const Prepar
       return AllSums<Bf16Codes>(w, panel, num_panels, rows, next, sums);
     case WeightFormat::kFp8E4m3:
       return AllSums<Fp8Codes>(w, panel, num_panels, rows, next, sums);
+    case WeightFormat::kInt4:
+      return Int4Sums(w, panel, num_panels, rows.int4, rows.num_rows, sums);
   }
 }
 
@@ -429,6 +431,9 @@ bool PrepareGroup(const PanelShape& shape, const float* const* rows, int64_t num
 }
 
 PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+  if (shape.format == WeightFormat::kInt4) {
+    return {nullptr, nullptr, num_rows, PrepareInt4Rows(shape, rows, num_rows)};
+  }
   const auto groups = static_cast<size_t>(shape.num_groups());
   const size_t group_values = static_cast<size_t>(num_rows) * kScaleBlock;
   std::byte* memory = row_scratch(groups * (group_values * sizeof(float) + 1));

@@ -27,6 +27,8 @@ float code_value(WeightFormat format, const std::byte* panel, int64_t k, int64_t
       std::memcpy(&value, code, sizeof(value));
       return value;
     }
+    case WeightFormat::kInt4:
+      break;  // one_int4_output
   }
   return 0.0f;
 }
@@ -53,6 +55,81 @@ float one_output(const PanelMatrix& w, int64_t panel, int64_t lane, const float*
   return sum;
 }
 
+int int4_code(const std::byte* panel, const Int4Group& group, int64_t i, int64_t lane) {
+  uint32_t word;
+  const size_t line = group.codes + static_cast<size_t>(i / kInt4PerWord) * kInt4WordLine;
+  std::memcpy(&word, panel + line + lane * 4, sizeof(word));
+  return static_cast<int>((word >> int4_shift(i)) & 0xf) - kInt4Zero;
+}
+
+float int4_scale(const std::byte* panel, const Int4Group& group, int64_t lane) {
+  uint16_t bits;
+  std::memcpy(&bits, panel + group.scales + lane * 2, sizeof(bits));
+  return bf16_to_float(bits);
+}
+
+float one_int4_output(const PanelMatrix& w, int64_t panel, int64_t lane, const float* x) {
+  const std::byte* at = w.panel_codes(panel);
+  float sum = 0.0f;
+  for_each_int4_group(w.shape.k, w.shape.k_offset, [&](const Int4Group& group) {
+    float acc = 0.0f;
+    for (int64_t k = group.begin; k < group.end; ++k) {
+      acc = std::fma(x[k], static_cast<float>(int4_code(at, group, k - group.begin, lane)), acc);
+    }
+    sum = std::fma(int4_scale(at, group, lane), acc, sum);
+  });
+  return sum;
+}
+
+// A row rounded to int8, with the scale of each 128-block.
+struct I8Row {
+  std::vector<int8_t> q;
+  std::vector<float> scales;
+};
+
+I8Row round_to_i8(const PanelShape& shape, const float* x) {
+  I8Row row{std::vector<int8_t>(static_cast<size_t>(shape.k)), {}};
+  for (int64_t begin = 0, end; begin < shape.k; begin = end) {
+    end = std::min(shape.k, begin + kInt4Block - (shape.k_offset + begin) % kInt4Block);
+    float largest = 0.0f;
+    bool finite = true;
+    for (int64_t k = begin; k < end; ++k) {
+      finite &= std::isfinite(x[k]);
+      largest = std::max(largest, std::fabs(x[k]));
+    }
+    if (!finite) {
+      row.scales.push_back(std::nanf(""));
+    } else if (largest < kI8SmallestBlock) {
+      row.scales.push_back(0.0f);
+    } else {
+      row.scales.push_back(largest / 127.0f);
+      const float inverse = 127.0f / largest;
+      for (int64_t k = begin; k < end; ++k) {
+        row.q[static_cast<size_t>(k)] = static_cast<int8_t>(std::nearbyint(x[k] * inverse));
+      }
+    }
+  }
+  return row;
+}
+
+float one_i8_output(const PanelMatrix& w, int64_t panel, int64_t lane, const I8Row& x) {
+  const std::byte* at = w.panel_codes(panel);
+  float sum = 0.0f;
+  float acc = 0.0f;
+  for_each_int4_group(w.shape.k, w.shape.k_offset, [&](const Int4Group& group) {
+    int32_t dot = 0;
+    for (int64_t k = group.begin; k < group.end; ++k) {
+      dot += x.q[static_cast<size_t>(k)] * int4_code(at, group, k - group.begin, lane);
+    }
+    acc = std::fma(int4_scale(at, group, lane), static_cast<float>(dot), acc);
+    if (group.ends_block) {
+      sum = std::fma(x.scales[static_cast<size_t>(group.block)], acc, sum);
+      acc = 0.0f;
+    }
+  });
+  return sum;
+}
+
 }  // namespace
 
 void linear_panels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
@@ -60,8 +137,14 @@ void linear_panels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
   CHECK_EQ(x.size(), y.size());
   for (size_t row = 0; row < x.size(); ++row) {
     const int64_t end = std::min(panel_end * kPanelWidth, w.shape.outputs);
+    const bool rounded = w.shape.activations == Activations::kI8;
+    const I8Row i8 = rounded ? round_to_i8(w.shape, x[row]) : I8Row{};
     for (int64_t o = panel_begin * kPanelWidth; o < end; ++o) {
-      y[row][o] = one_output(w, o / kPanelWidth, o % kPanelWidth, x[row]);
+      const int64_t panel = o / kPanelWidth;
+      const int64_t lane = o % kPanelWidth;
+      y[row][o] = rounded                                 ? one_i8_output(w, panel, lane, i8)
+                  : w.shape.format == WeightFormat::kInt4 ? one_int4_output(w, panel, lane, x[row])
+                                                          : one_output(w, panel, lane, x[row]);
     }
   }
 }

@@ -22,6 +22,27 @@ namespace atl::kernels::testing {
 inline constexpr WeightFormat kFormats[] = {WeightFormat::kF32, WeightFormat::kBf16,
                                             WeightFormat::kFp8E4m3};
 
+// Every arithmetic of linear layers: packed format and what is done to rows.
+struct Arithmetic {
+  WeightFormat format = WeightFormat::kF32;
+  Activations activations = Activations::kF32;
+
+  std::string name() const {
+    return std::string(to_string(format)) + "/" + std::string(to_string(activations));
+  }
+  // Of the checkpoint's matrix that is packed; int4 is only ever made by packing.
+  WeightFormat source_format() const {
+    return format == WeightFormat::kInt4 ? WeightFormat::kBf16 : format;
+  }
+};
+inline constexpr Arithmetic kArithmetics[] = {
+    {WeightFormat::kF32},
+    {WeightFormat::kBf16},
+    {WeightFormat::kFp8E4m3},
+    {WeightFormat::kInt4, Activations::kF32},
+    {WeightFormat::kInt4, Activations::kI8},
+};
+
 // Runs check(name) on every target, the best first, and goes back to the best.
 template <typename Check>
 void for_each_target(Check check) {
@@ -127,10 +148,17 @@ inline Packed allocate_packed(const PanelShape& shape) {
   return p;
 }
 
-inline Packed pack_all(const TestMatrix& m, int64_t outputs, int64_t k, const PanelSource& source) {
-  Packed p = allocate_packed(panel_shape(m.format, outputs, k, source));
+inline Packed pack_as(const Arithmetic& arithmetic, const TestMatrix& m, int64_t outputs, int64_t k,
+                      const PanelSource& source) {
+  Packed p = allocate_packed(panel_shape(
+      arithmetic.format, outputs, k, source, arithmetic.activations,
+      arithmetic.format == m.format ? ScaleOrigin::kCheckpoint : ScaleOrigin::kPacking));
   pack(p.matrix.shape, source, m.all(), p.codes.data(), p.scales.data());
   return p;
+}
+
+inline Packed pack_all(const TestMatrix& m, int64_t outputs, int64_t k, const PanelSource& source) {
+  return pack_as({m.format}, m, outputs, k, source);
 }
 
 // Rows of floats with a pointer to each.

@@ -50,18 +50,18 @@ std::vector<std::vector<float>> rows_of_all_sizes(std::mt19937& rng, int64_t num
   return rows;
 }
 
-std::string describe(WeightFormat format, const Case& c) {
-  return std::string(to_string(format)) + " [" + std::to_string(c.outputs) + ", " +
-         std::to_string(c.k) + "] at " + std::to_string(c.source.row_begin) + ", " +
-         std::to_string(c.source.col_begin);
+std::string describe(const Arithmetic& arithmetic, const Case& c) {
+  return arithmetic.name() + " [" + std::to_string(c.outputs) + ", " + std::to_string(c.k) +
+         "] at " + std::to_string(c.source.row_begin) + ", " + std::to_string(c.source.col_begin);
 }
 
 TEST(Linear, equals_the_reference_bit_for_bit_on_every_target_for_any_rows_and_panel_split) {
   std::mt19937 rng(11);
-  for (WeightFormat format : kFormats) {
+  for (const Arithmetic& arithmetic : kArithmetics) {
     for (const Case& c : kCases) {
-      SCOPED_TRACE(describe(format, c));
-      const Packed w = pack_all(matrix_for(rng, format, c), c.outputs, c.k, c.source);
+      SCOPED_TRACE(describe(arithmetic, c));
+      const Packed w = pack_as(arithmetic, matrix_for(rng, arithmetic.source_format(), c),
+                               c.outputs, c.k, c.source);
       const int64_t panels = w.matrix.shape.num_panels();
       const Rows x(rows_of_all_sizes(rng, 70, c.k));
       Rows expected(x.size(), static_cast<size_t>(c.outputs));
@@ -103,11 +103,12 @@ TEST(Linear, gives_the_reference_bits_for_rows_around_the_bound_of_scaled_fp8_ro
   };
   const float below = std::nextafter(256.0f, 0.0f);
   std::mt19937 rng(15);
-  for (WeightFormat format : kFormats) {
+  for (const Arithmetic& arithmetic : kArithmetics) {
     for (const Case& c : cases) {
       for (float largest : {below, 256.0f, -257.0f}) {
-        SCOPED_TRACE(describe(format, c) + " largest " + std::to_string(largest));
-        const Packed w = pack_all(matrix_for(rng, format, c), c.outputs, c.k, c.source);
+        SCOPED_TRACE(describe(arithmetic, c) + " largest " + std::to_string(largest));
+        const Packed w = pack_as(arithmetic, matrix_for(rng, arithmetic.source_format(), c),
+                                 c.outputs, c.k, c.source);
         const int64_t panels = w.matrix.shape.num_panels();
         Rows x(70, static_cast<size_t>(c.k));
         for (auto& row : x.values) {
@@ -186,7 +187,7 @@ TEST(Linear, reference_is_within_the_rounding_bound_of_a_double_precision_produc
           magnitude += std::fabs(term);
         }
         ASSERT_LE(std::fabs(y.values[0][static_cast<size_t>(o)] - exact), bound * magnitude)
-            << describe(format, c) << " output " << o;
+            << describe({format}, c) << " output " << o;
       }
     }
   }
@@ -213,9 +214,10 @@ TEST(Linear, sums_inside_a_group_first_and_then_over_groups) {
 
 TEST(Linear, gives_the_same_bits_for_any_team_size_even_where_the_caller_flushes_to_zero) {
   std::mt19937 rng(13);
-  for (WeightFormat format : kFormats) {
+  for (const Arithmetic& arithmetic : kArithmetics) {
     const Case c{333, 200, {.row_begin = 8, .col_begin = 60}};
-    const Packed w = pack_all(matrix_for(rng, format, c), c.outputs, c.k, c.source);
+    const Packed w = pack_as(arithmetic, matrix_for(rng, arithmetic.source_format(), c), c.outputs,
+                             c.k, c.source);
     std::vector<float> x = random_values(rng, 20 * c.k, 1e-38f);  // products are subnormal
     std::vector<const float*> x_rows;
     Rows expected(20, static_cast<size_t>(c.outputs));

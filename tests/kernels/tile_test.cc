@@ -22,12 +22,15 @@ struct TestTile {
 };
 
 struct TestExpert {
+  Arithmetic arithmetic;
   TestMatrix gate, up, down;
   std::vector<TestTile> tiles;
 };
 
 TestTile make_tile(const TestExpert& expert, int64_t hidden, int64_t intermediate, int index) {
-  TestTile tile{tile_layout(expert.gate.format, hidden, intermediate, index), HostBuffer()};
+  TestTile tile{tile_layout(expert.arithmetic.format, hidden, intermediate, index,
+                            expert.arithmetic.activations),
+                HostBuffer()};
   const TileLayout& layout = tile.layout;
   tile.extent = HostBuffer(layout.bytes);
   std::byte* at = tile.extent.data();
@@ -40,9 +43,11 @@ TestTile make_tile(const TestExpert& expert, int64_t hidden, int64_t intermediat
   return tile;
 }
 
-TestExpert random_expert(std::mt19937& rng, WeightFormat format, int64_t hidden,
+TestExpert random_expert(std::mt19937& rng, const Arithmetic& arithmetic, int64_t hidden,
                          int64_t intermediate) {
-  TestExpert expert{random_matrix(rng, format, intermediate, hidden),
+  const WeightFormat format = arithmetic.source_format();
+  TestExpert expert{arithmetic,
+                    random_matrix(rng, format, intermediate, hidden),
                     random_matrix(rng, format, intermediate, hidden),
                     random_matrix(rng, format, hidden, intermediate),
                     {}};
@@ -98,10 +103,11 @@ TEST(Tile, layout_puts_the_parts_behind_one_another_on_whole_pages) {
 
 TEST(Tile, gate_up_and_down_equal_the_reference_on_every_target) {
   std::mt19937 rng(21);
-  for (WeightFormat format : kFormats) {
+  for (const Arithmetic& arithmetic : kArithmetics) {
+    SCOPED_TRACE(arithmetic.name());
     for (int64_t intermediate : {20, 400, 520}) {
       const int64_t hidden = intermediate == 400 ? 170 : 72;
-      const TestExpert expert = random_expert(rng, format, hidden, intermediate);
+      const TestExpert expert = random_expert(rng, arithmetic, hidden, intermediate);
       constexpr size_t kRows = 17;
       std::vector<std::vector<float>> rows;
       for (size_t r = 0; r < kRows; ++r) {
@@ -168,7 +174,7 @@ TEST(Tile, reference_expert_is_close_to_the_formula_in_double_precision) {
   for (WeightFormat format : kFormats) {
     const int64_t hidden = 72;
     const int64_t intermediate = 400;
-    const TestExpert expert = random_expert(rng, format, hidden, intermediate);
+    const TestExpert expert = random_expert(rng, {format}, hidden, intermediate);
     const float scale = format == WeightFormat::kFp8E4m3 ? 0.02f : 0.1f;
     const Rows x({random_values(rng, hidden, scale)});
     const float weight = 0.37f;
@@ -227,7 +233,7 @@ TEST(Tile, reference_expert_is_close_to_the_formula_in_double_precision) {
 TEST(Tile, sum_over_tiles_is_the_same_for_any_order_and_grouping) {
   std::mt19937 rng(23);
   const int64_t hidden = 320;
-  const TestExpert expert = random_expert(rng, WeightFormat::kFp8E4m3, hidden, 2048);
+  const TestExpert expert = random_expert(rng, {WeightFormat::kFp8E4m3}, hidden, 2048);
   const Rows x({random_values(rng, hidden), random_values(rng, hidden)});
   const std::vector<float> weights = {0.7f, -1.3f};
   const auto run = [&](const TestTile& tile, int64_t* first, int64_t* second) {
@@ -260,7 +266,8 @@ TEST(Tile, sum_over_tiles_is_the_same_for_any_order_and_grouping) {
 
 // One tile whose down projection copies h[0] to every output.
 TestTile copying_tile(int64_t hidden) {
-  TestExpert expert{{WeightFormat::kF32, 16, hidden, {}, {}},
+  TestExpert expert{{WeightFormat::kF32},
+                    {WeightFormat::kF32, 16, hidden, {}, {}},
                     {WeightFormat::kF32, 16, hidden, {}, {}},
                     {WeightFormat::kF32, hidden, 16, {}, {}},
                     {}};

@@ -1,0 +1,416 @@
+// The micro-kernels of int4 panels (kernels/int4.h), compiled once per target; docs/numbers.md
+// defines both arithmetics.
+//
+// FP32 rows: a few rows decode in registers, as the other formats do; more rows decode a group to
+// L1 first. Rounded rows (i8): the nibbles of a word are two sets of 4 adjacent bytes after a mask
+// and a shift, which is what the instructions for dot products of bytes take.
+#include "kernels/cpu/targets.h"
+#include "kernels/panel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/int4_kernel.cc"
+#include "hwy/foreach_target.h"  // compiles this file once per target
+
+#include "hwy/highway.h"
+#include "kernels/cpu/int4_kernel-inl.h"
+#include "kernels/cpu/panel_kernel-inl.h"
+
+#ifndef ATOLL_KERNELS_ROW_SCRATCH
+#define ATOLL_KERNELS_ROW_SCRATCH
+namespace atl::kernels {
+// Memory of this thread, page-aligned, kept for its next call.
+std::byte* row_scratch(size_t bytes);
+}  // namespace atl::kernels
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace atl::kernels::HWY_NAMESPACE {
+#if ATOLL_SIMD
+
+using VU = hn::Vec<DU>;
+
+// Without a permutation of 16 values by 4 bits, a code is moved to the top of its word (as two's
+// complement) and converted there, which gives the code times 2^28; x is divided by that, exactly
+// unless it is tiny.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+constexpr float kInt4RowScale = 1.0f;
+constexpr float kInt4SmallestRow = 0.0f;
+#else
+constexpr float kInt4RowScale = 0x1p-28f;
+constexpr float kInt4SmallestRow = 0x1p-98f;  // of a row's values but 0: times 2^-28 still normal
+#endif
+
+// What decoding needs beside the word.
+struct Int4Decoder {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  V table;
+  HWY_INLINE Int4Decoder() {
+    table = hn::Sub(hn::Iota(kD, 0.0f), hn::Set(kD, static_cast<float>(kInt4Zero)));
+  }
+  HWY_INLINE VU Word(VU word) const { return word; }
+  // Code kJ of each word over kInt4RowScale. The permutation takes the low 4 bits of its index.
+  template <int kJ>
+  HWY_INLINE V Decode(VU word) const {
+    const VU index = hn::ShiftRight<int4_shift(kJ)>(word);
+    return V{_mm512_permutexvar_ps(index.raw, table.raw)};
+  }
+#else
+  HWY_INLINE VU Word(VU word) const { return hn::Xor(word, hn::Set(kDU, 0x88888888u)); }
+  template <int kJ>
+  HWY_INLINE V Decode(VU word) const {
+    const VU top = hn::And(hn::ShiftLeft<28 - int4_shift(kJ)>(word), hn::Set(kDU, 0xf0000000u));
+    return hn::ConvertTo(kD, hn::BitCast(kDI, top));
+  }
+#endif
+};
+
+HWY_INLINE V LoadInt4Scales(const std::byte* at) {
+  const hn::Rebind<uint16_t, D> d16;
+  const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(at));
+  return hn::BitCast(kD, hn::ShiftLeft<16>(hn::PromoteTo(kDU, bits)));
+}
+
+// A group of some adjacent panels.
+struct Int4Panels {
+  const std::byte* codes;   // in the first panel
+  const std::byte* scales;  // in the first panel
+  size_t panel_bytes;       // from panel to panel
+  int64_t length;           // in k
+
+  Int4Panels from(int panel) const {
+    Int4Panels p = *this;
+    p.codes += static_cast<size_t>(panel) * panel_bytes;
+    p.scales += static_cast<size_t>(panel) * panel_bytes;
+    return p;
+  }
+};
+
+// sum[row][lane] = fma(scale, acc[row], sum[row][lane]) of one panel.
+template <int kRows>
+HWY_INLINE void AddInt4Scaled(const std::byte* scales, const V (&acc)[kRows][kVectors],
+                              int64_t stride, float* sums) {
+  HWY_UNROLL(8)
+  for (int i = 0; i < kVectors; ++i) {
+    const V scale = LoadInt4Scales(scales + i * kLanes * 2);
+    HWY_UNROLL(16)
+    for (int r = 0; r < kRows; ++r) {
+      float* sum = sums + r * stride + i * kLanes;
+      hn::Store(hn::MulAdd(scale, acc[r][i], hn::Load(kD, sum)), kD, sum);
+    }
+  }
+}
+
+template <int kRows, int kJ = 0>
+HWY_INLINE void AddInt4Codes(const Int4Decoder& decoder, VU word, const float* x,
+                             V* HWY_RESTRICT acc, int stride) {
+  const V w = decoder.Decode<kJ>(word);
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    acc[r * stride] = hn::MulAdd(hn::Set(kD, x[r * kInt4Block + kJ]), w, acc[r * stride]);
+  }
+  if constexpr (kJ + 1 < kInt4PerWord) AddInt4Codes<kRows, kJ + 1>(decoder, word, x, acc, stride);
+}
+
+// Whole words only; x is scaled by kInt4RowScale.
+template <int kPanels, int kRows>
+HWY_NOINLINE void AddInt4GroupDirect(const Int4Panels& group, const float* x, int64_t stride,
+                                     float* sums) {
+  const Int4Decoder decoder;
+  V acc[kPanels][kRows][kVectors];
+  HWY_UNROLL(8)
+  for (int p = 0; p < kPanels; ++p) {
+    HWY_UNROLL(8)
+    for (int r = 0; r < kRows; ++r) {
+      HWY_UNROLL(8)
+      for (int i = 0; i < kVectors; ++i) acc[p][r][i] = hn::Zero(kD);
+    }
+  }
+  const std::byte* codes = group.codes;
+  const float* x_end = x + group.length;
+  for (; x < x_end; x += kInt4PerWord, codes += kInt4WordLine) {
+    HWY_UNROLL(8)
+    for (int p = 0; p < kPanels; ++p) {
+      const auto* words =
+          reinterpret_cast<const uint32_t*>(codes + static_cast<size_t>(p) * group.panel_bytes);
+      HWY_UNROLL(8)
+      for (int i = 0; i < kVectors; ++i) {
+        const VU word = decoder.Word(hn::Load(kDU, words + i * kLanes));
+        AddInt4Codes<kRows>(decoder, word, x, &acc[p][0][i], kVectors);
+      }
+    }
+  }
+  HWY_UNROLL(8)
+  for (int p = 0; p < kPanels; ++p) {
+    AddInt4Scaled<kRows>(group.from(p).scales, acc[p], stride, sums + p * kPanelWidth);
+  }
+}
+
+template <int kRows>
+void AddInt4PanelsDirect(const Int4Panels& group, int num_panels, const float* x, int64_t stride,
+                         float* sums) {
+  constexpr int kPanels = DirectPanels(kRows);
+  int p = 0;
+  for (; p + kPanels <= num_panels; p += kPanels) {
+    AddInt4GroupDirect<kPanels, kRows>(group.from(p), x, stride, sums + p * kPanelWidth);
+  }
+  for (; p < num_panels; ++p) {
+    AddInt4GroupDirect<1, kRows>(group.from(p), x, stride, sums + p * kPanelWidth);
+  }
+}
+
+template <int kJ = 0>
+HWY_INLINE void StoreInt4Codes(const Int4Decoder& decoder, VU word, V scale, float* out) {
+  hn::Store(hn::Mul(decoder.Decode<kJ>(word), scale), kD, out + kJ * kPanelWidth);
+  if constexpr (kJ + 1 < kInt4PerWord) StoreInt4Codes<kJ + 1>(decoder, word, scale, out);
+}
+
+// Decodes the words of a group of one panel to [k][lane].
+HWY_NOINLINE void DecodeInt4Group(const std::byte* codes, int64_t length, float* out) {
+  const Int4Decoder decoder;
+  const V scale = hn::Set(kD, kInt4RowScale);
+  for (int64_t k = 0; k < length; k += kInt4PerWord, codes += kInt4WordLine) {
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i) {
+      const auto* words = reinterpret_cast<const uint32_t*>(codes) + i * kLanes;
+      StoreInt4Codes(decoder, decoder.Word(hn::Load(kDU, words)), scale,
+                     out + k * kPanelWidth + i * kLanes);
+    }
+  }
+}
+
+// Rows that share the loads of decoded codes: as many chains as the registers hold.
+constexpr int kDecodedRows = kLanes == 16 ? 12 : kLanes == 8 ? 5 : 4;
+
+// One panel, decoded.
+template <int kRows>
+HWY_NOINLINE void AddInt4Decoded(const float* decoded, const std::byte* scales, int64_t length,
+                                 const float* x, int64_t stride, float* sums) {
+  V acc[kRows][kVectors];
+  HWY_UNROLL(16)
+  for (int r = 0; r < kRows; ++r) {
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i) acc[r][i] = hn::Zero(kD);
+  }
+  for (int64_t k = 0; k < length; ++k, decoded += kPanelWidth) {
+    const V16 w = Load16(decoded);
+    HWY_UNROLL(16)
+    for (int r = 0; r < kRows; ++r) {
+      const V xk = hn::Set(kD, x[r * kInt4Block + k]);
+      HWY_UNROLL(8)
+      for (int i = 0; i < kVectors; ++i) acc[r][i] = hn::MulAdd(xk, w.v[i], acc[r][i]);
+    }
+  }
+  AddInt4Scaled<kRows>(scales, acc, stride, sums);
+}
+
+template <int kRows = kDecodedRows>
+void AddInt4DecodedRows(int64_t num_rows, const float* decoded, const std::byte* scales,
+                        int64_t length, const float* x, int64_t stride, float* sums) {
+  if (num_rows == kRows) {
+    AddInt4Decoded<kRows>(decoded, scales, length, x, stride, sums);
+  } else if constexpr (kRows > 1) {
+    AddInt4DecodedRows<kRows - 1>(num_rows, decoded, scales, length, x, stride, sums);
+  }
+}
+
+void AddInt4GroupInMemory(const Int4Panels& group, int num_panels, const float* x, int64_t num_rows,
+                          int64_t stride, float* sums) {
+  HWY_ALIGN float decoded[kInt4Group * kPanelWidth];
+  const int64_t num_blocks = ceil_div(num_rows, kDecodedRows);
+  for (int p = 0; p < num_panels; ++p) {
+    const Int4Panels panel = group.from(p);
+    DecodeInt4Group(panel.codes, group.length, decoded);
+    for (int64_t block = 0, row = 0; block < num_blocks; ++block) {
+      const int64_t count = (num_rows - row) / (num_blocks - block);
+      AddInt4DecodedRows(count, decoded, panel.scales, group.length, x + row * kInt4Block, stride,
+                         sums + row * stride + p * kPanelWidth);
+      row += count;
+    }
+  }
+}
+
+void AddInt4Group(const Int4Panels& group, int num_panels, bool direct, const float* x,
+                  int64_t num_rows, int64_t stride, float* sums) {
+  if (!direct) return AddInt4GroupInMemory(group, num_panels, x, num_rows, stride, sums);
+  switch (num_rows) {
+    case 1:
+      return AddInt4PanelsDirect<1>(group, num_panels, x, stride, sums);
+    case 2:
+      return AddInt4PanelsDirect<2>(group, num_panels, x, stride, sums);
+    case 3:
+      return AddInt4PanelsDirect<3>(group, num_panels, x, stride, sums);
+    default:
+      return AddInt4PanelsDirect<4>(group, num_panels, x, stride, sums);
+  }
+}
+
+// sums[row][panel][lane] of one block: dot products of bytes.
+void AddI8Group(const Int4Panels& group, int num_panels, const Int4Group& place,
+                const Int4Rows& rows, int64_t num_rows, float* acc, float* sums) {
+  const int64_t stride = num_panels * kPanelWidth;
+  for (int p = 0; p < num_panels; ++p) {
+    const Int4Panels panel = group.from(p);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t at = place.block * num_rows + r;
+      const int8_t* q = rows.q + at * kInt4Block + place.slot * kInt4Group;
+      for (int64_t lane = 0; lane < kPanelWidth; ++lane) {
+        int32_t dot = rows.start[at * 2 + place.slot];
+        for (int64_t i = 0; i < group.length; ++i) {
+          uint32_t word;
+          memcpy(&word, panel.codes + i / kInt4PerWord * 64 + lane * 4, sizeof(word));
+          dot += q[i] * static_cast<int32_t>((word >> int4_shift(i)) & 0xf);
+        }
+        uint16_t bits;
+        memcpy(&bits, panel.scales + lane * 2, sizeof(bits));
+        const int64_t o = r * stride + p * kPanelWidth + lane;
+        acc[o] = __builtin_fmaf(bf16_to_float(bits), static_cast<float>(dot), acc[o]);
+        if (place.ends_block) {
+          sums[o] = __builtin_fmaf(rows.scales[at], acc[o], sums[o]);
+          acc[o] = 0.0f;
+        }
+      }
+    }
+  }
+}
+
+void Int4Sums(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
+              int64_t num_rows, float* sums) {
+  HWY_ALIGN float acc[kSumsMax] = {};
+  const int64_t stride = num_panels * kPanelWidth;
+  for (int64_t i = 0; i < num_rows * stride; i += kLanes) hn::Store(hn::Zero(kD), kD, sums + i);
+  const std::byte* at = w.panel_codes(panel);
+  const size_t panel_bytes = w.shape.panel_code_bytes();
+  for_each_int4_group(w.shape.k, w.shape.k_offset, [&](const Int4Group& place) HWY_ATTR {
+    const Int4Panels group{at + place.codes, at + place.scales, panel_bytes,
+                           place.end - place.begin};
+    if (w.shape.activations == Activations::kI8) {
+      AddI8Group(group, num_panels, place, rows, num_rows, acc, sums);
+    } else {
+      const float* x = rows.x + place.block * num_rows * kInt4Block + place.slot * kInt4Group;
+      AddInt4Group(group, num_panels, rows.direct[place.block] != 0, x, num_rows, stride, sums);
+    }
+  });
+}
+
+// to[i] = from[i] * kInt4RowScale for n values; whether that is exact.
+bool ScaleInt4Row(const float* from, int64_t n, float* to) {
+  bool exact = true;
+  for (int64_t i = 0; i < n; ++i) {
+    const float magnitude = __builtin_fabsf(from[i]);
+    exact &= !(magnitude < kInt4SmallestRow) || magnitude == 0.0f;
+    to[i] = from[i] * kInt4RowScale;
+  }
+  return exact;
+}
+
+// Walks over the 128-blocks of a matrix: fn(block, begin, end, place of `begin` in its block).
+template <class Fn>
+HWY_INLINE void ForEachInt4Block(const PanelShape& shape, const Fn& fn) {
+  for (int64_t block = 0, begin = 0, end; begin < shape.k; ++block, begin = end) {
+    const int64_t place = (shape.k_offset + begin) % kInt4Block;
+    end = HWY_MIN(shape.k, begin + kInt4Block - place);
+    fn(block, begin, end, place);
+  }
+}
+
+// Copies the part [begin, end) of a row to the groups' slots of a block: fn(from, n, to).
+template <class T, class Fn>
+HWY_INLINE void FillSlots(const float* row, int64_t begin, int64_t end, int64_t place, T* to,
+                          const Fn& fn) {
+  memset(to, 0, kInt4Block * sizeof(T));
+  if (place % kInt4Group == 0) return fn(row + begin, end - begin, to + place);
+  const int64_t slot = place / kInt4Group;
+  const int64_t first = HWY_MIN(end - begin, (slot + 1) * kInt4Group - place);
+  fn(row + begin, first, to + slot * kInt4Group);
+  if (begin + first < end) fn(row + begin + first, end - begin - first, to + kInt4Group);
+}
+
+Int4Rows PrepareInt4F32(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+  const auto blocks = static_cast<size_t>(shape.num_groups());
+  const size_t block_values = static_cast<size_t>(num_rows) * kInt4Block;
+  std::byte* memory = row_scratch(blocks * (block_values * sizeof(float) + 1));
+  auto* x = reinterpret_cast<float*>(memory);
+  auto* direct = reinterpret_cast<uint8_t*>(x + blocks * block_values);
+  ForEachInt4Block(shape, [&](int64_t block, int64_t begin, int64_t end, int64_t place) {
+    float* to = x + static_cast<size_t>(block) * block_values;
+    // Groups of whole words, as they begin at words.
+    bool exact = num_rows <= kDirectRows && place % kInt4PerWord == 0 &&
+                 end % kInt4PerWord == begin % kInt4PerWord;
+    for (int64_t r = 0; exact && r < num_rows; ++r) {
+      FillSlots(
+          rows[r], begin, end, place, to + r * kInt4Block,
+          [&](const float* from, int64_t n, float* slot) { exact &= ScaleInt4Row(from, n, slot); });
+    }
+    direct[block] = exact;
+    for (int64_t r = 0; !exact && r < num_rows; ++r) {
+      FillSlots(rows[r], begin, end, place, to + r * kInt4Block,
+                [&](const float* from, int64_t n, float* slot) {
+                  memcpy(slot, from, static_cast<size_t>(n) * sizeof(float));
+                });
+    }
+  });
+  Int4Rows result;
+  result.x = x;
+  result.direct = direct;
+  return result;
+}
+
+// q = x / largest * 127, to the nearest, for one block of a row; returns its scale.
+float RoundI8Block(const float* row, int64_t begin, int64_t end, int64_t place, int8_t* q) {
+  uint32_t largest_bits = 0;
+  for (int64_t k = begin; k < end; ++k) {
+    uint32_t bits;
+    memcpy(&bits, row + k, sizeof(bits));
+    bits &= 0x7fffffffu;
+    largest_bits = bits > largest_bits ? bits : largest_bits;
+  }
+  float largest;
+  memcpy(&largest, &largest_bits, sizeof(largest));
+  const bool finite = largest_bits < 0x7f800000u;
+  if (!finite || largest < kI8SmallestBlock) {
+    memset(q, 0, kInt4Block);
+    return finite ? 0.0f : __builtin_nanf("");
+  }
+  const float inverse = 127.0f / largest;
+  FillSlots(row, begin, end, place, q, [&](const float* from, int64_t n, int8_t* slot) {
+    constexpr float kMagic = 0x1.8p+23f;  // adding it rounds to an integer, ties to even
+    for (int64_t i = 0; i < n; ++i) {
+      slot[i] = static_cast<int8_t>(static_cast<int32_t>((from[i] * inverse + kMagic) - kMagic));
+    }
+  });
+  return largest / 127.0f;
+}
+
+Int4Rows PrepareI8(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+  const auto count = static_cast<size_t>(shape.num_groups() * num_rows);  // of block and row
+  std::byte* memory = row_scratch(count * (kInt4Block + 2 * sizeof(int32_t) + sizeof(float)));
+  auto* q = reinterpret_cast<int8_t*>(memory);
+  auto* start = reinterpret_cast<int32_t*>(q + count * kInt4Block);
+  auto* scales = reinterpret_cast<float*>(start + count * 2);
+  ForEachInt4Block(shape, [&](int64_t block, int64_t begin, int64_t end, int64_t place) {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t at = block * num_rows + r;
+      int8_t* to = q + at * kInt4Block;
+      scales[at] = RoundI8Block(rows[r], begin, end, place, to);
+      for (int64_t slot = 0; slot < 2; ++slot) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < kInt4Group; ++i) sum += to[slot * kInt4Group + i];
+        start[at * 2 + slot] = -kInt4Zero * sum;
+      }
+    }
+  });
+  Int4Rows result;
+  result.q = q;
+  result.start = start;
+  result.scales = scales;
+  return result;
+}
+
+Int4Rows PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+  return shape.activations == Activations::kI8 ? PrepareI8(shape, rows, num_rows)
+                                               : PrepareInt4F32(shape, rows, num_rows);
+}
+
+#endif  // ATOLL_SIMD
+}  // namespace atl::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
