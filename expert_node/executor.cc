@@ -5,7 +5,6 @@
 
 #include "base/units.h"
 #include "kernels/ops.h"
-#include "kernels/tile.h"
 
 namespace atl::expert_node {
 namespace {
@@ -16,11 +15,6 @@ constexpr size_t kColdWaveBytes = 256 * kMiB;
 // A piece of about this many bytes leaves for the coordinator while the next one is computed: large
 // enough for the link's full rate, small enough that a reply overlaps most of the work.
 constexpr size_t kPieceBytes = 1 * kMiB;
-// Units per thread and phase: fewer leave threads idle at the end of a phase.
-constexpr int64_t kUnitsPerThread = 4;
-// More adjacent panels than this in a unit don't make the micro-kernel faster.
-constexpr int64_t kPanelsPerUnitMax = 8;
-
 std::vector<int> wanted_tiles(const transport::Dispatch& dispatch) {
   std::vector<int> tiles;
   for (const transport::TileRange& range : dispatch.tiles) {
@@ -45,8 +39,8 @@ Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
     auto end = pin_wave(dispatch, wanted, next);
     if (!end) return end.error();
     next = *end;
-    gate_up_wave();
-    if (next < num_tile_work) down_wave(0, num_panels);  // more waves follow: keep the sums
+    phases_.gate_up(wave_);
+    if (next < num_tile_work) phases_.down(0, num_panels);  // more waves follow: keep the sums
   } while (next < num_tile_work);
 
   const int64_t row_panel_bytes = dispatch.num_rows * kernels::kPanelWidth * 6;
@@ -54,7 +48,7 @@ Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
       std::clamp<int64_t>(static_cast<int64_t>(kPieceBytes) / row_panel_bytes, 1, num_panels);
   for (int64_t panel = 0; panel < num_panels; panel += panels_per_piece) {
     const int64_t panel_end = std::min(panel + panels_per_piece, num_panels);
-    down_wave(panel, panel_end);
+    phases_.down(panel, panel_end);
     Piece piece;
     piece.output_begin = static_cast<uint32_t>(panel * kernels::kPanelWidth);
     piece.num_outputs = static_cast<uint32_t>(std::min(panel_end * kernels::kPanelWidth, hidden)) -
@@ -65,6 +59,7 @@ Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
     sink(piece);
   }
   wave_.clear();
+  pinned_.clear();
   return ExecutorCounts{pair_row_.size(), num_tile_work};
 }
 
@@ -112,8 +107,7 @@ void Executor::widen_rows(const transport::Dispatch& dispatch) {
     pair_x_[pair] = &x_[pair_row_[pair] * hidden];
     pair_sum_[pair] = &sums_[pair_row_[pair] * hidden];
   }
-  bad_.resize(team_.num_threads());
-  for (std::vector<uint8_t>& bad : bad_) bad.assign(pair_row_.size(), 0);
+  phases_.start({pair_x_, pair_weight_, pair_sum_});
 }
 
 // Pins (expert, tile) pairs from place `next` on, in the order expert by expert, until all are
@@ -121,7 +115,8 @@ void Executor::widen_rows(const transport::Dispatch& dispatch) {
 Result<size_t> Executor::pin_wave(const transport::Dispatch& dispatch, std::span<const int> wanted,
                                   size_t next) {
   wave_.clear();
-  size_t cold_bytes = 0, h_end = 0;
+  pinned_.clear();
+  size_t cold_bytes = 0;
   const size_t num_tile_work = experts_.size() * wanted.size();
   for (; next < num_tile_work && cold_bytes < kColdWaveBytes; ++next) {
     const size_t expert_index = next / wanted.size();
@@ -132,58 +127,10 @@ Result<size_t> Executor::pin_wave(const transport::Dispatch& dispatch, std::span
         tiles_.pin(ExpertKey{static_cast<int32_t>(dispatch.names.layer), rows.expert}, tile);
     if (!pinned) return pinned.error();
     if (tiles_.cold_reads() != cold_before) cold_bytes += tiles_.layout(tile).bytes;
-    wave_.push_back({std::move(*pinned), expert_index, h_end});
-    h_end += (rows.pair_end - rows.pair_begin) * tiles_.layout(tile).width;
+    wave_.push_back({pinned->view(), rows.pair_begin, rows.pair_end});
+    pinned_.push_back(std::move(*pinned));
   }
-  h_.resize(h_end);
   return next;
-}
-
-void Executor::gate_up_wave() {
-  int64_t num_panels = 0;
-  for (const TileWork& work : wave_) num_panels += work.tile.view().layout->gate_up.num_panels();
-  const int64_t panels_per_unit = std::clamp<int64_t>(
-      num_panels / (kUnitsPerThread * team_.num_threads()), 1, kPanelsPerUnitMax);
-  units_.clear();
-  for (size_t w = 0; w < wave_.size(); ++w) {
-    const int64_t panels = wave_[w].tile.view().layout->gate_up.num_panels();
-    for (int64_t panel = 0; panel < panels; panel += panels_per_unit) {
-      units_.push_back({w, panel, std::min(panel + panels_per_unit, panels)});
-    }
-  }
-  team_.parallel_for(static_cast<int64_t>(units_.size()), 1, [&](int64_t begin, int64_t end, int) {
-    thread_local std::vector<float*> h;
-    for (int64_t u = begin; u < end; ++u) {
-      const TileWork& work = wave_[units_[u].work];
-      const ExpertRows& rows = experts_[work.expert_index];
-      const size_t n = rows.pair_end - rows.pair_begin;
-      const int64_t width = work.tile.view().layout->width;
-      h.resize(n);
-      for (size_t i = 0; i < n; ++i) h[i] = &h_[work.h_begin + i * width];
-      kernels::tile_gate_up(work.tile.view(), units_[u].panel_begin, units_[u].panel_end,
-                            std::span(pair_x_).subspan(rows.pair_begin, n),
-                            std::span(pair_weight_).subspan(rows.pair_begin, n), h);
-    }
-  });
-}
-
-// Adds every tile of the wave to outputs of panels [panel_begin, panel_end) of every row.
-void Executor::down_wave(int64_t panel_begin, int64_t panel_end) {
-  const int64_t grain = std::clamp<int64_t>(
-      (panel_end - panel_begin) / (kUnitsPerThread * team_.num_threads()), 1, kPanelsPerUnitMax);
-  team_.parallel_for(panel_end - panel_begin, grain, [&](int64_t begin, int64_t end, int member) {
-    thread_local std::vector<const float*> h;
-    for (const TileWork& work : wave_) {
-      const ExpertRows& rows = experts_[work.expert_index];
-      const size_t n = rows.pair_end - rows.pair_begin;
-      const int64_t width = work.tile.view().layout->width;
-      h.resize(n);
-      for (size_t i = 0; i < n; ++i) h[i] = &h_[work.h_begin + i * width];
-      kernels::tile_down_accumulate(work.tile.view(), panel_begin + begin, panel_begin + end, h,
-                                    std::span(pair_sum_).subspan(rows.pair_begin, n),
-                                    std::span(bad_[member]).subspan(rows.pair_begin, n));
-    }
-  });
 }
 
 // Rows with a bad contribution so far, each with its lowest expert (pairs ascend by expert).
@@ -191,9 +138,8 @@ std::vector<transport::FailedRow> Executor::take_failed_rows() {
   std::vector<transport::FailedRow> failed;
   for (const ExpertRows& rows : experts_) {
     for (size_t pair = rows.pair_begin; pair < rows.pair_end; ++pair) {
-      const bool bad = std::any_of(bad_.begin(), bad_.end(),
-                                   [pair](const auto& flags) { return flags[pair] != 0; });
-      if (bad) failed.push_back({static_cast<uint32_t>(pair_row_[pair]), rows.expert});
+      if (phases_.is_bad(pair))
+        failed.push_back({static_cast<uint32_t>(pair_row_[pair]), rows.expert});
     }
   }
   std::stable_sort(failed.begin(), failed.end(),

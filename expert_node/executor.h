@@ -1,8 +1,8 @@
 // Computes the tiles that a Dispatch names: one expert FFN slice per (expert, tile), integer sums.
 //
-// Two phases per wave of pinned tiles, the unit of work being some panels: gate/up of every
-// (expert, tile), then down by output panels, so that each sum has one writer. Expert-major: each
-// tile is read once per Dispatch whatever the number of rows.
+// Expert-major: the two phases (expert_node/tile_phases.h) go over a wave of pinned tiles, each
+// tile with all the rows that chose its expert, so that it is read once per Dispatch whatever the
+// number of rows.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include "base/memory.h"
 #include "base/result.h"
 #include "base/thread_team.h"
+#include "expert_node/tile_phases.h"
 #include "storage/tile_store.h"
 #include "transport/wire.h"
 
@@ -37,7 +38,8 @@ struct ExecutorCounts {
 class Executor {
  public:
   // Both are borrowed and must outlive the executor.
-  Executor(ThreadTeam& team, storage::TileStore& tiles) : team_(team), tiles_(tiles) {}
+  Executor(ThreadTeam& team, storage::TileStore& tiles)
+      : team_(team), tiles_(tiles), phases_(team) {}
 
   // Computes the dispatch and hands its pieces to `sink` in ascending output order; together they
   // cover every output once. On an error (a tile that can't be had) nothing has been handed out.
@@ -50,39 +52,25 @@ class Executor {
     int32_t expert;
     size_t pair_begin, pair_end;
   };
-  // One pinned (expert, tile) and where its h lies: [pairs, h_stride] from h_begin on.
-  struct TileWork {
-    storage::PinnedTile tile;
-    size_t expert_index;
-    size_t h_begin;
-  };
-  struct GateUpUnit {
-    size_t work;
-    int64_t panel_begin, panel_end;
-  };
-
   void group_by_expert(const transport::Dispatch& dispatch);
   void widen_rows(const transport::Dispatch& dispatch);
   Result<size_t> pin_wave(const transport::Dispatch& dispatch, std::span<const int> wanted,
                           size_t next_tile_work);
-  void gate_up_wave();
-  void down_wave(int64_t panel_begin, int64_t panel_end);
   std::vector<transport::FailedRow> take_failed_rows();
 
   ThreadTeam& team_;
   storage::TileStore& tiles_;
+  TilePhases phases_;
 
   std::vector<ExpertRows> experts_;
-  std::vector<int32_t> pair_row_;     // [pairs] row of the dispatch
-  std::vector<float> pair_weight_;    // [pairs]
-  std::vector<const float*> pair_x_;  // [pairs]
-  std::vector<int64_t*> pair_sum_;    // [pairs]
-  std::vector<float> x_;              // [rows, hidden] FP32
-  std::vector<int64_t> sums_;         // [rows, hidden]
+  std::vector<int32_t> pair_row_;            // [pairs] row of the dispatch
+  std::vector<float> pair_weight_;           // [pairs]
+  std::vector<const float*> pair_x_;         // [pairs]
+  std::vector<int64_t*> pair_sum_;           // [pairs]
+  std::vector<float> x_;                     // [rows, hidden] FP32
+  std::vector<int64_t> sums_;                // [rows, hidden]
+  std::vector<storage::PinnedTile> pinned_;  // of the wave
   std::vector<TileWork> wave_;
-  std::vector<GateUpUnit> units_;
-  std::vector<float> h_;                   // of the wave
-  std::vector<std::vector<uint8_t>> bad_;  // [thread][pairs]
 };
 
 }  // namespace atl::expert_node

@@ -63,6 +63,10 @@ void tile_gate_up(const TileView& tile, int64_t panel_begin, int64_t panel_end,
                   std::span<const float* const> x, std::span<const float> weights,
                   std::span<float* const> h);
 
+// h[i] = (weight * silu(gate[i])) * up[i] for n values: what tile_gate_up() ends with, for callers
+// that compute gate and up apart. h may be gate or up.
+void tile_combine_gate_up(const float* gate, const float* up, float weight, int64_t n, float* h);
+
 // Largest magnitude of one contribution, and of a row's sum: 2^47 units of 2^-24, 8.4e6.
 inline constexpr int64_t kContributionBound = int64_t{1} << 47;
 

@@ -14,20 +14,23 @@ HWY_BEFORE_NAMESPACE();
 namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
 
-// h[o] = (weight * silu(gate[o])) * up[o] for `count` outputs; gate and up are whole panels.
-void CombineGateUp(const float* gate, const float* up, float weight, int64_t count, float* h) {
+// h[i] = (weight * silu(gate[i])) * up[i] for n values.
+void CombineGateUp(const float* gate, const float* up, float weight, int64_t n, float* h) {
   const V w = hn::Set(kD, weight);
-  for (int64_t o = 0; o < count; o += kPanelWidth) {
-    V16 g = Load16(gate + o);
-    const V16 u = Load16(up + o);
-    HWY_UNROLL(8)
-    for (int i = 0; i < kVectors; ++i) g.v[i] = hn::Mul(hn::Mul(w, Silu(g.v[i])), u.v[i]);
-    if (count - o >= kPanelWidth) {
-      Store16(g, h + o);
-    } else {
-      StoreN16(g, h + o, count - o);
-    }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const V g = hn::LoadU(kD, gate + i);
+    hn::StoreU(hn::Mul(hn::Mul(w, Silu(g)), hn::LoadU(kD, up + i)), kD, h + i);
   }
+  if (i == n) return;
+  HWY_ALIGN float last_gate[kLanes] = {};
+  HWY_ALIGN float last_up[kLanes] = {};
+  const size_t bytes = static_cast<size_t>(n - i) * sizeof(float);
+  memcpy(last_gate, gate + i, bytes);
+  memcpy(last_up, up + i, bytes);
+  const V last = hn::Mul(hn::Mul(w, Silu(hn::Load(kD, last_gate))), hn::Load(kD, last_up));
+  hn::Store(last, kD, last_gate);
+  memcpy(h + i, last_gate, bytes);
 }
 
 void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, const float* const* x,
@@ -137,6 +140,9 @@ bool AddFixedPointRow(const int64_t* sum, int64_t n, float* out) {
 
 #else
 
+void CombineGateUp(const float* gate, const float* up, float weight, int64_t n, float* h) {
+  for (int64_t i = 0; i < n; ++i) h[i] = (weight * reference::silu_f32(gate[i])) * up[i];
+}
 void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, const float* const* x,
                 const float* weights, float* const* h, int64_t num_rows) {
   const auto n = static_cast<size_t>(num_rows);
@@ -161,6 +167,7 @@ HWY_AFTER_NAMESPACE();
 
 namespace atl::kernels {
 
+HWY_EXPORT(CombineGateUp);
 HWY_EXPORT(TileGateUp);
 HWY_EXPORT(TileDownAccumulate);
 HWY_EXPORT(AddFixedPointRow);
@@ -174,6 +181,10 @@ void tile_gate_up(const TileView& tile, int64_t panel_begin, int64_t panel_end,
   HWY_DYNAMIC_DISPATCH(TileGateUp)
   (tile, panel_begin, panel_end, x.data(), weights.data(), h.data(),
    static_cast<int64_t>(x.size()));
+}
+
+void tile_combine_gate_up(const float* gate, const float* up, float weight, int64_t n, float* h) {
+  HWY_DYNAMIC_DISPATCH(CombineGateUp)(gate, up, weight, n, h);
 }
 
 void tile_down_accumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
