@@ -15,4 +15,8 @@ std::vector<std::string> cpu_targets();
 // empty. False if there is no such target. Not while kernels run.
 bool use_cpu_target(std::string_view name);
 
+// Lets AVX-512 kernels use VNNI, as they do where the CPU has it, or keeps them from it: for tests
+// and comparisons. False if VNNI is wanted and the CPU has none. Not while kernels run.
+bool use_vnni(bool wanted);
+
 }  // namespace atl::kernels

@@ -23,6 +23,14 @@ std::byte* row_scratch(size_t bytes);
 }  // namespace atl::kernels
 #endif
 
+#ifndef ATOLL_KERNELS_VNNI_IN_USE
+#define ATOLL_KERNELS_VNNI_IN_USE
+namespace atl::kernels {
+// Whether AVX-512 kernels may use VNNI: the CPU has it, and use_vnni(false) was not called.
+bool vnni_in_use();
+}  // namespace atl::kernels
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
@@ -244,51 +252,115 @@ void AddInt4Group(const Int4Panels& group, int num_panels, bool direct, const fl
   }
 }
 
-// sums[row][panel][lane] of one block: dot products of bytes.
-void AddI8Group(const Int4Panels& group, int num_panels, const Int4Group& place,
-                const Int4Rows& rows, int64_t num_rows, float* acc, float* sums) {
-  const int64_t stride = num_panels * kPanelWidth;
+// One 128-block of some adjacent panels and rows, for the kernels of rounded rows.
+struct I8Block {
+  const std::byte* panel = nullptr;  // the whole first panel: groups have offsets in it
+  size_t panel_bytes = 0;
+  Int4Group groups[2];
+  int num_groups = 0;
+  const int8_t* q = nullptr;          // [row][128]
+  const int32_t* start = nullptr;     // [row][2]
+  const float* row_scales = nullptr;  // [row]
+};
+
+#if HWY_TARGET == HWY_AVX2
+#define ATOLL_I8_VNNI 0
+namespace i8 {
+#include "kernels/cpu/i8_kernel-inl.h"
+}  // namespace i8
+#undef ATOLL_I8_VNNI
+
+HWY_INLINE void AddI8Block(const I8Block& block, int num_panels, int64_t num_rows, int64_t stride,
+                           float* sums) {
+  i8::AddBlock(block, num_panels, num_rows, stride, sums);
+}
+
+#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+#define ATOLL_I8_VNNI 0
+namespace i8 {
+#include "kernels/cpu/i8_kernel-inl.h"
+}  // namespace i8
+#undef ATOLL_I8_VNNI
+#define ATOLL_I8_VNNI 1
+#pragma GCC push_options
+#pragma GCC target("avx512vnni")
+namespace i8_vnni {
+#include "kernels/cpu/i8_kernel-inl.h"
+}  // namespace i8_vnni
+#pragma GCC pop_options
+#undef ATOLL_I8_VNNI
+
+HWY_INLINE void AddI8Block(const I8Block& block, int num_panels, int64_t num_rows, int64_t stride,
+                           float* sums) {
+  if (vnni_in_use()) {
+    i8_vnni::AddBlock(block, num_panels, num_rows, stride, sums);
+  } else {
+    i8::AddBlock(block, num_panels, num_rows, stride, sums);
+  }
+}
+
+#else
+
+void AddI8Block(const I8Block& block, int num_panels, int64_t num_rows, int64_t stride,
+                float* sums) {
   for (int p = 0; p < num_panels; ++p) {
-    const Int4Panels panel = group.from(p);
+    const std::byte* panel = block.panel + static_cast<size_t>(p) * block.panel_bytes;
     for (int64_t r = 0; r < num_rows; ++r) {
-      const int64_t at = place.block * num_rows + r;
-      const int8_t* q = rows.q + at * kInt4Block + place.slot * kInt4Group;
       for (int64_t lane = 0; lane < kPanelWidth; ++lane) {
-        int32_t dot = rows.start[at * 2 + place.slot];
-        for (int64_t i = 0; i < group.length; ++i) {
-          uint32_t word;
-          memcpy(&word, panel.codes + i / kInt4PerWord * 64 + lane * 4, sizeof(word));
-          dot += q[i] * static_cast<int32_t>((word >> int4_shift(i)) & 0xf);
+        float total = 0.0f;
+        for (int g = 0; g < block.num_groups; ++g) {
+          const Int4Group& group = block.groups[g];
+          const int8_t* q = block.q + r * kInt4Block + group.slot * kInt4Group;
+          int32_t dot = block.start[2 * r + group.slot];
+          for (int64_t i = 0; i < group.end - group.begin; ++i) {
+            uint32_t word;
+            memcpy(&word, panel + group.codes + i / kInt4PerWord * 64 + lane * 4, sizeof(word));
+            dot += q[i] * static_cast<int32_t>((word >> int4_shift(i)) & 0xf);
+          }
+          uint16_t scale;
+          memcpy(&scale, panel + group.scales + lane * 2, sizeof(scale));
+          total = __builtin_fmaf(bf16_to_float(scale), static_cast<float>(dot), total);
         }
-        uint16_t bits;
-        memcpy(&bits, panel.scales + lane * 2, sizeof(bits));
-        const int64_t o = r * stride + p * kPanelWidth + lane;
-        acc[o] = __builtin_fmaf(bf16_to_float(bits), static_cast<float>(dot), acc[o]);
-        if (place.ends_block) {
-          sums[o] = __builtin_fmaf(rows.scales[at], acc[o], sums[o]);
-          acc[o] = 0.0f;
-        }
+        float* sum = sums + r * stride + p * kPanelWidth + lane;
+        *sum = __builtin_fmaf(block.row_scales[r], total, *sum);
       }
     }
   }
 }
 
+#endif
+
+void Int4SumsOfI8(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
+                  int64_t num_rows, float* sums) {
+  I8Block block;
+  block.panel = w.panel_codes(panel);
+  block.panel_bytes = w.shape.panel_code_bytes();
+  for_each_int4_group(w.shape.k, w.shape.k_offset, [&](const Int4Group& group) HWY_ATTR {
+    block.groups[block.num_groups++] = group;
+    if (!group.ends_block) return;
+    const int64_t first = group.block * num_rows;
+    block.q = rows.q + first * kInt4Block;
+    block.start = rows.start + first * 2;
+    block.row_scales = rows.scales + first;
+    AddI8Block(block, num_panels, num_rows, num_panels * kPanelWidth, sums);
+    block.num_groups = 0;
+  });
+}
+
 void Int4Sums(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
               int64_t num_rows, float* sums) {
-  HWY_ALIGN float acc[kSumsMax] = {};
   const int64_t stride = num_panels * kPanelWidth;
   for (int64_t i = 0; i < num_rows * stride; i += kLanes) hn::Store(hn::Zero(kD), kD, sums + i);
+  if (w.shape.activations == Activations::kI8) {
+    return Int4SumsOfI8(w, panel, num_panels, rows, num_rows, sums);
+  }
   const std::byte* at = w.panel_codes(panel);
   const size_t panel_bytes = w.shape.panel_code_bytes();
   for_each_int4_group(w.shape.k, w.shape.k_offset, [&](const Int4Group& place) HWY_ATTR {
     const Int4Panels group{at + place.codes, at + place.scales, panel_bytes,
                            place.end - place.begin};
-    if (w.shape.activations == Activations::kI8) {
-      AddI8Group(group, num_panels, place, rows, num_rows, acc, sums);
-    } else {
-      const float* x = rows.x + place.block * num_rows * kInt4Block + place.slot * kInt4Group;
-      AddInt4Group(group, num_panels, rows.direct[place.block] != 0, x, num_rows, stride, sums);
-    }
+    const float* x = rows.x + place.block * num_rows * kInt4Block + place.slot * kInt4Group;
+    AddInt4Group(group, num_panels, rows.direct[place.block] != 0, x, num_rows, stride, sums);
   });
 }
 
@@ -414,3 +486,32 @@ Int4Rows PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int6
 #endif  // ATOLL_SIMD
 }  // namespace atl::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <atomic>
+
+#include "kernels/cpu/dispatch.h"
+
+namespace atl::kernels {
+namespace {
+
+bool has_vnni() {
+#if HWY_ARCH_X86
+  return __builtin_cpu_supports("avx512vnni") != 0;
+#else
+  return false;
+#endif
+}
+std::atomic<bool> vnni_wanted{has_vnni()};
+
+}  // namespace
+
+bool vnni_in_use() { return vnni_wanted.load(std::memory_order_relaxed); }
+
+bool use_vnni(bool wanted) {
+  vnni_wanted = wanted && has_vnni();
+  return vnni_wanted || !wanted;
+}
+
+}  // namespace atl::kernels
+#endif  // HWY_ONCE

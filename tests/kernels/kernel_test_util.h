@@ -43,13 +43,20 @@ inline constexpr Arithmetic kArithmetics[] = {
     {WeightFormat::kInt4, Activations::kI8},
 };
 
-// Runs check(name) on every target, the best first, and goes back to the best.
+// Runs check(name) on every target, the best first, and goes back to the best. AVX-512 counts twice
+// where the CPU has VNNI: with and without.
 template <typename Check>
 void for_each_target(Check check) {
   for (const std::string& target : cpu_targets()) {
     SCOPED_TRACE("target " + target);
     ASSERT_TRUE(use_cpu_target(target));
     check(target);
+    if (target.starts_with("AVX3") && use_vnni(true)) {
+      SCOPED_TRACE("without VNNI");
+      use_vnni(false);
+      check(target);
+      use_vnni(true);
+    }
   }
   ASSERT_TRUE(use_cpu_target(""));
 }
