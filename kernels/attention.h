@@ -29,8 +29,12 @@ struct LatentShape {
 //   q        [num_heads][C + rope] FP32: absorbed q~ then rotated q_pe
 //   blocks   [ceil(num_positions/64)] pointers to [64][C + rope] entries of cache_type
 //   out      [num_heads][C] FP32
-// Heads are independent: any split of them over threads gives the same bits.
+// Heads are independent: any split of them over threads gives the same bits. Up to 64 heads of a
+// call share the widening of the entries to FP32, four share each load of one: give a thread many
+// heads, in multiples of four. Uses memory that the thread keeps: 0.45 MB for 64 heads of
+// DeepSeek-V3.
 void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
-                std::span<const void* const> blocks, int64_t num_positions, float scale, float* out);
+                std::span<const void* const> blocks, int64_t num_positions, float scale,
+                float* out);
 
 }  // namespace atl::kernels

@@ -1,5 +1,9 @@
 #include "kernels/attention.h"
 
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
 #include "kernels/cpu/targets.h"
 #include "kernels/reference/reference.h"
 
@@ -10,185 +14,394 @@
 #include "hwy/highway.h"
 #include "kernels/cpu/simd-inl.h"
 
+#ifndef ATOLL_ATTENTION_SCRATCH_
+#define ATOLL_ATTENTION_SCRATCH_
+namespace atl::kernels {
+// At least `bytes` bytes of this thread, until its next call; zero at first.
+std::byte* attention_scratch(size_t bytes);
+}  // namespace atl::kernels
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
 
-// Heads that share each load of a cache entry: 8 accumulators on AVX2.
-constexpr int kHeads = 4;
+// Heads that share each load of a cache entry.
+constexpr int kHeadTile = 4;
+// Positions (scores) or vectors of values (sums) that share each load of a head's query or weight.
+// 16 registers (AVX2): 4 x 3 accumulators, 3 entries, a query. 32 registers: 4 x 4 accumulators are
+// enough, as two FMAs of four cycles that start per cycle need 8, and a tile loads half as often as
+// it multiplies.
+constexpr int kTile = kLanes == 8 ? 3 : 4;
 
-struct F32Entries {
-  using Element = float;
-  static HWY_INLINE V16 Load(const float* p) { return Load16(p); }
-};
-struct Bf16Entries {
-  using Element = uint16_t;
-  static HWY_INLINE V16 Load(const uint16_t* p) { return Load16Bf16(p); }
+// Memory that is fetched into the L2 while other things are computed, a few lines at a time.
+struct Ahead {
+  const std::byte* next = nullptr;
+  const std::byte* end = nullptr;
+  int64_t lines = 0;  // at a time
+
+  HWY_INLINE void Fetch() {
+    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+  }
 };
 
-template <class Entries>
-HWY_INLINE V16 LoadN(const typename Entries::Element* p, int64_t n) {
-  HWY_ALIGN typename Entries::Element buffer[16] = {};
-  memcpy(buffer, p, static_cast<size_t>(n) * sizeof(*p));
-  return Entries::Load(buffer);
+// How many of `left` the next tile takes: kTile, else 2 or 1, which keep fewer multiply-adds under
+// way. 64 is then 20 x 3 + 2 x 2 rather than 21 x 3 + 1.
+HWY_INLINE int64_t NextTile(int64_t left) {
+  if (left >= kTile && !(kTile == 3 && left == 4)) return kTile;
+  return left >= 2 ? 2 : 1;
 }
 
-// scores[head][t] = scale * dot(q[head], entry[t]) for one block.
-template <class Entries, int kH>
-HWY_NOINLINE void BlockScores(const float* q, const typename Entries::Element* entries,
-                              int64_t width, int64_t count, float scale,
-                              float (*scores)[kAttentionBlock]) {
-  for (int64_t t = 0; t < count; ++t, entries += width) {
-    V16 s[kH];
-    HWY_UNROLL(8)
-    for (int h = 0; h < kH; ++h) s[h] = Zero16();
-    int64_t i = 0;
-    for (; i + 16 <= width; i += 16) {
-      const V16 e = Entries::Load(entries + i);
-      HWY_UNROLL(8)
-      for (int h = 0; h < kH; ++h) s[h] = MulAdd16(Load16(q + h * width + i), e, s[h]);
-    }
-    if (i < width) {
-      const int64_t n = width - i;
-      const V16 e = LoadN<Entries>(entries + i, n);
-      for (int h = 0; h < kH; ++h) {
-        s[h] = FirstNOf(n, MulAdd16(LoadN16(q + h * width + i, n), e, s[h]), s[h]);
-      }
-    }
-    for (int h = 0; h < kH; ++h) scores[h][t] = scale * TreeSum(s[h]);
+// Floats from one head's scores to the next: a block, and what tiles write behind it.
+constexpr int64_t kScoreStride = kAttentionBlock + 16;
+// Heads that are attended together. A block's entries are widened to FP32 once for all of them: at
+// V3's shape 2304 vectors for 4352 multiply-adds of each head. Entries, queries and results of 64
+// heads take 0.45 MB.
+constexpr int64_t kHeadsMax = 64;
+
+struct Dims {
+  int64_t num_heads;    // rounded up to whole tiles; the last ones have zero queries
+  int64_t width;        // of an entry, rounded up to 16 with zeros
+  int64_t value_width;  // of a result, rounded up to whole vectors
+};
+
+// Memory of this thread for one call.
+struct Scratch {
+  float* entries;  // [kAttentionBlock][width] of the block at hand
+  float* q;        // [heads][width]
+  float* values;   // [heads][value_width] running, not yet divided
+  float* weights;  // [heads][kScoreStride] scores, then p of the block at hand
+};
+
+Scratch MakeScratch(const Dims& dims) {
+  const int64_t entries = kAttentionBlock * dims.width;
+  const int64_t q = dims.num_heads * dims.width;
+  const int64_t values = round_up(dims.num_heads * dims.value_width, 16);
+  const int64_t weights = dims.num_heads * kScoreStride;
+  const auto floats = static_cast<size_t>(entries + q + values + weights);
+  auto* p = reinterpret_cast<float*>(attention_scratch(floats * sizeof(float)));
+  return {p, p + entries, p + entries + q, p + entries + q + values};
+}
+
+// The running maximum and sum of each head, and how the block at hand enters its result:
+// value = value * old_factor + block * new_factor.
+struct HeadStates {
+  HWY_ALIGN float max[kHeadsMax];
+  HWY_ALIGN float sum[kHeadsMax];
+  HWY_ALIGN float block_max[kHeadsMax];
+  HWY_ALIGN float block_sum[kHeadsMax];
+  HWY_ALIGN float old_factor[kHeadsMax];
+  HWY_ALIGN float new_factor[kHeadsMax];
+};
+
+// ---- Entries -----------------------------------------------------------------------------------
+
+void WidenRow(const float* from, int64_t n, float* to) {
+  memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+}
+void WidenRow(const uint16_t* from, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) Store16(Load16Bf16(from + i), to + i);
+  for (; i < n; ++i) to[i] = bf16_to_float(from[i]);
+}
+
+// Rows of `columns` values to rows of `width`, zeros behind. A zero adds nothing to a score but
+// perhaps the sign of a zero, which exp(score - max) doesn't tell.
+template <class Element>
+HWY_NOINLINE void WidenRows(const Element* from, int64_t count, int64_t columns, int64_t width,
+                            float* to) {
+  for (int64_t t = 0; t < count; ++t, from += columns, to += width) {
+    WidenRow(from, columns, to);
+    for (int64_t i = columns; i < width; ++i) to[i] = 0.0f;
   }
 }
 
-float ExpOne(float x) { return hn::GetLane(Exp(hn::Set(kD, x))); }
+// ---- Scores ------------------------------------------------------------------------------------
 
-// Turns one head's scores of a block into p; returns their sum.
-float BlockWeights(float* scores, int64_t count, float* max_out) {
-  float max = scores[0];
-  for (int64_t t = 1; t < count; ++t) max = scores[t] > max ? scores[t] : max;
-  *max_out = max;
-  V16 s = Zero16();
-  for (int64_t t = 0; t < count; t += 16) {  // the array always has room for whole sixteens
+// One level of the tree of partial sums for two vectors at once: of each run of 2n lanes, n = half
+// a vector, a block of four lanes, two lanes, one lane, the result has a's sums in the lower n and
+// b's in the upper n.
+HWY_INLINE V AddHalves(V a, V b) {
+  return hn::Add(hn::ConcatUpperLower(kD, b, a), hn::ConcatLowerUpper(kD, b, a));
+}
+HWY_INLINE V AddBlocks(V a, V b) {
+  return hn::Add(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
+}
+HWY_INLINE V AddPairs(V a, V b) {
+  const hn::Repartition<double, D> d64;
+  const auto a64 = hn::BitCast(d64, a), b64 = hn::BitCast(d64, b);
+  return hn::Add(hn::BitCast(kD, hn::OddEven(b64, a64)),
+                 hn::BitCast(kD, hn::Shuffle01(hn::OddEven(a64, b64))));
+}
+HWY_INLINE V AddLanes(V a, V b) {
+  return hn::Add(hn::OddEven(b, a), hn::Shuffle2301(hn::OddEven(a, b)));
+}
+
+// The partial sums of kHeadTile heads with kT positions, of which parts 0 .. kVectors - 2 lie in
+// memory and the last in registers; the tree of each (TreeSum, in the same order), times `scale`.
+// Each head gets four values at scores + h * kScoreStride, those behind kT meaningless.
+template <int kT>
+HWY_INLINE void StoreScores(const V (&parts)[kVectors][kHeadTile][kT], float scale, float* scores) {
+  static_assert(kHeadTile == 4 && kT <= 4);
+  V s[kHeadTile][4];
+  HWY_UNROLL(4)
+  for (int h = 0; h < kHeadTile; ++h) {
+    HWY_UNROLL(4)
+    for (int t = 0; t < 4; ++t) {
+      const int from = t < kT ? t : 0;
+      if constexpr (kVectors == 1) {
+        s[h][t] = parts[0][h][from];
+      } else if constexpr (kVectors == 2) {
+        s[h][t] = hn::Add(parts[0][h][from], parts[1][h][from]);
+      } else {
+        s[h][t] = hn::Add(hn::Add(parts[0][h][from], parts[2][h][from]),
+                          hn::Add(parts[1][h][from], parts[3][h][from]));
+      }
+    }
+  }
+  constexpr int kHeadsPerVector = kLanes / 4;  // one in each block of a vector
+  HWY_UNROLL(4)
+  for (int h = 0; h < kHeadTile; h += kHeadsPerVector) {
+    V r[4];
+    HWY_UNROLL(4)
+    for (int t = 0; t < 4; ++t) {
+      if constexpr (kHeadsPerVector == 4) {
+        r[t] = AddBlocks(AddHalves(s[0][t], s[2][t]), AddHalves(s[1][t], s[3][t]));
+      } else if constexpr (kHeadsPerVector == 2) {
+        r[t] = AddBlocks(s[h][t], s[h + 1][t]);
+      } else {
+        r[t] = s[h][t];
+      }
+    }
+    const V sums = AddLanes(AddPairs(r[0], r[2]), AddPairs(r[1], r[3]));
+    HWY_ALIGN float lanes[kLanes];
+    hn::Store(hn::Mul(hn::Set(kD, scale), sums), kD, lanes);
+    for (int i = 0; i < kHeadsPerVector; ++i) {
+      memcpy(scores + (h + i) * kScoreStride, lanes + 4 * i, 4 * sizeof(float));
+    }
+  }
+}
+
+// Scores of kHeadTile heads with kT positions. The trees of one tile run beside the multiply-adds
+// of the next.
+template <int kT>
+HWY_INLINE void ScoreTile(const float* HWY_RESTRICT q, const float* HWY_RESTRICT entries,
+                          int64_t width, float scale, float* HWY_RESTRICT scores) {
+  V parts[kVectors][kHeadTile][kT];
+  HWY_UNROLL(4)
+  for (int part = 0; part < kVectors; ++part) {
+    V s[kHeadTile][kT];
+    HWY_UNROLL(4)
+    for (int h = 0; h < kHeadTile; ++h) {
+      HWY_UNROLL(4)
+      for (int t = 0; t < kT; ++t) s[h][t] = hn::Zero(kD);
+    }
+    for (int64_t i = part * kLanes; i < width; i += 16) {
+      V e[kT];
+      HWY_UNROLL(4)
+      for (int t = 0; t < kT; ++t) e[t] = hn::Load(kD, entries + t * width + i);
+      HWY_UNROLL(4)
+      for (int h = 0; h < kHeadTile; ++h) {
+        const V x = hn::Load(kD, q + h * width + i);
+        HWY_UNROLL(4)
+        for (int t = 0; t < kT; ++t) s[h][t] = hn::MulAdd(x, e[t], s[h][t]);
+      }
+    }
+    HWY_UNROLL(4)
+    for (int h = 0; h < kHeadTile; ++h) {
+      HWY_UNROLL(4)
+      for (int t = 0; t < kT; ++t) parts[part][h][t] = s[h][t];
+    }
+  }
+  StoreScores<kT>(parts, scale, scores);
+}
+
+HWY_NOINLINE void TileScores(const float* q, const float* entries, int64_t width, int64_t count,
+                             float scale, Ahead* ahead, float* scores) {
+  for (int64_t t = 0; t < count;) {
+    ahead->Fetch();
+    const int64_t n = NextTile(count - t);
+    const float* at = entries + t * width;
+    if (n == kTile) {
+      ScoreTile<kTile>(q, at, width, scale, scores + t);
+    } else if (n == 2) {
+      ScoreTile<2>(q, at, width, scale, scores + t);
+    } else {
+      ScoreTile<1>(q, at, width, scale, scores + t);
+    }
+    t += n;
+  }
+}
+
+// Turns one head's scores of a block into p: their maximum and sum. Behind the last position p is
+// +0, which changes no sum.
+HWY_INLINE void HeadWeights(int64_t count, float* scores, float* max_out, float* sum_out) {
+  const V lowest = hn::Set(kD, -std::numeric_limits<float>::infinity());
+  V max = lowest;
+  for (int64_t t = 0; t < kAttentionBlock; t += kLanes) {
+    V s = hn::Load(kD, scores + t);
+    if (count - t < kLanes) {
+      s = hn::IfThenElse(hn::FirstN(kD, static_cast<size_t>(HWY_MAX(count - t, 0))), s, lowest);
+      hn::Store(s, kD, scores + t);
+    }
+    max = hn::Max(s, max);
+  }
+  max = hn::MaxOfLanes(kD, max);
+  V16 sum = Zero16();
+  for (int64_t t = 0; t < kAttentionBlock; t += 16) {
     V16 p = Load16(scores + t);
     HWY_UNROLL(8)
-    for (int i = 0; i < kVectors; ++i) p.v[i] = Exp(hn::Sub(p.v[i], hn::Set(kD, max)));
+    for (int i = 0; i < kVectors; ++i) p.v[i] = Exp(hn::Sub(p.v[i], max));
     Store16(p, scores + t);
-    s = count - t >= 16 ? Add16(s, p) : FirstNOf(count - t, Add16(s, p), s);
+    sum = Add16(sum, p);
   }
-  return TreeSum(s);
+  *max_out = hn::GetLane(max);
+  *sum_out = TreeSum(sum);
 }
 
-// How a block enters a head's running result: total = total * old_factor + block * new_factor.
-struct Merge {
-  float old_factor;
-  float new_factor;
-};
-
-// 16 values (n < 16: so many) from column c on: the block's sums over t, merged into out.
-template <class Entries, int kH, bool kTail>
-HWY_INLINE void BlockValues(const typename Entries::Element* entries, int64_t width, int64_t count,
-                            const float (*p)[kAttentionBlock], bool first, const Merge* merge,
-                            int64_t n, int64_t out_stride, float* out) {
-  V16 o[kH];
-  HWY_UNROLL(8)
-  for (int h = 0; h < kH; ++h) o[h] = Zero16();
-  for (int64_t t = 0; t < count; ++t, entries += width) {
-    const V16 e = kTail ? LoadN<Entries>(entries, n) : Entries::Load(entries);
-    HWY_UNROLL(8)
-    for (int h = 0; h < kH; ++h) {
-      const V weight = hn::Set(kD, p[h][t]);
-      HWY_UNROLL(8)
-      for (int i = 0; i < kVectors; ++i) o[h].v[i] = hn::MulAdd(weight, e.v[i], o[h].v[i]);
-    }
-  }
-  for (int h = 0; h < kH; ++h, out += out_stride) {
+// Takes the block's maxima and sums into the running ones.
+void MergeStates(int64_t num_heads, bool first, HeadStates* heads) {
+  for (int64_t h = 0; h < num_heads; h += kLanes) {
+    const V block_max = hn::Load(kD, heads->block_max + h);
+    const V block_sum = hn::Load(kD, heads->block_sum + h);
+    V max = block_max, sum = block_sum;
     if (!first) {
-      const V16 total = kTail ? LoadN16(out, n) : Load16(out);
-      const V old_factor = hn::Set(kD, merge[h].old_factor);
-      const V new_factor = hn::Set(kD, merge[h].new_factor);
-      for (int i = 0; i < kVectors; ++i) {
-        o[h].v[i] = hn::MulAdd(o[h].v[i], new_factor, hn::Mul(total.v[i], old_factor));
-      }
+      const V old_max = hn::Load(kD, heads->max + h);
+      max = hn::IfThenElse(hn::Gt(block_max, old_max), block_max, old_max);
+      const V old_factor = Exp(hn::Sub(old_max, max));
+      const V new_factor = Exp(hn::Sub(block_max, max));
+      sum = hn::MulAdd(block_sum, new_factor, hn::Mul(hn::Load(kD, heads->sum + h), old_factor));
+      hn::Store(old_factor, kD, heads->old_factor + h);
+      hn::Store(new_factor, kD, heads->new_factor + h);
     }
-    if constexpr (kTail) {
-      StoreN16(o[h], out, n);
-    } else {
-      Store16(o[h], out);
+    hn::Store(max, kD, heads->max + h);
+    hn::Store(sum, kD, heads->sum + h);
+  }
+}
+
+// ---- Values ------------------------------------------------------------------------------------
+
+// kHeadTile heads x kC vectors of values: the block's sums over t, merged into `values`.
+template <int kC>
+HWY_INLINE void ValueTile(const float* HWY_RESTRICT entries, int64_t width, int64_t count,
+                          const float* HWY_RESTRICT p, bool first, const float* old_factor,
+                          const float* new_factor, float* HWY_RESTRICT values,
+                          int64_t value_width) {
+  V o[kHeadTile][kC];
+  HWY_UNROLL(4)
+  for (int h = 0; h < kHeadTile; ++h) {
+    HWY_UNROLL(4)
+    for (int c = 0; c < kC; ++c) o[h][c] = hn::Zero(kD);
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    V e[kC];
+    HWY_UNROLL(4)
+    for (int c = 0; c < kC; ++c) e[c] = hn::Load(kD, entries + t * width + c * kLanes);
+    HWY_UNROLL(4)
+    for (int h = 0; h < kHeadTile; ++h) {
+      const V weight = hn::Set(kD, p[h * kScoreStride + t]);
+      HWY_UNROLL(4)
+      for (int c = 0; c < kC; ++c) o[h][c] = hn::MulAdd(weight, e[c], o[h][c]);
+    }
+  }
+  HWY_UNROLL(4)
+  for (int h = 0; h < kHeadTile; ++h, values += value_width) {
+    HWY_UNROLL(4)
+    for (int c = 0; c < kC; ++c) {
+      float* at = values + c * kLanes;
+      if (!first) {
+        const V total = hn::Mul(hn::LoadU(kD, at), hn::Set(kD, old_factor[h]));
+        o[h][c] = hn::MulAdd(o[h][c], hn::Set(kD, new_factor[h]), total);
+      }
+      hn::StoreU(o[h][c], kD, at);
     }
   }
 }
 
-template <class Entries, int kH>
-HWY_NOINLINE void AllBlockValues(const typename Entries::Element* entries, int64_t width,
-                                 int64_t columns, int64_t count, const float (*p)[kAttentionBlock],
-                                 bool first, const Merge* merge, float* out) {
+// The same columns of all heads: the entries' columns stay in L1.
+template <int kC>
+HWY_NOINLINE void ColumnValues(const Dims& dims, const float* entries, int64_t count,
+                               const float* p, bool first, const HeadStates& heads, float* values) {
+  for (int64_t h = 0; h < dims.num_heads; h += kHeadTile) {
+    ValueTile<kC>(entries, dims.width, count, p + h * kScoreStride, first, heads.old_factor + h,
+                  heads.new_factor + h, values + h * dims.value_width, dims.value_width);
+  }
+}
+
+void BlockValues(const Dims& dims, const Scratch& scratch, int64_t count, bool first,
+                 const HeadStates& heads) {
+  for (int64_t c = 0; c < dims.value_width;) {
+    const int64_t n = NextTile((dims.value_width - c) / kLanes);
+    const auto columns = n == kTile ? ColumnValues<kTile>
+                         : n == 2   ? ColumnValues<2>
+                                    : ColumnValues<1>;
+    columns(dims, scratch.entries + c, count, scratch.weights, first, heads, scratch.values + c);
+    c += n * kLanes;
+  }
+}
+
+// ---- All of it ---------------------------------------------------------------------------------
+
+void DivideByL(const LatentShape& shape, const float* values, float l, float* out) {
+  const V divisor = hn::Set(kD, l);
   int64_t c = 0;
-  for (; c + 16 <= columns; c += 16) {
-    BlockValues<Entries, kH, false>(entries + c, width, count, p, first, merge, 16, columns,
-                                    out + c);
+  for (; c + kLanes <= shape.kv_lora_rank; c += kLanes) {
+    hn::StoreU(hn::Div(hn::LoadU(kD, values + c), divisor), kD, out + c);
   }
-  if (c < columns) {
-    BlockValues<Entries, kH, true>(entries + c, width, count, p, first, merge, columns - c, columns,
-                                   out + c);
-  }
+  for (; c < shape.kv_lora_rank; ++c) out[c] = values[c] / l;
 }
 
-// kH heads; `out` holds the undivided values until the end.
-template <class Entries, int kH>
-void AttendHeads(const LatentShape& shape, const float* q, const void* const* blocks,
-                 int64_t num_positions, float scale, float* out) {
-  using Element = typename Entries::Element;
-  const int64_t width = shape.width();
-  const int64_t columns = shape.kv_lora_rank;
-  float max[kH];
-  float sum[kH];
-  Merge merge[kH] = {};
-  HWY_ALIGN float p[kH][kAttentionBlock] = {};
+// A block of `count` positions, fetched while all heads score the one before.
+template <class Element>
+Ahead BlockAhead(const LatentShape& shape, const Dims& dims, const void* block, int64_t count) {
+  const int64_t bytes = count * shape.width() * static_cast<int64_t>(sizeof(Element));
+  const int64_t turns = dims.num_heads / kHeadTile * (kAttentionBlock / kTile);
+  const auto* begin = static_cast<const std::byte*>(block);
+  return {begin, begin + bytes, ceil_div(ceil_div(bytes, 64), turns)};
+}
+
+template <class Element>
+void AttendHeads(const LatentShape& shape, int64_t num_heads, const float* q,
+                 const void* const* blocks, int64_t num_positions, float scale, float* out) {
+  const Dims dims{round_up(num_heads, kHeadTile), round_up(shape.width(), 16),
+                  round_up(shape.kv_lora_rank, kLanes)};
+  const Scratch scratch = MakeScratch(dims);
+  HeadStates heads = {};
+  WidenRows(q, num_heads, shape.width(), dims.width, scratch.q);
+  std::fill(scratch.q + num_heads * dims.width, scratch.q + dims.num_heads * dims.width, 0.0f);
   for (int64_t begin = 0; begin < num_positions; begin += kAttentionBlock) {
-    const bool first = begin == 0;
     const int64_t count = HWY_MIN(kAttentionBlock, num_positions - begin);
-    const auto* entries = static_cast<const Element*>(blocks[begin / kAttentionBlock]);
-    BlockScores<Entries, kH>(q, entries, width, count, scale, p);
-    for (int h = 0; h < kH; ++h) {
-      float block_max;
-      const float block_sum = BlockWeights(p[h], count, &block_max);
-      if (first) {
-        max[h] = block_max;
-        sum[h] = block_sum;
-        continue;
+    WidenRows(static_cast<const Element*>(blocks[begin / kAttentionBlock]), count, shape.width(),
+              dims.width, scratch.entries);
+    const int64_t next = HWY_MIN(kAttentionBlock, num_positions - begin - kAttentionBlock);
+    Ahead ahead;
+    if (next > 0)
+      ahead = BlockAhead<Element>(shape, dims, blocks[begin / kAttentionBlock + 1], next);
+    for (int64_t tile = 0; tile < dims.num_heads; tile += kHeadTile) {
+      float* scores = scratch.weights + tile * kScoreStride;
+      TileScores(scratch.q + tile * dims.width, scratch.entries, dims.width, count, scale, &ahead,
+                 scores);
+      for (int64_t h = tile; h < tile + kHeadTile; ++h, scores += kScoreStride) {
+        HeadWeights(count, scores, &heads.block_max[h], &heads.block_sum[h]);
       }
-      const float new_max = block_max > max[h] ? block_max : max[h];
-      merge[h] = {ExpOne(max[h] - new_max), ExpOne(block_max - new_max)};
-      max[h] = new_max;
-      sum[h] = hn::GetLane(hn::MulAdd(hn::Set(kD, block_sum), hn::Set(kD, merge[h].new_factor),
-                                      hn::Set(kD, sum[h] * merge[h].old_factor)));
     }
-    AllBlockValues<Entries, kH>(entries, width, columns, count, p, first, merge, out);
+    MergeStates(dims.num_heads, begin == 0, &heads);
+    BlockValues(dims, scratch, count, begin == 0, heads);
   }
-  for (int h = 0; h < kH; ++h) {
-    for (int64_t c = 0; c < columns; ++c) out[h * columns + c] /= sum[h];
-  }
-}
-
-template <class Entries>
-void Attend(const LatentShape& shape, int64_t num_heads, const float* q, const void* const* blocks,
-            int64_t num_positions, float scale, float* out) {
-  int64_t head = 0;
-  for (; head + kHeads <= num_heads; head += kHeads) {
-    AttendHeads<Entries, kHeads>(shape, q + head * shape.width(), blocks, num_positions, scale,
-                                 out + head * shape.kv_lora_rank);
-  }
-  for (; head < num_heads; ++head) {
-    AttendHeads<Entries, 1>(shape, q + head * shape.width(), blocks, num_positions, scale,
-                            out + head * shape.kv_lora_rank);
+  for (int64_t h = 0; h < num_heads; ++h) {
+    DivideByL(shape, scratch.values + h * dims.value_width, heads.sum[h],
+              out + h * shape.kv_lora_rank);
   }
 }
 
 void MlaAttend(const LatentShape& shape, int64_t num_heads, const float* q,
                const void* const* blocks, int64_t num_positions, float scale, float* out) {
-  if (shape.cache_type == RowType::kF32) {
-    Attend<F32Entries>(shape, num_heads, q, blocks, num_positions, scale, out);
-  } else {
-    Attend<Bf16Entries>(shape, num_heads, q, blocks, num_positions, scale, out);
+  for (int64_t h = 0; h < num_heads; h += kHeadsMax) {
+    const int64_t n = HWY_MIN(kHeadsMax, num_heads - h);
+    const auto attend =
+        shape.cache_type == RowType::kF32 ? AttendHeads<float> : AttendHeads<uint16_t>;
+    attend(shape, n, q + h * shape.width(), blocks, num_positions, scale,
+           out + h * shape.kv_lora_rank);
   }
 }
 
@@ -206,10 +419,17 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "base/check.h"
+#include "base/memory.h"
 
 namespace atl::kernels {
 
 HWY_EXPORT(MlaAttend);
+
+std::byte* attention_scratch(size_t bytes) {
+  thread_local HostBuffer buffer;
+  if (buffer.size() < bytes) buffer = HostBuffer(bytes);
+  return buffer.data();
+}
 
 void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
                 std::span<const void* const> blocks, int64_t num_positions, float scale,

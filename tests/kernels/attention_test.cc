@@ -68,6 +68,75 @@ TEST(MlaAttend, equals_the_reference_on_every_target_for_any_split_of_heads) {
   }
 }
 
+// Heads and positions go through the kernels in tiles of a few, heads in passes of 64.
+TEST(MlaAttend, equals_the_reference_for_any_number_of_heads_and_positions) {
+  std::mt19937 rng(45);
+  for (const LatentShape& shape : {LatentShape{40, 8, RowType::kBf16},
+                                   {24, 10, RowType::kF32},
+                                   {33, 6, RowType::kBf16},
+                                   {96, 16, RowType::kF32}}) {
+    for (int64_t positions : {1, 2, 3, 4, 5, 7, 31, 62, 63, 64, 65, 66, 127, 128, 200}) {
+      const Cache cache = random_cache(rng, shape, positions);
+      for (int64_t heads : {1, 2, 3, 4, 5, 6, 7, 8, 9, 63, 64, 65, 130}) {
+        const std::vector<float> q = random_values(rng, heads * shape.width());
+        std::vector<float> expected(static_cast<size_t>(heads * shape.kv_lora_rank));
+        reference::mla_attend(shape, heads, q.data(), cache.blocks, positions, 0.3f,
+                              expected.data());
+        for_each_target([&](const std::string& target) {
+          if (target == "SCALAR") return;
+          std::vector<float> found(expected.size() + 1, 1e9f);
+          mla_attend(shape, heads, q.data(), cache.blocks, positions, 0.3f, found.data());
+          EXPECT_EQ(found.back(), 1e9f) << "written behind the end";
+          found.pop_back();
+          ASSERT_NO_FATAL_FAILURE(expect_same_bits(expected, found,
+                                                   "C " + std::to_string(shape.kv_lora_rank) +
+                                                       " heads " + std::to_string(heads) +
+                                                       " positions " + std::to_string(positions)));
+        });
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// A thread's memory is left from calls of other shapes, also with NaN in it.
+TEST(MlaAttend, does_not_see_what_earlier_calls_left_behind) {
+  std::mt19937 rng(46);
+  const LatentShape wide{64, 16, RowType::kF32}, narrow{20, 4, RowType::kF32};
+  const std::vector<float> nan(64 * 80, NAN);
+  const Cache cache = random_cache(rng, narrow, 70);
+  const std::vector<float> q = random_values(rng, 3 * narrow.width());
+  std::vector<float> expected(3 * 20);
+  reference::mla_attend(narrow, 3, q.data(), cache.blocks, 70, 0.3f, expected.data());
+  for_each_target([&](const std::string&) {
+    const void* nan_blocks[] = {nan.data(), nan.data()};
+    std::vector<float> nan_out(5 * 64);
+    mla_attend(wide, 5, nan.data(), nan_blocks, 128, 1.0f, nan_out.data());
+    EXPECT_TRUE(std::isnan(nan_out[0]));
+    std::vector<float> found(3 * 20);
+    mla_attend(narrow, 3, q.data(), cache.blocks, 70, 0.3f, found.data());
+    expect_same_bits(expected, found, "values");
+  });
+}
+
+// Scores that round to -0 and +0 decide nothing.
+TEST(MlaAttend, signs_of_zero_scores_do_not_show) {
+  const LatentShape shape{20, 4, RowType::kF32};
+  std::vector<float> block(64 * 24);
+  std::vector<float> q(24, 1e-30f);
+  for (int64_t t = 0; t < 64; ++t) {
+    for (int64_t i = 0; i < 24; ++i) block[t * 24 + i] = (t % 3 == 0 ? -1e-30f : 1e-30f);
+  }
+  const void* blocks[] = {block.data()};
+  std::vector<float> expected(20);
+  reference::mla_attend(shape, 1, q.data(), blocks, 64, -1.0f, expected.data());
+  for_each_target([&](const std::string&) {
+    std::vector<float> found(20);
+    mla_attend(shape, 1, q.data(), blocks, 64, -1.0f, found.data());
+    expect_same_bits(expected, found, "values");
+  });
+}
+
 // out = sum(p e) / sum(p). A score is off by at most the bound of its dot product (width/16 + 5
 // roundings), which p takes over as a relative error; p adds the rounding of score - max and exp;
 // the sums over t and the merges of blocks add one rounding each. Numerator and denominator: twice.
