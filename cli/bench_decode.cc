@@ -163,7 +163,7 @@ class EngineBench {
       : options_(options),
         size_(model_size(deployment)),
         deployment_(deployment),
-        team_(deployment.threads > 0 ? deployment.threads : usable_cores()),
+        team_(deployment_.threads().num_threads, deployment_.threads().cpus),
         probe_(team_),
         sequences_(num_sequences) {}
 
@@ -307,6 +307,7 @@ class EngineBench {
   const ModelSize size_;
   Deployment deployment_;
   ThreadTeam team_;
+  const std::unique_ptr<ScopedThreadPin> pin_ = deployment_.pin_engine_thread();
   topology::MachineProbe probe_;
   std::vector<Sequence> sequences_;
 };

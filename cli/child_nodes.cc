@@ -1,6 +1,7 @@
 #include "cli/child_nodes.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "base/child_process.h"
 
@@ -10,6 +11,17 @@ namespace {
 // Reading the headers of a 163-shard checkpoint on a loaded machine takes seconds.
 constexpr auto kReadyTimeout = std::chrono::seconds(60);
 constexpr std::string_view kReadyWord = "listening ";
+
+void add_thread_arguments(const topology::TeamPlan& plan, std::vector<std::string>* argv) {
+  if (plan.numa_node) {
+    argv->insert(argv->end(), {"--numa-node", std::to_string(*plan.numa_node)});
+  }
+  if (plan.cpus.empty()) {
+    argv->insert(argv->end(), {"--threads", std::to_string(plan.num_threads), "--pin", "off"});
+  } else {
+    argv->insert(argv->end(), {"--cpus", fmt::format("{}", fmt::join(plan.cpus, ","))});
+  }
+}
 
 }  // namespace
 
@@ -32,7 +44,8 @@ std::string_view to_string(transport::TransportKind kind) {
 ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_unique<Children>()) {
   // Resolved here: in the child, /proc/self would be somebody else.
   const std::string program = std::filesystem::canonical(options.program).string();
-  for (int node = 0; node < options.num_nodes; ++node) {
+  const int num_nodes = static_cast<int>(options.threads.size());
+  for (int node = 0; node < num_nodes; ++node) {
     ChildOptions child;
     child.name = name(node);
     child.pipe_stdout = true;
@@ -48,9 +61,8 @@ ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_un
                   "--wire",
                   std::string(kernels::to_string(options.wire)),
                   "--kv",
-                  std::string(kernels::to_string(options.cache)),
-                  "--threads",
-                  std::to_string(options.threads_per_node)};
+                  std::string(kernels::to_string(options.cache))};
+    add_thread_arguments(options.threads[node], &child.argv);
     if (options.spin) child.argv.push_back("--spin");
     children_->processes.push_back(ChildProcess::start(child));
   }

@@ -9,23 +9,23 @@
 #include <vector>
 
 #include "kernels/numeric_types.h"
+#include "topology/thread_plan.h"
 #include "transport/transport.h"
 
 namespace atl::cli {
 
 struct ChildNodeOptions {
   std::filesystem::path model_dir;
-  int num_nodes = 0;
-  std::string program = "/proc/self/exe";  // the atoll executable
-  int threads_per_node = 1;
+  std::string program = "/proc/self/exe";   // the atoll executable
+  std::vector<topology::TeamPlan> threads;  // of each node
   bool spin = false;
   transport::TransportKind transport = transport::TransportKind::kAuto;
   kernels::RowType wire = kernels::RowType::kBf16;
   kernels::RowType cache = kernels::RowType::kBf16;
 };
 
-// Starts `atoll node` N times (this very executable), named n0.. and listening on loopback ports of
-// their choice. They end with this process, however it ends.
+// Starts `atoll node` once for each team of threads (this very executable), named n0.. and
+// listening on loopback ports of their choice. They end with this process, however it ends.
 class ChildNodes {
  public:
   // LoadError if one doesn't say within a minute that it is ready.

@@ -7,9 +7,12 @@
 #include <random>
 #include <thread>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "cli/progress_bar.h"
+#include "cli/thread_options.h"
+#include "topology/machine.h"
 
 namespace atl::cli {
 namespace {
@@ -60,6 +63,20 @@ topology::Placement make_placement(const DeploymentOptions& options, int num_til
   return topology::placement_from_counts(num_tiles, options.tile_counts);
 }
 
+topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
+  topology::TeamRequest request;
+  request.num_threads = options.threads;
+  request.pin = options.pin;
+  topology::SharedPlan plan =
+      topology::plan_shared(topology::this_machine(), options.nodes, request);
+  log_debug("coordinator: {}", topology::describe(plan.coordinator));
+  for (size_t n = 0; n < plan.nodes.size(); ++n) {
+    log_debug("node {}: {}", ChildNodes::name(static_cast<int>(n)),
+              topology::describe(plan.nodes[n]));
+  }
+  return plan;
+}
+
 }  // namespace
 
 transport::WireRowType wire_row_type(kernels::RowType type) {
@@ -92,7 +109,8 @@ transport::ModelIdentity LoadedModel::identity(kernels::RowType wire,
 Deployment::Deployment(const DeploymentOptions& options)
     : options_(options),
       model_(LoadedModel::open(options.model_dir)),
-      team_(options.threads > 0 ? options.threads : usable_cores()) {
+      threads_(plan_shared_threads(options)),
+      team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
   const auto start = clock_.now();
   const topology::Placement placement =
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
@@ -134,24 +152,23 @@ void Deployment::start_local_node() {
 }
 
 void Deployment::start_child_nodes(const topology::Placement& placement) {
-  const int cores = usable_cores();
+  CHECK_EQ(threads_.nodes.size(), placement.tiles_of_node.size());
   ChildNodeOptions child;
   child.model_dir = options_.model_dir;
-  child.num_nodes = placement.num_nodes();
   child.program = options_.node_program;
-  child.threads_per_node = std::max(1, cores / child.num_nodes);
+  child.threads = threads_.nodes;
   child.transport = options_.transport;
   child.wire = options_.wire;
   child.cache = options_.cache;
   // A waiting thread may spin only if all have a core of their own.
-  child.spin = team_.num_threads() + child.num_nodes * child.threads_per_node <= cores;
+  child.spin = threads_.cores_suffice;
   children_ = std::make_unique<ChildNodes>(child);
 
   transport::UcxOptions ucx;
   ucx.kind = options_.transport;
   ucx.spin = child.spin;
   transport_ = transport::make_ucx_transport(ucx);
-  for (int node = 0; node < child.num_nodes; ++node) {
+  for (int node = 0; node < placement.num_nodes(); ++node) {
     auto client = transport::dial_node(children_->addresses()[node], kDialTimeout);
     if (!client)
       throw LoadError("expert node " + ChildNodes::name(node) + ": " + client.error().message);
@@ -277,10 +294,8 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
                       &options->wire);
   add_row_type_option(command, "--kv", "Entries of the KV cache are rounded to this",
                       &options->cache);
-  command
-      .add_option("--threads", options->threads, "Threads of the coordinator; 0: all usable cores")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
+  add_threads_option(command, "Threads of the coordinator", &options->threads);
+  add_pin_option(command, &options->pin);
   command
       .add_option("--chunk", options->chunk, "Tokens per step of prefill (and rows per dispatch)")
       ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))

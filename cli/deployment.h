@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/affinity.h"
 #include "base/clock.h"
 #include "base/thread_team.h"
 #include "cli/child_nodes.h"
@@ -22,6 +23,7 @@
 #include "storage/checkpoint.h"
 #include "storage/tile_store.h"
 #include "topology/placement.h"
+#include "topology/thread_plan.h"
 #include "transport/transport.h"
 
 namespace CLI {
@@ -55,11 +57,12 @@ struct DeploymentOptions {
   transport::TransportKind transport = transport::TransportKind::kAuto;
   kernels::RowType wire = kernels::RowType::kBf16;
   kernels::RowType cache = kernels::RowType::kBf16;
-  int threads = 0;                              // of the coordinator; 0: all usable cores
-  int64_t chunk = 512;                          // tokens per step
-  int64_t cache_tokens = 0;                     // room in the KV cache
-  bool progress = true;                         // draw a progress bar
-  std::string node_program = "/proc/self/exe";  // what child nodes are started with
+  int threads = 0;                                   // of the coordinator; 0: all usable cores
+  topology::PinMode pin = topology::PinMode::kAuto;  // of the coordinator and child nodes
+  int64_t chunk = 512;                               // tokens per step
+  int64_t cache_tokens = 0;                          // room in the KV cache
+  bool progress = true;                              // draw a progress bar
+  std::string node_program = "/proc/self/exe";       // what child nodes are started with
 };
 
 // Describes those options to the parser; *options is borrowed for the life of the program.
@@ -94,6 +97,11 @@ class Deployment {
     return children_ ? children_->pids() : std::vector<pid_t>{};
   }
   double load_seconds() const { return load_seconds_; }
+  // Where the coordinator's threads run (and the experts' with nodes == 0).
+  const topology::TeamPlan& threads() const { return threads_.coordinator; }
+  // For the thread that calls the engine, once it has started all other threads: it stays on its
+  // processor until the result goes. nullptr if threads are not pinned.
+  std::unique_ptr<ScopedThreadPin> pin_engine_thread() const { return team_.pin_caller(); }
 
  private:
   void start_local_node();
@@ -104,6 +112,7 @@ class Deployment {
   const DeploymentOptions options_;
   SteadyClock clock_;
   std::unique_ptr<LoadedModel> model_;
+  const topology::SharedPlan threads_;
   ThreadTeam team_;
   std::unique_ptr<transport::Transport> transport_;  // the coordinator's end
 

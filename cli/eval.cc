@@ -158,6 +158,7 @@ void eval(const EvalOptions& options) {
   deployment_options.cache_tokens =
       rows_open * round_up(options.row_length, kernels::kAttentionBlock);
   Deployment deployment(deployment_options);
+  const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 
   coordinator::EvaluateOptions evaluate_options;
   evaluate_options.chunk = options.deployment.chunk;

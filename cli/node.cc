@@ -5,14 +5,18 @@
 #include <charconv>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "base/affinity.h"
 #include "base/log.h"
 #include "base/thread_team.h"
 #include "base/units.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
 #include "cli/output.h"
+#include "cli/thread_options.h"
 #include "expert_node/serve.h"
+#include "topology/machine.h"
 #include "transport/control.h"
 
 namespace atl::cli {
@@ -25,7 +29,8 @@ struct NodeCommandOptions {
   transport::TransportKind transport = transport::TransportKind::kAuto;
   kernels::RowType wire = kernels::RowType::kBf16;
   kernels::RowType cache = kernels::RowType::kBf16;
-  int threads = 0;
+  topology::TeamRequest threads;
+  std::vector<int> cpus;  // instead of a plan
   bool spin = false;
 };
 
@@ -43,9 +48,26 @@ std::string check_listen(const std::string& text) {
   return "";
 }
 
+// Where this process runs. Moves it to its NUMA domain, if it has one.
+topology::TeamPlan place_threads(const NodeCommandOptions& options) {
+  topology::TeamPlan plan = plan_threads(options.threads);
+  if (options.threads.numa_node) {
+    const Status bound = topology::bind_to_numa_node(*options.threads.numa_node);
+    if (!bound) log_warn("{}", bound.error().message);
+  }
+  if (!options.cpus.empty()) {
+    plan.num_threads = static_cast<int>(options.cpus.size());
+    plan.cpus = options.cpus;
+    log_debug("as given: {}", topology::describe(plan));
+  }
+  return plan;
+}
+
 void serve(const NodeCommandOptions& options) {
+  // First of all: the memory of everything that follows is to come from the domain.
+  const topology::TeamPlan threads = place_threads(options);
   const std::unique_ptr<LoadedModel> model = LoadedModel::open(options.model_dir);
-  ThreadTeam team(options.threads > 0 ? options.threads : usable_cores());
+  ThreadTeam team(threads.num_threads, threads.cpus);
   storage::TileStore tiles(model->checkpoint, model->catalog);
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
@@ -70,6 +92,7 @@ void serve(const NodeCommandOptions& options) {
       transport::serve_control(options.listen, node);
   const std::string host = options.listen.substr(0, options.listen.rfind(':'));
   write_stdout(fmt::format("listening {}:{}\n", host, control->port()));
+  const std::unique_ptr<ScopedThreadPin> pin = team.pin_caller();  // all other threads are there
   node.serve_until_stopped();
 }
 
@@ -92,9 +115,20 @@ void add_node_command(CLI::App& app, int* exit_code) {
   add_row_type_option(*command, "--wire", "Rows come rounded to this", &options->wire);
   add_row_type_option(*command, "--kv", "The coordinator's KV cache; part of the numerics profile",
                       &options->cache);
-  command->add_option("--threads", options->threads, "Compute threads; 0: all usable cores")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
+  add_threads_option(*command, "Compute threads", &options->threads.num_threads);
+  add_pin_option(*command, &options->threads.pin);
+  command
+      ->add_option("--cpus", options->cpus,
+                   "Processors (the kernel's numbers) to keep one compute thread on each")
+      ->delimiter(',')
+      ->check(CLI::Range(0, CPU_SETSIZE - 1))
+      ->type_name("N,N,...")
+      ->excludes("--threads", "--pin");
+  command
+      ->add_option("--numa-node", options->threads.numa_node,
+                   "NUMA domain to run in, with all memory from it (the kernel's number)")
+      ->check(CLI::Range(0, 1 << 16))
+      ->type_name("K");
   command->add_flag("--spin", options->spin,
                     "Wait by spinning for a while: only if every thread has a core of its own");
   command->footer(

@@ -74,6 +74,7 @@ void run(const RunOptions& options) {
   deployment_options.cache_tokens =
       std::min(prompt_tokens + options.max_tokens, config.max_position_embeddings);
   Deployment deployment(deployment_options);
+  const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 
   model::Sampler sampler;
   model::StreamDecoder decoder(tokenizer, model::SpecialTokens::kSkip);
@@ -90,9 +91,7 @@ void run(const RunOptions& options) {
 
   const RunFigures figures = run_figures(prompt_tokens, *result);
   if (options.json) {
-    write_stdout(
-        run_json(figures, text, *result, deployment.load_seconds(), deployment.node_reports()) +
-        "\n");
+    write_stdout(run_json(figures, text, *result, deployment) + "\n");
   }
   if (options.stats) print_stats(figures, deployment);
 }

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "base/memory.h"
 #include "base/units.h"
 
 namespace atl::cli {
@@ -46,20 +47,24 @@ RunFigures run_figures(int64_t prompt_tokens, const coordinator::GenerateResult&
 }
 
 std::string run_json(const RunFigures& figures, const std::string& text,
-                     const coordinator::GenerateResult& result, double load_seconds,
-                     const std::vector<Deployment::NodeReport>& nodes) {
+                     const coordinator::GenerateResult& result, Deployment& deployment) {
+  const HugePageUse memory = huge_page_use();
   const nlohmann::json json = {
       {"text", text},
       {"tokens", result.tokens},
       {"finish_reason", result.finish == coordinator::FinishReason::kStop ? "stop" : "length"},
       {"prompt_tokens", figures.prompt_tokens},
       {"generated_tokens", figures.generated_tokens},
-      {"load_seconds", load_seconds},
+      {"load_seconds", deployment.load_seconds()},
       {"prefill_seconds", figures.prefill_seconds},
       {"decode_seconds", figures.decode_seconds},
       {"prefill_tokens_per_second", figures.prefill_tokens_per_second()},
       {"decode_tokens_per_second", figures.decode_tokens_per_second()},
-      {"nodes", nodes_to_json(nodes)}};
+      {"threads", deployment.threads().num_threads},
+      {"pinned_to", deployment.threads().cpus},
+      {"memory_bytes", memory.memory_bytes},
+      {"huge_page_bytes", memory.huge_bytes},
+      {"nodes", nodes_to_json(deployment.node_reports())}};
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -108,6 +113,15 @@ void print_nodes(const std::vector<Deployment::NodeReport>& nodes) {
   }
 }
 
+// Where this process's threads run and what of its memory lies on huge pages.
+void print_placement(const Deployment& deployment) {
+  const HugePageUse memory = huge_page_use();
+  const double share =
+      rate(static_cast<double>(memory.huge_bytes) * 100, static_cast<double>(memory.memory_bytes));
+  fmt::print(stderr, "\n{}; memory {}, {:.0f} % of it on huge pages\n",
+             topology::describe(deployment.threads()), format_bytes(memory.memory_bytes), share);
+}
+
 void print_stats(const RunFigures& figures, Deployment& deployment) {
   fmt::print(
       stderr,
@@ -117,6 +131,7 @@ void print_stats(const RunFigures& figures, Deployment& deployment) {
       format_duration(figures.prefill_seconds), figures.prefill_tokens_per_second(),
       figures.generated_tokens, std::max<int64_t>(0, figures.generated_tokens - 1),
       figures.decode_tokens_per_second());
+  print_placement(deployment);
   print_step_times(deployment.engine().times());
   print_nodes(deployment.node_reports());
 }

@@ -21,11 +21,10 @@ struct RunFigures {
 };
 
 RunFigures run_figures(int64_t prompt_tokens, const coordinator::GenerateResult& result);
-// One JSON object with the figures, text, tokens, finish_reason ("stop" or "length"), load_seconds
-// and nodes.
+// One JSON object with the figures, text, tokens, finish_reason ("stop" or "length"), load_seconds,
+// this process's threads and memory, and nodes.
 std::string run_json(const RunFigures& figures, const std::string& text,
-                     const coordinator::GenerateResult& result, double load_seconds,
-                     const std::vector<Deployment::NodeReport>& nodes);
+                     const coordinator::GenerateResult& result, Deployment& deployment);
 // Speed, time per part of a step, work of each node.
 void print_stats(const RunFigures& figures, Deployment& deployment);
 void print_step_times(const coordinator::StepTimes& times);

@@ -201,6 +201,7 @@ Machine this_machine(Devices devices) {
   }
   Machine machine = read_machine(topology.get(), allowed.get());
   if (machine.cores.empty()) return plain_machine();
+  if (!machine.is_this_system) return machine;  // described by HWLOC_SYNTHETIC or the like
   // usable_cores() counts hardware threads; only a quota can make it fewer than the cores.
   machine.has_quota = usable_cores() < static_cast<int>(machine.cores.size());
   machine.usable_cores = std::min(machine.usable_cores, usable_cores());

@@ -69,7 +69,8 @@ struct Machine {
 enum class Devices { kLeaveOut, kFind };
 
 // This machine, restricted to the calling thread's CPU mask and the process's cgroup. Call before
-// threads are pinned. Where hwloc can't tell, a machine of one domain with the cores of the mask.
+// threads are pinned. Where hwloc can't tell, a machine of one domain with the cores of the mask;
+// where hwloc's environment variables describe another machine, that one.
 Machine this_machine(Devices devices = Devices::kLeaveOut);
 
 // hwloc's own descriptions, such as "package:2 numa:2 core:4 pu:2", or an XML of `lstopo`.

@@ -161,11 +161,13 @@ TeamPlan plan_team(const Machine& machine, const TeamRequest& request) {
 }
 
 std::string describe(const TeamPlan& plan) {
-  return fmt::format("{} thread{}, {}", plan.num_threads, plan.num_threads == 1 ? "" : "s",
-                     plan.cpus.empty()
-                         ? "not pinned: " + plan.reason
-                         : fmt::format("on processor{} {}", plan.cpus.size() == 1 ? "" : "s",
-                                       fmt::join(plan.cpus, ",")));
+  const std::string domain =
+      plan.numa_node ? fmt::format(" in NUMA domain {}", *plan.numa_node) : "";
+  return fmt::format(
+      "{} thread{}{}, {}", plan.num_threads, plan.num_threads == 1 ? "" : "s", domain,
+      plan.cpus.empty() ? "not pinned: " + plan.reason
+                        : fmt::format("on processor{} {}", plan.cpus.size() == 1 ? "" : "s",
+                                      fmt::join(plan.cpus, ",")));
 }
 
 SharedPlan plan_shared(const Machine& machine, int num_nodes, const TeamRequest& coordinator) {

@@ -36,7 +36,8 @@ struct TeamPlan {
 };
 // LoadError if the machine has no such domain, or no core in it.
 TeamPlan plan_team(const Machine& machine, const TeamRequest& request);
-// "2 threads, on processors 0,1", "4 threads, not pinned: more threads than the 2 cores".
+// "2 threads in NUMA domain 1, on processors 2,3", "4 threads, not pinned: more threads than the 2
+// cores".
 std::string describe(const TeamPlan& plan);
 
 // A coordinator and nodes that share one machine.

@@ -91,6 +91,7 @@ TEST(PlanTeam, a_domain_is_planned_like_a_machine) {
   EXPECT_EQ(plan.num_threads, 4);
   EXPECT_THAT(plan.cpus, ElementsAre(56, 58, 60, 62));
   EXPECT_EQ(plan.numa_node, 7);
+  EXPECT_EQ(describe(plan), "4 threads in NUMA domain 7, on processors 56,58,60,62");
 }
 
 TEST(PlanTeam, a_domain_that_is_not_there_is_refused_with_those_that_are) {
