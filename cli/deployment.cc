@@ -216,7 +216,7 @@ void Deployment::load_weights() {
   if (options_.progress) bar.emplace("loading");
   Progress& progress = bar ? static_cast<Progress&>(*bar) : silent;
   progress.start(total);
-  weights_ = coordinator::Weights::load(model_->config, tensors, model_->checkpoint,
+  weights_ = coordinator::Weights::load(model_->config, tensors, model_->checkpoint, {},
                                         team_.num_threads(), kStagingWindowBytes, progress);
   uint64_t shown = 0;
   while (true) {

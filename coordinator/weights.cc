@@ -8,7 +8,6 @@
 
 #include "base/fp_env.h"
 #include "kernels/ops.h"
-#include "storage/matrix_source.h"
 
 namespace atl::coordinator {
 namespace {
@@ -66,6 +65,7 @@ void run_tasks(const storage::Checkpoint& checkpoint, const std::vector<PackTask
 // Lays out memory for each matrix and collects what to read into it.
 struct Weights::Builder {
   Weights& weights;
+  storage::HeldFormat format;
   std::vector<PackTask> tasks;
 
   // Memory for one packed matrix: codes, then scales, both 64-byte aligned.
@@ -83,10 +83,10 @@ struct Weights::Builder {
     return Linear{{target.shape, target.codes, target.scales}};
   }
 
-  Linear whole(const MatrixSource& matrix) {
+  Linear whole(const MatrixSource& matrix) { return whole(matrix, format); }
+  Linear whole(const MatrixSource& matrix, const storage::HeldFormat& held) {
     if (matrix.weight == nullptr) return {};
-    const kernels::PanelShape shape =
-        kernels::panel_shape(matrix.format, matrix.rows, matrix.cols, {});
+    const kernels::PanelShape shape = held.shape(matrix.format, matrix.rows, matrix.cols, {});
     HostBuffer& memory = weights.memory_.emplace_back(packed_bytes(shape));
     const storage::PackTarget target = target_at(shape, {}, memory.data());
     const int64_t row_bytes = matrix.cols * static_cast<int64_t>(code_bytes(matrix.format));
@@ -113,10 +113,10 @@ struct Weights::Builder {
       return kernels::PanelSource{head * (nope + v) + nope, 0, false};
     };
     const auto k_shape = [&](int64_t head) {
-      return kernels::panel_shape(kv_b.format, rank, nope, k_source(head));
+      return format.shape(kv_b.format, rank, nope, k_source(head));
     };
     const auto v_shape = [&](int64_t head) {
-      return kernels::panel_shape(kv_b.format, v, rank, v_source(head));
+      return format.shape(kv_b.format, v, rank, v_source(head));
     };
     size_t bytes = 0;
     for (int64_t head = 0; head < config.num_attention_heads; ++head) {
@@ -137,10 +137,10 @@ struct Weights::Builder {
 };
 
 Weights Weights::load(const model::ModelConfig& config, const model::ModelTensors& tensors,
-                      const storage::Checkpoint& checkpoint, int num_threads, size_t window_bytes,
-                      Progress& progress) {
+                      const storage::Checkpoint& checkpoint, const storage::HeldFormat& format,
+                      int num_threads, size_t window_bytes, Progress& progress) {
   Weights weights;
-  Builder build{weights, {}};
+  Builder build{weights, format, {}};
   const int64_t hidden = config.hidden_size;
   const auto plain = [&](const model::PlainTensor& tensor, int64_t elements) {
     return tensor.tensor ? model::read_plain(checkpoint, tensor, elements) : std::vector<float>{};
@@ -159,7 +159,7 @@ Weights Weights::load(const model::ModelConfig& config, const model::ModelTensor
     build.cut_kv_b(config, from.attention.kv_b_proj, &attention);
     attention.o_proj = build.whole(from.attention.o_proj);
     layer.ffn = build.ffn(from.ffn);
-    layer.router = build.whole(from.router);
+    layer.router = build.whole(from.router, {});
     layer.e_score_correction_bias = plain(from.e_score_correction_bias, config.n_routed_experts);
   }
   weights.norm_ = plain(tensors.norm, hidden);

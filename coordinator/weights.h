@@ -10,6 +10,7 @@
 #include "model/config.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint.h"
+#include "storage/matrix_source.h"
 
 namespace atl::coordinator {
 
@@ -48,12 +49,13 @@ struct LayerWeights {
 // Immutable after load; read by any thread.
 class Weights {
  public:
-  // Reads and packs in parallel; each thread streams through a window of window_bytes, so peak
+  // Reads and packs in parallel, linear layers in `format` (the router as it is, which is small and
+  // decides who computes); each thread streams through a window of window_bytes, so peak
   // memory is weights + windows. Total bytes to read are told to progress first. LoadError names
   // file and tensor.
   static Weights load(const model::ModelConfig& config, const model::ModelTensors& tensors,
-                      const storage::Checkpoint& checkpoint, int num_threads, size_t window_bytes,
-                      Progress& progress);
+                      const storage::Checkpoint& checkpoint, const storage::HeldFormat& format,
+                      int num_threads, size_t window_bytes, Progress& progress);
   // Bytes load() reads.
   static uint64_t read_bytes(const model::ModelTensors& tensors);
 

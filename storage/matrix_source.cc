@@ -66,6 +66,17 @@ void check_codes(const Checkpoint& checkpoint, const MatrixSource& matrix,
                   fp8 ? "an FP8 NaN" : "not finite");
 }
 
+// Rows that a window takes. Quantizing needs all k of a group at once: of a transposed matrix those
+// are rows, counted from the matrix's first (its tasks begin at multiples of a group, too).
+int64_t rows_at_once(const MatrixSource& matrix, std::span<const PackTarget> targets,
+                     size_t window_bytes) {
+  const auto rows = static_cast<int64_t>(window_bytes / row_bytes(matrix));
+  const bool by_group = std::any_of(targets.begin(), targets.end(), [&](const PackTarget& target) {
+    return target.source.transposed && target.shape.format != matrix.format;
+  });
+  return by_group ? rows / kernels::kTransposedPieceRows * kernels::kTransposedPieceRows : rows;
+}
+
 }  // namespace
 
 uint64_t row_bytes(const MatrixSource& matrix) {
@@ -83,7 +94,7 @@ void pack_matrix(const Checkpoint& checkpoint, const MatrixSource& matrix, int64
   CHECK(matrix.weight != nullptr);
   CHECK(0 <= row_begin && row_begin <= row_end && row_end <= matrix.rows);
   CHECK_EQ(reinterpret_cast<uintptr_t>(window.data()) % alignof(float), 0u);
-  const auto rows_per_window = static_cast<int64_t>(window.size() / row_bytes(matrix));
+  const int64_t rows_per_window = rows_at_once(matrix, targets, window.size());
   CHECK_GE(rows_per_window, 1);
 
   const std::vector<float> scales = read_scales(checkpoint, matrix, row_begin, row_end, progress);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -40,6 +41,30 @@ struct ExpertCatalog {
   std::vector<std::vector<ExpertSource>> experts;  // [place in moe_layers][expert]
 };
 
+// What matrices become in memory: panels of their own format unless another is asked for.
+struct HeldFormat {
+  std::optional<kernels::WeightFormat> weights;
+  kernels::Activations activations = kernels::Activations::kF32;  // of those that become int4
+
+  kernels::WeightFormat format_of(kernels::WeightFormat from) const {
+    return weights.value_or(from);
+  }
+  kernels::Activations activations_of(kernels::WeightFormat from) const {
+    const bool int4 = format_of(from) == kernels::WeightFormat::kInt4;
+    return int4 ? activations : kernels::Activations::kF32;
+  }
+  kernels::ScaleOrigin scales_of(kernels::WeightFormat from) const {
+    return from == kernels::WeightFormat::kFp8E4m3 ? kernels::ScaleOrigin::kCheckpoint
+                                                   : kernels::ScaleOrigin::kPacking;
+  }
+  // The packed form of the part `outputs` x `k` at `source` of a matrix of format `from`.
+  kernels::PanelShape shape(kernels::WeightFormat from, int64_t outputs, int64_t k,
+                            const kernels::PanelSource& source) const {
+    return kernels::panel_shape(format_of(from), outputs, k, source, activations_of(from),
+                                scales_of(from));
+  }
+};
+
 // One packed matrix to be filled from a part of a MatrixSource.
 struct PackTarget {
   kernels::PanelShape shape;
@@ -49,9 +74,10 @@ struct PackTarget {
 };
 
 // Streams rows [row_begin, row_end) of the matrix once through `window` (whole rows at a time, at
-// least one must fit; 4-byte aligned) and packs them into every target, whose memory the caller has
-// zero-filled. Refuses FP8 codes that are NaN and weights and scales that are not finite: LoadError
-// names file, tensor and place. Bytes read are told to progress, source_bytes() in all.
+// least one must fit, or kTransposedPieceRows of them where a target is transposed and of another
+// format than the matrix; 4-byte aligned) and packs them into every target, whose memory the caller
+// has zero-filled. Refuses FP8 codes that are NaN and weights and scales that are not finite:
+// LoadError names file, tensor and place. Bytes read are told to progress, source_bytes() in all.
 void pack_matrix(const Checkpoint& checkpoint, const MatrixSource& matrix, int64_t row_begin,
                  int64_t row_end, std::span<const PackTarget> targets, std::span<std::byte> window,
                  Progress& progress);

@@ -142,13 +142,14 @@ void warn_once_about_cold_reads() {
 
 }  // namespace
 
-TileStore::TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog)
+TileStore::TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format)
     : checkpoint_(checkpoint), catalog_(catalog) {
   CHECK_EQ(catalog.moe_layers.size(), catalog.experts.size());
   const int count = kernels::num_tiles(catalog.moe_intermediate_size);
   for (int tile = 0; tile < count; ++tile) {
-    layouts_.push_back(kernels::tile_layout(catalog.format, catalog.hidden_size,
-                                            catalog.moe_intermediate_size, tile));
+    layouts_.push_back(kernels::tile_layout(
+        format.format_of(catalog.format), catalog.hidden_size, catalog.moe_intermediate_size, tile,
+        format.activations_of(catalog.format), format.scales_of(catalog.format)));
   }
   offset_of_tile_.assign(layouts_.size(), -1);
   place_of_layer_.assign(static_cast<size_t>(catalog.num_layers), -1);

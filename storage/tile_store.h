@@ -32,8 +32,8 @@ class PinnedTile {
 // Thread-safe once load() has returned; pin() may be called from any thread.
 class TileStore {
  public:
-  // Both are borrowed and must outlive the store.
-  TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog);
+  // Checkpoint and catalog are borrowed and must outlive the store.
+  TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format = {});
   TileStore(const TileStore&) = delete;
   TileStore& operator=(const TileStore&) = delete;
 

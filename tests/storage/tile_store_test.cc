@@ -289,6 +289,43 @@ TEST(TileStore, bytes_do_not_depend_on_threads_window_or_other_tiles) {
   EXPECT_TRUE(tile_bytes(store, scattered) == expected);
 }
 
+// The tiles of a store whose format is asked for are those that packing makes of whole matrices.
+TEST(TileStore, converted_tiles_are_packed_from_the_whole_matrix_whatever_the_window) {
+  TempDir dir;
+  model::write_synthetic_checkpoint(dir.path(), expert_spec(600, 320, 2));
+  const OpenModel model(dir.path());
+  const ExpertSource& source = model.catalog.experts[0][1];
+  const HeldFormat formats[] = {{WeightFormat::kInt4, kernels::Activations::kI8},
+                                {WeightFormat::kBf16, {}},
+                                {WeightFormat::kF32, {}}};
+  for (const HeldFormat& format : formats) {
+    SCOPED_TRACE(to_string(*format.weights));
+    TileStore cold(model.checkpoint, model.catalog, format);
+    const std::vector<int> tiles = all_tiles(cold);
+    const std::string expected = tile_bytes(cold, tiles);
+    for (const size_t window : {size_t{600}, size_t{1} << 20}) {
+      TileStore store(model.checkpoint, model.catalog, format);
+      NoProgress progress;
+      store.load(tiles, 2, window, progress);
+      EXPECT_TRUE(tile_bytes(store, tiles) == expected) << "window " << window;
+    }
+    const auto pinned = cold.pin({model.catalog.moe_layers[0], 1}, 4);  // columns 512 to 600
+    ASSERT_TRUE(pinned) << pinned.error().message;
+    const PanelMatrix found = pinned->view().down();
+    EXPECT_EQ(found.shape.format, *format.weights);
+    EXPECT_EQ(found.shape.activations, format.activations);
+    std::vector<std::byte> codes(source.down.weight->bytes);
+    model.checkpoint.read(*source.down.weight, 0, codes);
+    std::vector<float> scales(source.down.scale->bytes / sizeof(float));
+    model.checkpoint.read(*source.down.scale, 0, std::as_writable_bytes(std::span(scales)));
+    HostBuffer packed(found.shape.total_code_bytes());
+    kernels::pack(found.shape, {.col_begin = 512},
+                  {source.down.format, codes.data(), 0, 320, 600, scales.data()}, packed.data(),
+                  nullptr);
+    EXPECT_EQ(std::memcmp(packed.data(), found.codes, packed.size()), 0);
+  }
+}
+
 TEST(TileStore, says_beforehand_what_it_reads_and_keeps) {
   TempDir dir;
   model::write_synthetic_checkpoint(dir.path(), expert_spec(2048, 320, 2));
@@ -475,6 +512,34 @@ TEST(PackMatrix, packs_transposed_parts_and_several_targets_in_one_pass) {
       ASSERT_EQ(unpacked(k, output, i), naive.at(44 * 3 + i, output)) << output << " " << i;
     }
   }
+}
+
+// Quantizing takes all k of a group at once, which are rows here: windows are cut to suit.
+TEST(PackMatrix, quantizes_transposed_parts_the_same_in_any_window) {
+  TempDir dir;
+  model::SyntheticSpec spec = expert_spec(512, 64, 2);
+  spec.config.kv_lora_rank = 64;
+  spec.config.qk_nope_head_dim = 144;
+  spec.config.v_head_dim = 112;  // heads of 256 rows
+  model::write_synthetic_checkpoint(dir.path(), spec);
+  const OpenModel model(dir.path());
+  const model::ModelTensors tensors = model::map_tensors(model.config, model.checkpoint);
+  const MatrixSource& kv_b = tensors.layers[0].attention.kv_b_proj;  // [2 * 256, 64]
+  const HeldFormat format{WeightFormat::kInt4, {}};
+  const kernels::PanelSource source{.row_begin = 256, .col_begin = 0, .transposed = true};
+  const PanelShape shape = format.shape(kv_b.format, 64, 144, source);
+  const auto packed = [&](size_t window_rows) {
+    HostBuffer codes(shape.total_code_bytes());
+    HostBuffer window(64 * window_rows);
+    const PackTarget target{shape, source, codes.data(), nullptr};
+    NoProgress progress;
+    pack_matrix(model.checkpoint, kv_b, 0, kv_b.rows, {&target, 1}, window.span(), progress);
+    return std::string(reinterpret_cast<const char*>(codes.data()), codes.size());
+  };
+  const std::string expected = packed(512);
+  EXPECT_NE(expected.find_first_not_of('\0'), std::string::npos);
+  EXPECT_TRUE(packed(130) == expected);
+  EXPECT_TRUE(packed(300) == expected);
 }
 
 }  // namespace
