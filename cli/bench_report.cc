@@ -16,7 +16,8 @@ using topology::MachineLimit;
 
 MachineLimit mean(const MachineLimit& a, const MachineLimit& b) {
   return {.read_bytes_per_second = (a.read_bytes_per_second + b.read_bytes_per_second) / 2,
-          .fma_flop_per_second = (a.fma_flop_per_second + b.fma_flop_per_second) / 2};
+          .fma_flop_per_second = (a.fma_flop_per_second + b.fma_flop_per_second) / 2,
+          .int8_op_per_second = (a.int8_op_per_second + b.int8_op_per_second) / 2};
 }
 
 }  // namespace

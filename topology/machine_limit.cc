@@ -1,9 +1,6 @@
 #include "topology/machine_limit.h"
 
-// The same targets as the kernels have (kernels/cpu/targets.h): the process-wide choice among them
-// is by place.
-#define HWY_DISABLED_TARGETS \
-  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#include "base/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "topology/machine_limit.cc"
@@ -67,6 +64,80 @@ float ReadAll(const float* data, size_t n) {
   return hn::GetLane(hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)));
 }
 
+// Multiply-adds of unsigned by signed bytes into 32-bit sums: maddubs, madd and add, or all three
+// in one instruction of VNNI. 0 where the target has no such instructions.
+#if HWY_TARGET != HWY_SCALAR && HWY_ARCH_X86
+// Named sums, as the compiler keeps an array of them in memory.
+template <class Step, class... Sums>
+HWY_INLINE void Rounds(int rounds, const Step& step, Sums&... sums) {
+  for (int i = 0; i < rounds; ++i) (step(sums), ...);
+}
+#endif
+
+#if HWY_TARGET == HWY_AVX2
+double Int8Chains(int rounds, int32_t* out) {
+  __m256i a = _mm256_set1_epi8(3);
+  const __m256i b = _mm256_set1_epi8(-5), ones = _mm256_set1_epi16(1);
+  const auto step = [&](__m256i& sum) {
+    asm volatile("" : "+x"(a));  // else the products, all the same, are computed once
+    const __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones);
+    sum = _mm256_add_epi32(sum, products);
+  };
+  // Only the addition, a cycle, is a chain: eight of them leave registers for the products.
+  __m256i s0 = a, s1 = a, s2 = a, s3 = a, s4 = a, s5 = a, s6 = a, s7 = a;
+  Rounds(rounds, step, s0, s1, s2, s3, s4, s5, s6, s7);
+  int32_t sum = 0;
+  for (const __m256i& s : {s0, s1, s2, s3, s4, s5, s6, s7}) sum += _mm256_extract_epi32(s, 0);
+  *out = sum;
+  return 64.0 * 8 * rounds;
+}
+#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+double Int8ChainsWithoutVnni(int rounds, int32_t* out) {
+  __m512i a = _mm512_set1_epi8(3);
+  const __m512i b = _mm512_set1_epi8(-5), ones = _mm512_set1_epi16(1);
+  const auto step = [&](__m512i& sum) {
+    asm volatile("" : "+v"(a));
+    const __m512i products = _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), ones);
+    sum = _mm512_add_epi32(sum, products);
+  };
+  __m512i s0 = a, s1 = a, s2 = a, s3 = a, s4 = a, s5 = a, s6 = a, s7 = a;
+  Rounds(rounds, step, s0, s1, s2, s3, s4, s5, s6, s7);
+  int32_t sum = 0;
+  for (const __m512i& s : {s0, s1, s2, s3, s4, s5, s6, s7}) sum += _mm512_reduce_add_epi32(s);
+  *out = sum;
+  return 128.0 * 8 * rounds;
+}
+
+#pragma GCC push_options
+#pragma GCC target("avx512vnni")
+double Int8ChainsWithVnni(int rounds, int32_t* out) {
+  const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-5);
+  const auto step = [&](__m512i& sum) { sum = _mm512_dpbusd_epi32(sum, a, b); };
+  // Two units x 5 cycles of latency. Different starts: equal chains would be computed once.
+  const auto start = [](int value) { return _mm512_set1_epi32(value); };
+  __m512i s0 = start(0), s1 = start(1), s2 = start(2), s3 = start(3), s4 = start(4);
+  __m512i s5 = start(5), s6 = start(6), s7 = start(7), s8 = start(8), s9 = start(9);
+  Rounds(rounds, step, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9);
+  int32_t sum = 0;
+  for (const __m512i& s : {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9}) {
+    sum += _mm512_reduce_add_epi32(s);
+  }
+  *out = sum;
+  return 128.0 * 10 * rounds;
+}
+#pragma GCC pop_options
+
+double Int8Chains(int rounds, int32_t* out) {
+  return __builtin_cpu_supports("avx512vnni") ? Int8ChainsWithVnni(rounds, out)
+                                              : Int8ChainsWithoutVnni(rounds, out);
+}
+#else
+double Int8Chains(int, int32_t* out) {
+  *out = 0;
+  return 0;
+}
+#endif
+
 }  // namespace atl::topology::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -87,6 +158,7 @@ namespace atl::topology {
 namespace {
 
 HWY_EXPORT(FmaChains);
+HWY_EXPORT(Int8Chains);
 HWY_EXPORT(ReadAll);
 
 constexpr uint64_t kUnknownLastLevelBytes = 64 * kMiB;
@@ -97,7 +169,8 @@ constexpr size_t kReadUnit = 2 * kMiB;
 constexpr int kPasses = 3;
 // 6 M cycles of two FMA units, about 2 ms.
 constexpr int kFmaRounds = 1'000'000;
-constexpr int kFmaUnitsPerThread = 4;
+constexpr int kInt8Rounds = 500'000;
+constexpr int kPeakUnitsPerThread = 4;
 
 double clock_seconds(clockid_t id) {
   timespec now;
@@ -186,7 +259,8 @@ uint64_t l2_cache_bytes() {
 bool limits_differ(const MachineLimit& a, const MachineLimit& b) {
   const auto differ = [](double x, double y) { return std::fabs(x - y) > 0.1 * std::max(x, y); };
   return differ(a.read_bytes_per_second, b.read_bytes_per_second) ||
-         differ(a.fma_flop_per_second, b.fma_flop_per_second);
+         differ(a.fma_flop_per_second, b.fma_flop_per_second) ||
+         differ(a.int8_op_per_second, b.int8_op_per_second);
 }
 
 MachineProbe::MachineProbe(ThreadTeam& team)
@@ -202,7 +276,16 @@ MachineLimit MachineProbe::measure() {
   MachineLimit best;
   for (int pass = 0; pass < kPasses; ++pass) {
     best.read_bytes_per_second = std::max(best.read_bytes_per_second, read_pass());
-    best.fma_flop_per_second = std::max(best.fma_flop_per_second, fma_pass());
+    best.fma_flop_per_second = std::max(best.fma_flop_per_second, peak_pass([](float* sum) {
+                                          return HWY_DYNAMIC_DISPATCH(FmaChains)(kFmaRounds, sum);
+                                        }));
+    best.int8_op_per_second = std::max(best.int8_op_per_second, peak_pass([](float* sum) {
+                                         int32_t integer_sum;
+                                         const double operations = HWY_DYNAMIC_DISPATCH(Int8Chains)(
+                                             kInt8Rounds, &integer_sum);
+                                         *sum = static_cast<float>(integer_sum);
+                                         return operations;
+                                       }));
   }
   return best;
 }
@@ -217,15 +300,15 @@ double MachineProbe::read_pass() {
   return static_cast<double>(buffer_.size()) / (team_seconds(team_) - start);
 }
 
-double MachineProbe::fma_pass() {
+double MachineProbe::peak_pass(FunctionRef<double(float*)> chains) {
   std::atomic<float> sink{0};
   std::atomic<double> operations_of_unit{0};
-  const int64_t units = int64_t{kFmaUnitsPerThread} * team_.num_threads();
+  const int64_t units = int64_t{kPeakUnitsPerThread} * team_.num_threads();
   const double start = team_seconds(team_);
   team_.parallel_for(units, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t unit = begin; unit < end; ++unit) {
       float sum;
-      operations_of_unit = HWY_DYNAMIC_DISPATCH(FmaChains)(kFmaRounds, &sum);
+      operations_of_unit = chains(&sum);
       sink = sum;
     }
   });

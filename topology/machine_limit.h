@@ -30,10 +30,13 @@ uint64_t l2_cache_bytes();
 struct MachineLimit {
   double read_bytes_per_second = 0;  // all members reading memory in order
   double fma_flop_per_second = 0;    // FP32, a fused multiply-add is two
+  // Byte products added up in 32 bits, a multiply-add is two; 0 on targets without instructions for
+  // that (x86 has maddubs or VNNI).
+  double int8_op_per_second = 0;
 };
 
-// True if read rate or FMA peak of one is more than 10 % below the other's: what was measured
-// between the two says nothing about our code.
+// True if one of the rates of one is more than 10 % below the other's: what was measured between
+// the two says nothing about our code.
 bool limits_differ(const MachineLimit& a, const MachineLimit& b);
 
 // Measures the limit with the threads of a team, on the SIMD target that the kernels run on. Holds
@@ -49,7 +52,9 @@ class MachineProbe {
 
  private:
   double read_pass();
-  double fma_pass();
+  // Operations per second of all members; `chains` does some, gives their sum away and says how
+  // many they were.
+  double peak_pass(FunctionRef<double(float*)> chains);
 
   ThreadTeam& team_;
   HostBuffer buffer_;

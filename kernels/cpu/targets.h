@@ -1,6 +1,4 @@
-// Include before any Highway header. Keeps the targets that have fused multiply-add and a vector
-// length known at compile time; where there is none of them, the kernels are the reference.
+// Include before any Highway header.
 #pragma once
 
-#define HWY_DISABLED_TARGETS \
-  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#include "base/simd_targets.h"
