@@ -255,7 +255,7 @@ class EngineBench {
     const auto layers = static_cast<double>(c.num_hidden_layers);
     const auto width = static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim);
     const double flop = 2 * width + 2 * static_cast<double>(c.kv_lora_rank);
-    const auto element = static_cast<double>(kernels::element_bytes(options_.deployment.cache));
+    const auto element = static_cast<double>(kernels::element_bytes(options_.deployment.numerics.cache));
     work->add(layers * read * width * element,
               layers * attended * flop * static_cast<double>(c.num_attention_heads));
   }

@@ -49,19 +49,11 @@ ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_un
     ChildOptions child;
     child.name = name(node);
     child.pipe_stdout = true;
-    child.argv = {program,
-                  "node",
-                  options.model_dir.string(),
-                  "--name",
-                  name(node),
-                  "--listen",
-                  "127.0.0.1:0",
-                  "--transport",
-                  std::string(to_string(options.transport)),
-                  "--wire",
-                  std::string(kernels::to_string(options.wire)),
-                  "--kv",
-                  std::string(kernels::to_string(options.cache))};
+    child.argv = {program,       "node",        options.model_dir.string(),
+                  "--name",      name(node),    "--listen",
+                  "127.0.0.1:0", "--transport", std::string(to_string(options.transport))};
+    const std::vector<std::string> numerics = options.numerics.arguments();
+    child.argv.insert(child.argv.end(), numerics.begin(), numerics.end());
     add_thread_arguments(options.threads[node], &child.argv);
     if (options.spin) child.argv.push_back("--spin");
     children_->processes.push_back(ChildProcess::start(child));

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/numeric_types.h"
+#include "cli/numerics.h"
 #include "topology/thread_plan.h"
 #include "transport/transport.h"
 
@@ -20,8 +20,7 @@ struct ChildNodeOptions {
   std::vector<topology::TeamPlan> threads;  // of each node
   bool spin = false;
   transport::TransportKind transport = transport::TransportKind::kAuto;
-  kernels::RowType wire = kernels::RowType::kBf16;
-  kernels::RowType cache = kernels::RowType::kBf16;
+  NumericsProfile numerics;
 };
 
 // Starts `atoll node` once for each team of threads (this very executable), named n0.. and

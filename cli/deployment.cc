@@ -79,11 +79,6 @@ topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
 
 }  // namespace
 
-transport::WireRowType wire_row_type(kernels::RowType type) {
-  return type == kernels::RowType::kBf16 ? transport::WireRowType::kBf16
-                                         : transport::WireRowType::kF32;
-}
-
 std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir) {
   model::ModelConfig config = model::load_config(model_dir);
   storage::Checkpoint checkpoint = storage::Checkpoint::open(model_dir);
@@ -93,16 +88,13 @@ std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& mode
   return loaded;
 }
 
-transport::ModelIdentity LoadedModel::identity(kernels::RowType wire,
-                                               kernels::RowType cache) const {
+transport::ModelIdentity LoadedModel::identity(const NumericsProfile& numerics) const {
   transport::ModelIdentity identity;
   identity.model = fmt::format("{}, {} layers, hidden {}, {} experts of {}", config.model_type,
                                config.num_hidden_layers, config.hidden_size,
                                config.n_routed_experts, config.moe_intermediate_size);
   identity.checkpoint_fingerprint = checkpoint.fingerprint();
-  identity.profile = fmt::format("f32 arithmetic, absorbed attention, wire {}, kv {}, experts {}",
-                                 kernels::to_string(wire), kernels::to_string(cache),
-                                 kernels::to_string(catalog.format));
+  identity.profile = "f32 arithmetic, absorbed attention, " + numerics.describe(catalog.format);
   return identity;
 }
 
@@ -111,6 +103,7 @@ Deployment::Deployment(const DeploymentOptions& options)
       model_(LoadedModel::open(options.model_dir)),
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
+  options_.numerics.check();
   const auto start = clock_.now();
   const topology::Placement placement =
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
@@ -122,7 +115,7 @@ Deployment::Deployment(const DeploymentOptions& options)
   join_cluster(placement);
   load_weights();
   coordinator::EngineOptions engine_options;
-  engine_options.cache_type = options_.cache;
+  engine_options.cache_type = options_.numerics.cache;
   engine_options.rows_max = options_.chunk;
   engine_options.cache_blocks = coordinator::KvCache::blocks_for(options_.cache_tokens) + 1;
   engine_ = std::make_unique<coordinator::Engine>(model_->config, *weights_, dispatcher_.get(),
@@ -138,11 +131,12 @@ void Deployment::start_local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
   transport_ = std::move(pair.near_end);
   local_end_ = std::move(pair.far_end);
-  local_tiles_ = std::make_unique<storage::TileStore>(model_->checkpoint, model_->catalog);
+  local_tiles_ = std::make_unique<storage::TileStore>(model_->checkpoint, model_->catalog,
+                                                      options_.numerics.experts());
   expert_node::NodeOptions node_options;
   node_options.name = "local";
-  node_options.identity = model_->identity(options_.wire, options_.cache);
-  node_options.row_type = wire_row_type(options_.wire);
+  node_options.identity = model_->identity(options_.numerics);
+  node_options.row_type = options_.numerics.wire_row_type();
   node_options.num_loader_threads = team_.num_threads();
   node_options.staging_window_bytes = kStagingWindowBytes;
   local_node_ =
@@ -158,8 +152,7 @@ void Deployment::start_child_nodes(const topology::Placement& placement) {
   child.program = options_.node_program;
   child.threads = threads_.nodes;
   child.transport = options_.transport;
-  child.wire = options_.wire;
-  child.cache = options_.cache;
+  child.numerics = options_.numerics;
   // A waiting thread may spin only if all have a core of their own.
   child.spin = threads_.cores_suffice;
   children_ = std::make_unique<ChildNodes>(child);
@@ -179,7 +172,7 @@ void Deployment::start_child_nodes(const topology::Placement& placement) {
 void Deployment::join_cluster(const topology::Placement& placement) {
   const model::ModelConfig& config = model_->config;
   coordinator::ClusterOptions cluster;
-  cluster.identity = model_->identity(options_.wire, options_.cache);
+  cluster.identity = model_->identity(options_.numerics);
   cluster.session = random_session();
   cluster.limits.rows_max = static_cast<uint32_t>(options_.chunk);
   cluster.limits.hidden_size = static_cast<uint32_t>(config.hidden_size);
@@ -188,7 +181,7 @@ void Deployment::join_cluster(const topology::Placement& placement) {
   cluster.limits.n_routed_experts = static_cast<uint32_t>(config.n_routed_experts);
   cluster.limits.num_tiles =
       static_cast<uint32_t>(kernels::num_tiles(config.moe_intermediate_size));
-  cluster.limits.row_type = wire_row_type(options_.wire);
+  cluster.limits.row_type = options_.numerics.wire_row_type();
   cluster_ = std::make_unique<coordinator::Cluster>(*transport_, cluster, placement,
                                                     std::move(cluster_nodes_));
   coordinator::DispatcherOptions dispatch;
@@ -202,7 +195,7 @@ void Deployment::join_cluster(const topology::Placement& placement) {
 // The coordinator's own weights, while the nodes load their tiles.
 void Deployment::load_weights() {
   const model::ModelTensors tensors = model::map_tensors(model_->config, model_->checkpoint);
-  const storage::TileStore sizes(model_->checkpoint, model_->catalog);
+  const storage::TileStore sizes(model_->checkpoint, model_->catalog, options_.numerics.experts());
   uint64_t total = coordinator::Weights::read_bytes(tensors);
   for (const coordinator::NodeLink& link : cluster_->links()) {
     std::vector<int> tiles;
@@ -216,8 +209,9 @@ void Deployment::load_weights() {
   if (options_.progress) bar.emplace("loading");
   Progress& progress = bar ? static_cast<Progress&>(*bar) : silent;
   progress.start(total);
-  weights_ = coordinator::Weights::load(model_->config, tensors, model_->checkpoint, {},
-                                        team_.num_threads(), kStagingWindowBytes, progress);
+  weights_ = coordinator::Weights::load(model_->config, tensors, model_->checkpoint,
+                                        options_.numerics.dense(), team_.num_threads(),
+                                        kStagingWindowBytes, progress);
   uint64_t shown = 0;
   while (true) {
     dispatcher_->poll();  // sets connections up; a node in this process takes its session up
@@ -262,19 +256,6 @@ void add_transport_option(CLI::App& command, transport::TransportKind* kind) {
       ->type_name("auto|shm|tcp");
 }
 
-void add_row_type_option(CLI::App& command, const std::string& name, const std::string& what,
-                         kernels::RowType* type) {
-  command
-      .add_option_function<std::string>(
-          name,
-          [type](const std::string& text) {
-            *type = text == "f32" ? kernels::RowType::kF32 : kernels::RowType::kBf16;
-          },
-          what + ": bf16 or f32; bf16 unless given")
-      ->check(CLI::IsMember({"bf16", "f32"}))
-      ->type_name("bf16|f32");
-}
-
 void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
   command.add_option("model_dir", options->model_dir, "Checkpoint directory (Hugging Face layout)")
       ->required()
@@ -290,10 +271,7 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
       ->delimiter(',')
       ->check(CLI::Range(0, 65535));
   add_transport_option(command, &options->transport);
-  add_row_type_option(command, "--wire", "Rows sent to the experts are rounded to this",
-                      &options->wire);
-  add_row_type_option(command, "--kv", "Entries of the KV cache are rounded to this",
-                      &options->cache);
+  add_numerics_options(command, &options->numerics);
   add_threads_option(command, "Threads of the coordinator", &options->threads);
   add_pin_option(command, &options->pin);
   command

@@ -12,12 +12,12 @@
 #include "base/clock.h"
 #include "base/thread_team.h"
 #include "cli/child_nodes.h"
+#include "cli/numerics.h"
 #include "coordinator/cluster.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/engine.h"
 #include "coordinator/weights.h"
 #include "expert_node/serve.h"
-#include "kernels/numeric_types.h"
 #include "model/config.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint.h"
@@ -36,8 +36,6 @@ namespace atl::cli {
 // matrix must fit (dense down_proj of V3: 18432 bytes).
 inline constexpr size_t kStagingWindowBytes = size_t{8} << 20;
 
-transport::WireRowType wire_row_type(kernels::RowType type);
-
 // A checkpoint opened and matched with its model; what coordinator and node both start from.
 struct LoadedModel {
   model::ModelConfig config;
@@ -45,7 +43,7 @@ struct LoadedModel {
   storage::ExpertCatalog catalog;
 
   static std::unique_ptr<LoadedModel> open(const std::filesystem::path& model_dir);
-  transport::ModelIdentity identity(kernels::RowType wire, kernels::RowType cache) const;
+  transport::ModelIdentity identity(const NumericsProfile& numerics) const;
 };
 
 // Options that `run` and `eval` share.
@@ -55,8 +53,7 @@ struct DeploymentOptions {
   std::vector<int> tile_counts;                   // of each node; empty: equal shares
   std::vector<std::vector<int>> scattered_tiles;  // of each node; instead of tile_counts
   transport::TransportKind transport = transport::TransportKind::kAuto;
-  kernels::RowType wire = kernels::RowType::kBf16;
-  kernels::RowType cache = kernels::RowType::kBf16;
+  NumericsProfile numerics;
   int threads = 0;                                   // of the coordinator; 0: all usable cores
   topology::PinMode pin = topology::PinMode::kAuto;  // of the coordinator and child nodes
   int64_t chunk = 512;                               // tokens per step
@@ -70,9 +67,6 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options);
 
 // --transport auto|shm|tcp into *kind (borrowed likewise).
 void add_transport_option(CLI::App& command, transport::TransportKind* kind);
-// --wire and --kv: "bf16" or "f32" into *type (borrowed likewise).
-void add_row_type_option(CLI::App& command, const std::string& name, const std::string& what,
-                         kernels::RowType* type);
 
 // A model ready to run, with its nodes. The destructor ends child nodes.
 class Deployment {

@@ -27,8 +27,7 @@ struct NodeCommandOptions {
   std::string name = "n0";
   std::string listen = "127.0.0.1:0";
   transport::TransportKind transport = transport::TransportKind::kAuto;
-  kernels::RowType wire = kernels::RowType::kBf16;
-  kernels::RowType cache = kernels::RowType::kBf16;
+  NumericsProfile numerics;
   topology::TeamRequest threads;
   std::vector<int> cpus;  // instead of a plan
   bool spin = false;
@@ -64,11 +63,12 @@ topology::TeamPlan place_threads(const NodeCommandOptions& options) {
 }
 
 void serve(const NodeCommandOptions& options) {
+  options.numerics.check();
   // First of all: the memory of everything that follows is to come from the domain.
   const topology::TeamPlan threads = place_threads(options);
   const std::unique_ptr<LoadedModel> model = LoadedModel::open(options.model_dir);
   ThreadTeam team(threads.num_threads, threads.cpus);
-  storage::TileStore tiles(model->checkpoint, model->catalog);
+  storage::TileStore tiles(model->checkpoint, model->catalog, options.numerics.experts());
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
   ucx.spin = options.spin;
@@ -83,8 +83,8 @@ void serve(const NodeCommandOptions& options) {
 
   expert_node::NodeOptions node_options;
   node_options.name = options.name;
-  node_options.identity = model->identity(options.wire, options.cache);
-  node_options.row_type = wire_row_type(options.wire);
+  node_options.identity = model->identity(options.numerics);
+  node_options.row_type = options.numerics.wire_row_type();
   node_options.num_loader_threads = team.num_threads();
   node_options.staging_window_bytes = kStagingWindowBytes;
   expert_node::ExpertNode node(node_options, team, tiles, *transport);
@@ -112,9 +112,7 @@ void add_node_command(CLI::App& app, int* exit_code) {
       ->check(check_listen)
       ->capture_default_str();
   add_transport_option(*command, &options->transport);
-  add_row_type_option(*command, "--wire", "Rows come rounded to this", &options->wire);
-  add_row_type_option(*command, "--kv", "The coordinator's KV cache; part of the numerics profile",
-                      &options->cache);
+  add_numerics_options(*command, &options->numerics);
   add_threads_option(*command, "Compute threads", &options->threads.num_threads);
   add_pin_option(*command, &options->threads.pin);
   command

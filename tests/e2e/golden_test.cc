@@ -34,7 +34,7 @@ cli::DeploymentOptions deployment_options(const std::filesystem::path& model, Pr
                                           int64_t cache_tokens) {
   cli::DeploymentOptions options;
   options.model_dir = model;
-  options.wire = options.cache = profile.type;
+  options.numerics.wire = options.numerics.cache = profile.type;
   options.cache_tokens = cache_tokens;
   options.progress = false;
   options.threads = 2;

@@ -82,7 +82,7 @@ struct Layout {
 void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, RowType type,
                           const std::vector<Layout>& layouts) {
   cli::DeploymentOptions options = base_options(model);
-  options.wire = options.cache = type;
+  options.numerics.wire = options.numerics.cache = type;
   const std::vector<float> expected = all_logits(options, rows);
   ASSERT_FALSE(expected.empty());
   for (const Layout& layout : layouts) {
