@@ -64,7 +64,8 @@ void quantize_int4(const float* weights, int64_t n, int8_t* codes, uint16_t* sca
       const float inverse = 1.0f / candidate;
       if (candidate == 0.0f || !std::isfinite(inverse)) continue;
       const float error = squared_error(values, candidate, inverse);
-      if (error < best_error) {
+      // The first one where even errors overflow.
+      if (error < best_error || best_scale == 0.0f) {
         best_error = error;
         best_scale = candidate;
         best_inverse = inverse;

@@ -24,6 +24,7 @@ HWY_INLINE VI AddPairs(VI a, VI b) { return _mm256_add_epi16(a, b); }
 HWY_INLINE VI AddWidened(VI sum, VI pairs) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+HWY_INLINE VI ZeroLine() { return _mm256_setzero_si256(); }
 HWY_INLINE V ToFloat(VI sum) { return V{_mm256_cvtepi32_ps(sum)}; }
 #else
 using VI = __m512i;
@@ -42,6 +43,7 @@ HWY_INLINE VI AddPairs(VI a, VI b) { return _mm512_add_epi16(a, b); }
 HWY_INLINE VI AddWidened(VI sum, VI pairs) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
+HWY_INLINE VI ZeroLine() { return _mm512_setzero_si512(); }
 HWY_INLINE V ToFloat(VI sum) { return V{_mm512_cvtepi32_ps(sum)}; }
 #endif
 
@@ -68,49 +70,59 @@ struct DecodedLines {
   }
 };
 
-// acc[column][row] += stored codes x q over words [begin, end), at most kChunkWords.
+// acc[column][row] += stored codes x q over `words` words.
 template <int kCols, int kRows, class Lines>
-HWY_INLINE void AddChunk(const Lines& lines, int64_t begin, int64_t end, const int8_t* q,
-                         VI (&acc)[kCols][kRows]) {
+HWY_INLINE void AddDots(const Lines& lines, int64_t words, const int8_t* q,
+                        VI (&acc)[kCols][kRows]) {
 #if ATOLL_I8_VNNI
-  for (int64_t word = begin; word < end; ++word) {
+  int64_t word = 0;
+  do {  // at least one word: a plain loop makes the compiler copy all sums
     VI low[kCols], high[kCols];
     HWY_UNROLL(8)
     for (int c = 0; c < kCols; ++c) lines.Get(word, c, &low[c], &high[c]);
     HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
-      const int8_t* at = q + r * kInt4Block + word * kInt4PerWord;
-      const VI x_low = Broadcast4(at);
+      const VI x = Broadcast4(q + r * kInt4Block);
       HWY_UNROLL(8)
-      for (int c = 0; c < kCols; ++c) acc[c][r] = _mm512_dpbusd_epi32(acc[c][r], low[c], x_low);
-      const VI x_high = Broadcast4(at + 4);
-      HWY_UNROLL(8)
-      for (int c = 0; c < kCols; ++c) acc[c][r] = _mm512_dpbusd_epi32(acc[c][r], high[c], x_high);
+      for (int c = 0; c < kCols; ++c) acc[c][r] = _mm512_dpbusd_epi32(acc[c][r], low[c], x);
     }
-  }
-#else
-  VI pairs[kCols][kRows];
-  for (int64_t word = begin; word < end; ++word) {
-    VI low[kCols], high[kCols];
-    HWY_UNROLL(8)
-    for (int c = 0; c < kCols; ++c) lines.Get(word, c, &low[c], &high[c]);
     HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
-      const int8_t* at = q + r * kInt4Block + word * kInt4PerWord;
-      const VI x_low = Broadcast4(at);
-      const VI x_high = Broadcast4(at + 4);
+      const VI x = Broadcast4(q + r * kInt4Block + 4);
       HWY_UNROLL(8)
-      for (int c = 0; c < kCols; ++c) {
-        const VI first = MulPairs(low[c], x_low);
-        pairs[c][r] = word == begin ? first : AddPairs(pairs[c][r], first);
-        pairs[c][r] = AddPairs(pairs[c][r], MulPairs(high[c], x_high));
+      for (int c = 0; c < kCols; ++c) acc[c][r] = _mm512_dpbusd_epi32(acc[c][r], high[c], x);
+    }
+    q += kInt4PerWord;
+  } while (++word < words);
+#else
+  for (int64_t word = 0; word < words;) {
+    VI pairs[kCols][kRows];
+    HWY_UNROLL(8)
+    for (int c = 0; c < kCols; ++c) {
+      HWY_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) pairs[c][r] = ZeroLine();
+    }
+    for (const int64_t end = HWY_MIN(word + kChunkWords, words); word < end;
+         ++word, q += kInt4PerWord) {
+      VI low[kCols], high[kCols];
+      HWY_UNROLL(8)
+      for (int c = 0; c < kCols; ++c) lines.Get(word, c, &low[c], &high[c]);
+      HWY_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) {
+        const VI x_low = Broadcast4(q + r * kInt4Block);
+        const VI x_high = Broadcast4(q + r * kInt4Block + 4);
+        HWY_UNROLL(8)
+        for (int c = 0; c < kCols; ++c) {
+          pairs[c][r] = AddPairs(pairs[c][r], MulPairs(low[c], x_low));
+          pairs[c][r] = AddPairs(pairs[c][r], MulPairs(high[c], x_high));
+        }
       }
     }
-  }
-  HWY_UNROLL(8)
-  for (int c = 0; c < kCols; ++c) {
     HWY_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) acc[c][r] = AddWidened(acc[c][r], pairs[c][r]);
+    for (int c = 0; c < kCols; ++c) {
+      HWY_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) acc[c][r] = AddWidened(acc[c][r], pairs[c][r]);
+    }
   }
 #endif
 }
@@ -125,11 +137,7 @@ HWY_INLINE void AddGroupOfBlock(const Lines& lines, int64_t words, const int8_t*
     HWY_UNROLL(8)
     for (int c = 0; c < kCols; ++c) acc[c][r] = Broadcast4(start + 2 * r);
   }
-  int64_t word = 0;
-  for (; word + kChunkWords <= words; word += kChunkWords) {
-    AddChunk<kCols, kRows>(lines, word, word + kChunkWords, q, acc);
-  }
-  if (word < words) AddChunk<kCols, kRows>(lines, word, words, q, acc);
+  AddDots<kCols, kRows>(lines, words, q, acc);
   HWY_UNROLL(8)
   for (int c = 0; c < kCols; ++c) {
     HWY_UNROLL(8)

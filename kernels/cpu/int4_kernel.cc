@@ -108,15 +108,21 @@ HWY_INLINE void AddInt4Scaled(const std::byte* scales, const V (&acc)[kRows][kVe
   }
 }
 
+// acc[row][i] += x[row][kJ] * code kJ of the words, and so on for the codes behind it. All vectors
+// of a panel together: one after the other their chains of 8 would be too long to overlap.
 template <int kRows, int kJ = 0>
-HWY_INLINE void AddInt4Codes(const Int4Decoder& decoder, VU word, const float* x,
-                             V* HWY_RESTRICT acc, int stride) {
-  const V w = decoder.Decode<kJ>(word);
+HWY_INLINE void AddInt4Codes(const Int4Decoder& decoder, const VU (&words)[kVectors],
+                             const float* x, V (&acc)[kRows][kVectors]) {
+  V w[kVectors];
+  HWY_UNROLL(8)
+  for (int i = 0; i < kVectors; ++i) w[i] = decoder.Decode<kJ>(words[i]);
   HWY_UNROLL(8)
   for (int r = 0; r < kRows; ++r) {
-    acc[r * stride] = hn::MulAdd(hn::Set(kD, x[r * kInt4Block + kJ]), w, acc[r * stride]);
+    const V xk = hn::Set(kD, x[r * kInt4Block + kJ]);
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i) acc[r][i] = hn::MulAdd(xk, w[i], acc[r][i]);
   }
-  if constexpr (kJ + 1 < kInt4PerWord) AddInt4Codes<kRows, kJ + 1>(decoder, word, x, acc, stride);
+  if constexpr (kJ + 1 < kInt4PerWord) AddInt4Codes<kRows, kJ + 1>(decoder, words, x, acc);
 }
 
 // Whole words only; x is scaled by kInt4RowScale.
@@ -138,13 +144,16 @@ HWY_NOINLINE void AddInt4GroupDirect(const Int4Panels& group, const float* x, in
   for (; x < x_end; x += kInt4PerWord, codes += kInt4WordLine) {
     HWY_UNROLL(8)
     for (int p = 0; p < kPanels; ++p) {
-      const auto* words =
+      const auto* from =
           reinterpret_cast<const uint32_t*>(codes + static_cast<size_t>(p) * group.panel_bytes);
+      VU words[kVectors];
       HWY_UNROLL(8)
       for (int i = 0; i < kVectors; ++i) {
-        const VU word = decoder.Word(hn::Load(kDU, words + i * kLanes));
-        AddInt4Codes<kRows>(decoder, word, x, &acc[p][0][i], kVectors);
+        words[i] = decoder.Word(hn::Load(kDU, from + i * kLanes));
       }
+      AddInt4Codes<kRows>(decoder, words, x, acc[p]);
+      // Loads the broadcasts of x anew for each panel; the compiler would rather spill.
+      if constexpr (kLanes < 16) asm volatile("" : : : "memory");
     }
   }
   HWY_UNROLL(8)
@@ -427,15 +436,51 @@ Int4Rows PrepareInt4F32(const PanelShape& shape, const float* const* rows, int64
   return result;
 }
 
-// q = x / largest * 127, to the nearest, for one block of a row; returns its scale.
-float RoundI8Block(const float* row, int64_t begin, int64_t end, int64_t place, int8_t* q) {
-  uint32_t largest_bits = 0;
-  for (int64_t k = begin; k < end; ++k) {
-    uint32_t bits;
-    memcpy(&bits, row + k, sizeof(bits));
-    bits &= 0x7fffffffu;
-    largest_bits = bits > largest_bits ? bits : largest_bits;
+// Largest bits of |x| of n values: those of the largest magnitude, or above infinity's for a NaN.
+uint32_t LargestBits(const float* row, int64_t n) {
+  const auto magnitude = hn::Set(kDU, 0x7fffffffu);
+  auto largest = hn::Zero(kDI);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VU bits = hn::And(hn::BitCast(kDU, hn::LoadU(kD, row + i)), magnitude);
+    largest = hn::Max(largest, hn::BitCast(kDI, bits));
   }
+  int32_t result = hn::GetLane(hn::MaxOfLanes(kDI, largest));
+  for (; i < n; ++i) {
+    int32_t bits;
+    memcpy(&bits, row + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    result = bits > result ? bits : result;
+  }
+  return static_cast<uint32_t>(result);
+}
+
+// q = from * inverse to the nearest integer, ties to even, for n values; returns their sum.
+int32_t RoundToI8(const float* from, int64_t n, float inverse, int8_t* q) {
+  const hn::Rebind<int8_t, D> d8;
+  const V factor = hn::Set(kD, inverse);
+  auto sums = hn::Zero(kDI);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(kD, from + i), factor));
+    sums = hn::Add(sums, rounded);
+    hn::StoreU(hn::DemoteTo(d8, rounded), d8, q + i);
+  }
+  int32_t sum = hn::GetLane(hn::SumOfLanes(kDI, sums));
+  for (; i < n; ++i) {
+    constexpr float kMagic = 0x1.8p+23f;  // adding it rounds to an integer, ties to even
+    q[i] = static_cast<int8_t>(static_cast<int32_t>((from[i] * inverse + kMagic) - kMagic));
+    sum += q[i];
+  }
+  return sum;
+}
+
+// One block of a row: q = x * (127 / largest), rounded, what the groups' sums start from, and the
+// scale that it returns.
+float RoundI8Block(const float* row, int64_t begin, int64_t end, int64_t place, int8_t* q,
+                   int32_t* start) {
+  start[0] = start[1] = 0;
+  const uint32_t largest_bits = LargestBits(row + begin, end - begin);
   float largest;
   memcpy(&largest, &largest_bits, sizeof(largest));
   const bool finite = largest_bits < 0x7f800000u;
@@ -444,12 +489,13 @@ float RoundI8Block(const float* row, int64_t begin, int64_t end, int64_t place, 
     return finite ? 0.0f : __builtin_nanf("");
   }
   const float inverse = 127.0f / largest;
-  FillSlots(row, begin, end, place, q, [&](const float* from, int64_t n, int8_t* slot) {
-    constexpr float kMagic = 0x1.8p+23f;  // adding it rounds to an integer, ties to even
-    for (int64_t i = 0; i < n; ++i) {
-      slot[i] = static_cast<int8_t>(static_cast<int32_t>((from[i] * inverse + kMagic) - kMagic));
-    }
-  });
+  if (end - begin < kInt4Block) memset(q, 0, kInt4Block);
+  for (int64_t slot = place / kInt4Group; begin < end; ++slot, place = slot * kInt4Group) {
+    const int64_t n = HWY_MIN((slot + 1) * kInt4Group - place, end - begin);
+    // A group's first word starts at its slot, wherever its first k is.
+    start[slot] = -kInt4Zero * RoundToI8(row + begin, n, inverse, q + slot * kInt4Group);
+    begin += n;
+  }
   return largest / 127.0f;
 }
 
@@ -462,13 +508,7 @@ Int4Rows PrepareI8(const PanelShape& shape, const float* const* rows, int64_t nu
   ForEachInt4Block(shape, [&](int64_t block, int64_t begin, int64_t end, int64_t place) {
     for (int64_t r = 0; r < num_rows; ++r) {
       const int64_t at = block * num_rows + r;
-      int8_t* to = q + at * kInt4Block;
-      scales[at] = RoundI8Block(rows[r], begin, end, place, to);
-      for (int64_t slot = 0; slot < 2; ++slot) {
-        int32_t sum = 0;
-        for (int64_t i = 0; i < kInt4Group; ++i) sum += to[slot * kInt4Group + i];
-        start[at * 2 + slot] = -kInt4Zero * sum;
-      }
+      scales[at] = RoundI8Block(rows[r], begin, end, place, q + at * kInt4Block, start + at * 2);
     }
   });
   Int4Rows result;

@@ -62,5 +62,48 @@ TEST(NumericTypes, bf16_rounds_to_nearest_with_ties_to_even) {
   EXPECT_EQ(float_to_bf16(std::numeric_limits<float>::max()), 0x7f80);  // overflows to infinity
 }
 
+TEST(NumericTypes, e4m3_rounds_to_the_nearest_of_all_codes_with_ties_to_even) {
+  const auto rounded = [](float value) {
+    uint8_t best = 0;
+    for (int code = 0; code < 0x7f; ++code) {
+      const float distance = std::fabs(e4m3_to_float(static_cast<uint8_t>(code)) - value);
+      const float best_distance = std::fabs(e4m3_to_float(best) - value);
+      if (distance < best_distance || (distance == best_distance && code % 2 == 0)) {
+        best = static_cast<uint8_t>(code);
+      }
+    }
+    return best;
+  };
+  for (int code = 0; code < 0x7f; ++code) {
+    const float value = e4m3_to_float(static_cast<uint8_t>(code));
+    EXPECT_EQ(float_to_e4m3(value), code);
+    EXPECT_EQ(float_to_e4m3(-value), code | 0x80);
+    if (code == 0x7e) break;
+    const float next = e4m3_to_float(static_cast<uint8_t>(code + 1));
+    const float middle = value + (next - value) / 2;
+    for (float v : {std::nextafter(middle, 0.0f), middle, std::nextafter(middle, 1e9f)}) {
+      EXPECT_EQ(float_to_e4m3(v), rounded(v)) << v;
+      EXPECT_EQ(float_to_e4m3(-v), rounded(v) | 0x80) << v;
+    }
+  }
+  for (float beyond : {465.0f, 1e30f, INFINITY, NAN}) {
+    EXPECT_TRUE(e4m3_is_nan(float_to_e4m3(beyond))) << beyond;
+    EXPECT_TRUE(e4m3_is_nan(float_to_e4m3(-beyond))) << beyond;
+  }
+  EXPECT_EQ(float_to_e4m3(463.0f), 0x7e);
+}
+
+TEST(NumericTypes, names_of_formats_and_activations_parse_back) {
+  for (WeightFormat format :
+       {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3, WeightFormat::kInt4}) {
+    EXPECT_EQ(parse_weight_format(to_string(format)), format);
+  }
+  for (Activations activations : {Activations::kF32, Activations::kI8}) {
+    EXPECT_EQ(parse_activations(to_string(activations)), activations);
+  }
+  EXPECT_FALSE(parse_weight_format("int8"));
+  EXPECT_FALSE(parse_activations(""));
+}
+
 }  // namespace
 }  // namespace atl::kernels
