@@ -20,8 +20,18 @@ namespace {
 constexpr int64_t kAttentionRows = 64;
 // Rows whose logits are in memory at once (V3: 517 KB a row).
 constexpr int64_t kHeadRows = 32;
-// Heads that one unit of attention work takes together: they share the cache blocks it reads.
-constexpr int64_t kHeadsPerUnit = 8;
+// Turns of each member in the loops over the head-by-head matrices: enough for members of unequal
+// speed.
+constexpr int64_t kTurnsPerMember = 2;
+// Heads that one unit of attention takes together, between these two. They share the widening of
+// the cache (kernels/attention.h), which costs more than members of unequal speed do: 32 heads a
+// unit in place of 64 took 8 % more time on 2 cores of Zen 4.
+constexpr int64_t kUnitHeadsMin = 4, kUnitHeadsMax = 64;
+
+int64_t heads_per_unit(int64_t num_rows, int64_t num_heads, int64_t num_threads) {
+  const int64_t share = round_up(ceil_div(num_rows * num_heads, num_threads), kUnitHeadsMin);
+  return std::min(num_heads, std::clamp(share, kUnitHeadsMin, kUnitHeadsMax));
+}
 
 // Adds the seconds of its life to *total.
 class Stopwatch {
@@ -121,7 +131,10 @@ void DecodeStep::attention(int64_t layer, const AttentionWeights& weights) {
   queries(weights);
   write_cache(layer, weights);
   for (int64_t row = 0; row < num_rows(); row += kAttentionRows) {
-    attend(layer, weights, row, std::min(kAttentionRows, num_rows() - row));
+    const int64_t n = std::min(kAttentionRows, num_rows() - row);
+    absorb_queries(weights, row, n);
+    attend(layer, row, n);
+    unabsorb_values(weights, row, n);
   }
   linear(weights.o_proj, o_, out_);
 }
@@ -167,48 +180,56 @@ void DecodeStep::write_cache(int64_t layer, const AttentionWeights& weights) {
   }
 }
 
-// q~ = q_nope Wk, softmax(scale (q~ c + q_pe k_pe)) c, o = o~ Wv^T, for rows [row_begin, +n).
-void DecodeStep::attend(int64_t layer, const AttentionWeights& weights, int64_t row_begin,
-                        int64_t n) {
+// q~ = q_nope Wk with q_pe behind it, for rows [row_begin, +n).
+void DecodeStep::absorb_queries(const AttentionWeights& weights, int64_t row_begin, int64_t n) {
+  Stopwatch watch(clock_, &times_.attention_absorbed);
   const int64_t heads = config_.num_attention_heads, nope = config_.qk_nope_head_dim;
   const int64_t rope = config_.qk_rope_head_dim, rank = config_.kv_lora_rank;
-  const int64_t v = config_.v_head_dim, q_width = nope + rope, width = rank + rope;
-  const auto q_at = [&](int64_t row, int64_t head) {
-    return &q_[((row_begin + row) * heads + head) * q_width];
-  };
-
-  team_.parallel_for(heads, 1, [&](int64_t begin, int64_t end, int) {
+  team_.parallel_for(heads, head_grain(), [&](int64_t begin, int64_t end, int) {
     std::vector<const float*> from(n);
     std::vector<float*> to(n);
     for (int64_t head = begin; head < end; ++head) {
       for (int64_t row = 0; row < n; ++row) {
-        from[row] = q_at(row, head);
-        to[row] = &q_absorbed_[(row * heads + head) * width];
+        from[row] = &q_[((row_begin + row) * heads + head) * (nope + rope)];
+        to[row] = &q_absorbed_[(row * heads + head) * (rank + rope)];
         std::memcpy(to[row] + rank, from[row] + nope, rope * sizeof(float));
       }
       const kernels::PanelMatrix& w_k = weights.w_k[head].matrix;
       kernels::linear_panels(w_k, 0, w_k.shape.num_panels(), from, to);
     }
   });
+}
 
-  const int64_t head_units = ceil_div(heads, kHeadsPerUnit);
+// o~ = softmax(scale (q~ c + q_pe k_pe)) c, each row over its sequence up to itself.
+void DecodeStep::attend(int64_t layer, int64_t row_begin, int64_t n) {
+  Stopwatch watch(clock_, &times_.attention_core);
+  const int64_t heads = config_.num_attention_heads;
+  const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
+  const int64_t unit_heads = heads_per_unit(n, heads, team_.num_threads());
+  const int64_t head_units = ceil_div(heads, unit_heads);
   team_.parallel_for(n * head_units, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<const void*> blocks;
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit / head_units, head = unit % head_units * kHeadsPerUnit;
+      const int64_t row = unit / head_units, head = unit % head_units * unit_heads;
       const StepRow& step_row = rows_[row_begin + row];
       const int64_t num_positions = step_row.position + 1;
       blocks.clear();
       for (int64_t block = 0; block < KvCache::blocks_for(num_positions); ++block) {
         blocks.push_back(cache_.block(layer, step_row.blocks[block]));
       }
-      kernels::mla_attend(cache_.shape(), std::min(kHeadsPerUnit, heads - head),
+      kernels::mla_attend(cache_.shape(), std::min(unit_heads, heads - head),
                           &q_absorbed_[(row * heads + head) * width], blocks, num_positions,
                           softmax_scale_, &o_latent_[(row * heads + head) * rank]);
     }
   });
+}
 
-  team_.parallel_for(heads, 1, [&](int64_t begin, int64_t end, int) {
+// o = o~ Wv^T.
+void DecodeStep::unabsorb_values(const AttentionWeights& weights, int64_t row_begin, int64_t n) {
+  Stopwatch watch(clock_, &times_.attention_absorbed);
+  const int64_t heads = config_.num_attention_heads;
+  const int64_t rank = config_.kv_lora_rank, v = config_.v_head_dim;
+  team_.parallel_for(heads, head_grain(), [&](int64_t begin, int64_t end, int) {
     std::vector<const float*> from(n);
     std::vector<float*> to(n);
     for (int64_t head = begin; head < end; ++head) {
@@ -220,6 +241,11 @@ void DecodeStep::attend(int64_t layer, const AttentionWeights& weights, int64_t 
       kernels::linear_panels(w_v, 0, w_v.shape.num_panels(), from, to);
     }
   });
+}
+
+// Heads that a unit of the head-by-head matrices takes: they lie one behind the other in memory.
+int64_t DecodeStep::head_grain() const {
+  return ceil_div(config_.num_attention_heads, kTurnsPerMember * team_.num_threads());
 }
 
 // out = W_down (silu(W_gate h) * (W_up h)); zero if the layer has no such experts.

@@ -48,6 +48,8 @@ class StepObserver {
 struct StepTimes {
   double attention = 0, router = 0, dense_ffn = 0, dispatch = 0, shared_experts = 0, combine = 0,
          head = 0;
+  // Of `attention`: softmax(q c) c over the cache; the two halves of kv_b, head by head.
+  double attention_core = 0, attention_absorbed = 0;
   uint64_t steps = 0, rows = 0, moe_layers = 0;
 };
 
@@ -74,7 +76,10 @@ class DecodeStep {
   void attention(int64_t layer, const AttentionWeights& weights);
   void queries(const AttentionWeights& weights);
   void write_cache(int64_t layer, const AttentionWeights& weights);
-  void attend(int64_t layer, const AttentionWeights& weights, int64_t row_begin, int64_t num_rows);
+  void absorb_queries(const AttentionWeights& weights, int64_t row_begin, int64_t n);
+  void attend(int64_t layer, int64_t row_begin, int64_t n);
+  void unabsorb_values(const AttentionWeights& weights, int64_t row_begin, int64_t n);
+  int64_t head_grain() const;
   void ffn(const FfnWeights& weights);
   void poll_experts();
   Status moe(int64_t layer, const LayerWeights& weights, StepObserver* observer);
