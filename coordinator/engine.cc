@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include "base/check.h"
+#include "base/rng.h"
 
 namespace atl::coordinator {
 
 Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatcher* experts,
                ThreadTeam& team, const Clock& clock, EngineOptions options)
     : config_(config),
+      weights_(weights),
       options_(options),
       cache_(config.num_hidden_layers,
              kernels::LatentShape{config.kv_lora_rank, config.qk_rope_head_dim, options.cache_type},
@@ -59,19 +61,43 @@ std::optional<Error> Engine::admit(const SequenceRows& rows) {
                                                     token, config_.vocab_size)};
     }
   }
-  Sequence& sequence = *rows.sequence;
-  const int64_t end = sequence.num_tokens + static_cast<int64_t>(rows.tokens.size());
-  if (end > config_.max_position_embeddings) {
+  const auto count = static_cast<int64_t>(rows.tokens.size());
+  return make_room(*rows.sequence, rows.sequence->num_tokens + count);
+}
+
+// Blocks for the sequence's first num_tokens positions.
+std::optional<Error> Engine::make_room(Sequence& sequence, int64_t num_tokens) {
+  if (num_tokens > config_.max_position_embeddings) {
     return Error{ErrorCode::kInvalid,
-                 fmt::format("context of {} tokens is longer than the model's {} positions", end,
-                             config_.max_position_embeddings)};
+                 fmt::format("context of {} tokens is longer than the model's {} positions",
+                             num_tokens, config_.max_position_embeddings)};
   }
-  while (static_cast<int64_t>(sequence.blocks.size()) < KvCache::blocks_for(end)) {
+  while (static_cast<int64_t>(sequence.blocks.size()) < KvCache::blocks_for(num_tokens)) {
     auto block = cache_.allocate();
     if (!block) return block.error();
     sequence.blocks.push_back(*block);
   }
   return std::nullopt;
+}
+
+Status Engine::fill_context(Sequence& sequence, int64_t num_tokens, uint64_t seed) {
+  CHECK_EQ(sequence.num_tokens, 0);
+  if (std::optional<Error> error = make_room(sequence, num_tokens)) return *error;
+  const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
+  std::vector<float> entries(kernels::kAttentionBlock * width);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    entries[i] = 2 * uniform_f32(seed, {.position = i}) - 1;
+  }
+  for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+    for (int64_t position = 0; position < num_tokens; ++position) {
+      const int64_t slot = position % kernels::kAttentionBlock;
+      const float* latent = &entries[slot * width];
+      cache_.write(layer, sequence.blocks[position / kernels::kAttentionBlock], slot, latent,
+                   latent + rank);
+    }
+  }
+  sequence.num_tokens = num_tokens;
+  return {};
 }
 
 void Engine::release(Sequence& sequence) {

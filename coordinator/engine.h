@@ -64,15 +64,23 @@ class Engine {
   // Gives the sequence's blocks back and empties it.
   void release(Sequence& sequence);
 
+  // For benchmarks: moves an empty sequence to num_tokens positions whose cache entries are random
+  // numbers (the same in each block of 64), since the time of a step depends on how many there are
+  // and not on what they say. Errors as of step().
+  Status fill_context(Sequence& sequence, int64_t num_tokens, uint64_t seed);
+
   const EngineOptions& options() const { return options_; }
   const model::ModelConfig& config() const { return config_; }
+  const Weights& weights() const { return weights_; }
   const StepTimes& times() const { return step_.times(); }
   const KvCache& cache() const { return cache_; }
 
  private:
   std::optional<Error> admit(const SequenceRows& rows);
+  std::optional<Error> make_room(Sequence& sequence, int64_t num_tokens);
 
   const model::ModelConfig& config_;
+  const Weights& weights_;
   const EngineOptions options_;
   KvCache cache_;
   DecodeStep step_;

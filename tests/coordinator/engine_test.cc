@@ -95,6 +95,40 @@ TEST(Engine, a_bad_token_or_too_long_a_context_stops_that_sequence_only) {
   EXPECT_EQ(bad.num_tokens, 0);
 }
 
+TEST(Engine, a_made_up_context_is_attended_to_and_depends_on_its_seed_only) {
+  cli::Deployment deployment(options_for(tiny(), 1024));
+  Engine& engine = deployment.engine();
+  const auto after_context = [&](int64_t tokens, uint64_t seed) {
+    Sequence sequence;
+    EXPECT_TRUE(engine.fill_context(sequence, tokens, seed).ok());
+    EXPECT_EQ(sequence.num_tokens, tokens);
+    auto logits = step(engine, sequence, {7});
+    EXPECT_TRUE(logits);
+    EXPECT_EQ(sequence.num_tokens, tokens + 1);
+    engine.release(sequence);
+    return logits ? *logits : std::vector<float>{};
+  };
+  const std::vector<float> logits = after_context(65, 1);
+  EXPECT_EQ(after_context(65, 1), logits);
+  EXPECT_NE(after_context(65, 2), logits);
+  EXPECT_NE(after_context(0, 1), logits);
+  EXPECT_NE(after_context(64, 1), logits);
+}
+
+TEST(Engine, a_made_up_context_must_fit_the_cache_and_the_model) {
+  cli::Deployment deployment(options_for(tiny(), 64));  // two blocks
+  Engine& engine = deployment.engine();
+  Sequence sequence;
+  EXPECT_EQ(engine.fill_context(sequence, 129, 1).error().code, ErrorCode::kOverloaded);
+  EXPECT_EQ(sequence.num_tokens, 0);
+  engine.release(sequence);
+  EXPECT_TRUE(engine.fill_context(sequence, 128, 1).ok());
+  engine.release(sequence);
+  const Status longer = engine.fill_context(sequence, 2049, 1);
+  EXPECT_EQ(longer.error().message,
+            "context of 2049 tokens is longer than the model's 2048 positions");
+}
+
 TEST(Engine, a_full_cache_is_an_answer_and_released_blocks_serve_again) {
   cli::Deployment deployment(options_for(tiny(), 64));  // two blocks
   Engine& engine = deployment.engine();
