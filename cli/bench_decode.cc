@@ -21,7 +21,7 @@
 #include "cli/output.h"
 #include "cli/table.h"
 #include "kernels/attention.h"
-#include "model/weights_map.h"
+#include "storage/tile_store.h"
 #include "topology/machine_limit.h"
 
 namespace atl::cli {
@@ -37,90 +37,13 @@ using Json = nlohmann::ordered_json;
 struct EngineBenchOptions {
   DeploymentOptions deployment;
   std::vector<int64_t> rows{1, 2, 4, 8, 16};  // decode
-  int64_t context = 128;                      // decode: tokens in each cache before
+  std::vector<int64_t> contexts{128};         // decode: tokens in each cache before
   int64_t steps = 8;                          // decode: of one repeat
   int64_t tokens = 512;                       // prefill
   uint64_t seed = 1;
   int repeats = 5;
   bool json = false;
 };
-
-// A part of a step, its name in the table and in JSON.
-struct Part {
-  const char* name;
-  const char* key;
-  double StepTimes::*seconds;
-};
-constexpr std::array<Part, 7> kParts = {{{"attention", "attention", &StepTimes::attention},
-                                         {"router", "router", &StepTimes::router},
-                                         {"hand-off", "dispatch", &StepTimes::dispatch},
-                                         {"shared", "shared_experts", &StepTimes::shared_experts},
-                                         {"experts", "combine", &StepTimes::combine},
-                                         {"dense", "dense_ffn", &StepTimes::dense_ffn},
-                                         {"head", "head", &StepTimes::head}}};
-
-// What some steps have to read and to compute, matrix by matrix.
-class Work {
- public:
-  void add(double bytes, double flop) { items_.emplace_back(bytes, flop); }
-  // Seconds that no machine of this limit can beat: of each item the longer of reading its bytes
-  // and doing its operations.
-  double floor_seconds(const MachineLimit& limit) const {
-    double seconds = 0;
-    for (const auto& [bytes, flop] : items_) {
-      seconds += std::max(bytes / limit.read_bytes_per_second, flop / limit.fma_flop_per_second);
-    }
-    return seconds;
-  }
-
- private:
-  std::vector<std::pair<double, double>> items_;  // bytes, operations
-};
-
-// Bytes and parameters of the coordinator's matrices and of one routed expert.
-struct ModelSize {
-  struct Size {
-    double bytes = 0, parameters = 0;
-  };
-  Size layers;  // attention, routers, shared experts, dense layers
-  Size head;
-  Size expert;
-  int64_t moe_layers = 0;
-};
-
-ModelSize model_size(const DeploymentOptions& options) {
-  const auto loaded = LoadedModel::open(options.model_dir);
-  const model::ModelConfig& config = loaded->config;
-  ModelSize size;
-  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    if (config.is_moe_layer(layer)) ++size.moe_layers;
-  }
-  const auto experts = static_cast<double>(size.moe_layers * config.n_routed_experts);
-  for (const auto& row : model::component_table(config, loaded->checkpoint)) {
-    const auto bytes = static_cast<double>(row.bytes);
-    const auto parameters = static_cast<double>(row.parameters);
-    switch (row.component) {
-      case model::Component::kAttention:
-      case model::Component::kRouter:
-      case model::Component::kSharedExperts:
-      case model::Component::kDenseMlp:
-        size.layers.bytes += bytes;
-        size.layers.parameters += parameters;
-        break;
-      case model::Component::kHead:
-        size.head.bytes += bytes;
-        size.head.parameters += parameters;
-        break;
-      case model::Component::kRoutedExperts:
-        size.expert.bytes += bytes / experts;
-        size.expert.parameters += parameters / experts;
-        break;
-      default:
-        break;
-    }
-  }
-  return size;
-}
 
 // What one repeat took.
 struct Measured {
@@ -130,24 +53,151 @@ struct Measured {
   double expert_seconds = 0;  // of the node that computed longest
 };
 
+// The parts of a step; the first details are of attention, and together they are its time.
+enum PartId {
+  kAttention,
+  kProjections,
+  kAbsorbed,
+  kCore,
+  kRouter,
+  kHandOff,
+  kShared,
+  kExperts,
+  kDense,
+  kHead,
+  kOthers,
+  kNumParts
+};
+constexpr bool is_detail(size_t part) { return part >= kProjections && part <= kCore; }
+
+double counted_seconds(const StepTimes& t) {
+  return t.attention + t.router + t.dispatch + t.shared_experts + t.combine + t.dense_ffn + t.head;
+}
+
+// A part's name in the table and in JSON, and its time.
+struct Part {
+  const char* name;
+  const char* key;
+  double (*seconds)(const Measured&);
+};
+constexpr std::array<Part, kNumParts> kParts = {{
+    {"attention", "attention", [](const Measured& m) { return m.times.attention; }},
+    {"- projections", "projections",
+     [](const Measured& m) {
+       return m.times.attention - m.times.attention_core - m.times.attention_absorbed;
+     }},
+    {"- kv_b by head", "absorbed", [](const Measured& m) { return m.times.attention_absorbed; }},
+    {"- core", "core", [](const Measured& m) { return m.times.attention_core; }},
+    {"router", "router", [](const Measured& m) { return m.times.router; }},
+    {"hand-off", "dispatch", [](const Measured& m) { return m.times.dispatch; }},
+    {"shared", "shared_experts", [](const Measured& m) { return m.times.shared_experts; }},
+    {"experts", "combine", [](const Measured& m) { return m.times.combine; }},
+    {"dense", "dense_ffn", [](const Measured& m) { return m.times.dense_ffn; }},
+    {"head", "head", [](const Measured& m) { return m.times.head; }},
+    {"others", "others", [](const Measured& m) { return m.seconds - counted_seconds(m.times); }},
+}};
+
+// Something to read and to compute.
+struct WorkItem {
+  double bytes = 0;
+  double operations = 0;
+  kernels::Activations activations = kernels::Activations::kF32;  // which peak bounds them
+
+  double read_seconds(const MachineLimit& limit) const {
+    return bytes / limit.read_bytes_per_second;
+  }
+  double compute_seconds(const MachineLimit& limit) const {
+    const bool int8 = activations == kernels::Activations::kI8 && limit.int8_op_per_second > 0;
+    return operations / (int8 ? limit.int8_op_per_second : limit.fma_flop_per_second);
+  }
+};
+
+// What a part of some steps has to read and to compute, matrix by matrix.
+class Work {
+ public:
+  void add(const WorkItem& item) { items_.push_back(item); }
+  void add(const Work& other) {
+    items_.insert(items_.end(), other.items_.begin(), other.items_.end());
+  }
+  // Seconds that no machine of this limit can beat: of each item the longer of reading its bytes
+  // and doing its operations.
+  double floor_seconds(const MachineLimit& limit) const {
+    double seconds = 0;
+    for (const WorkItem& item : items_) {
+      seconds += std::max(item.read_seconds(limit), item.compute_seconds(limit));
+    }
+    return seconds;
+  }
+  // Which of the two is longer over all: "read" or "compute"; "none" of no work.
+  const char* bound(const MachineLimit& limit) const {
+    double read = 0, compute = 0;
+    for (const WorkItem& item : items_) {
+      read += item.read_seconds(limit);
+      compute += item.compute_seconds(limit);
+    }
+    return read + compute == 0 ? "none" : read >= compute ? "read" : "compute";
+  }
+
+ private:
+  std::vector<WorkItem> items_;
+};
+using StepWork = std::array<Work, kNumParts>;
+
+// A matrix as it lies in memory, read `passes` times, for `rows` rows in all.
+WorkItem matrix_work(const kernels::PanelShape& shape, double passes, double rows) {
+  return {
+      .bytes = passes * static_cast<double>(shape.total_code_bytes() + shape.total_scale_bytes()),
+      .operations = 2 * rows * static_cast<double>(shape.outputs * shape.k),
+      .activations = shape.activations};
+}
+
+// One routed expert, read once for one row.
+WorkItem expert_work(const DeploymentOptions& options) {
+  const auto loaded = LoadedModel::open(options.model_dir);
+  WorkItem expert;
+  if (loaded->catalog.moe_layers.empty()) return expert;
+  const storage::TileStore tiles(loaded->checkpoint, loaded->catalog, options.numerics.experts());
+  for (int tile = 0; tile < tiles.num_tiles(); ++tile) {
+    const kernels::TileLayout& layout = tiles.layout(tile);
+    for (const auto* shape : {&layout.gate_up, &layout.gate_up, &layout.down}) {
+      const WorkItem matrix = matrix_work(*shape, 1, 1);
+      expert.bytes += matrix.bytes;
+      expert.operations += matrix.operations;
+      expert.activations = matrix.activations;
+    }
+  }
+  return expert;
+}
+
 // A number of rows (decode) or the whole prompt (prefill). A value of each counted repeat.
 struct EngineCase {
   int64_t rows = 0;
-  std::vector<double> tokens_per_second, seconds_per_step;
-  std::array<std::vector<double>, kParts.size()> part_seconds;  // per step
+  int64_t context = 0;  // decode
+  std::vector<double> tokens_per_second, seconds_per_step, floor_per_step;
+  struct PartFigures {
+    std::vector<double> seconds, floor;  // per step
+    std::vector<double> of_floor;        // empty if nothing has to be read or computed
+    const char* bound = "none";
+  };
+  std::array<PartFigures, kNumParts> parts;
   std::vector<double> expert_bytes_per_step, expert_bytes_per_second, experts_of_read;
   std::vector<double> of_floor;
   int voided = 0;
 };
 
 struct EngineReport {
-  std::vector<double> read, fma;  // of the counted repeats
+  std::vector<double> read, fma, int8;  // of the counted repeats
   std::vector<EngineCase> cases;
 };
 
 StepTimes difference(const StepTimes& after, const StepTimes& before) {
   StepTimes times = after;
-  for (const Part& part : kParts) times.*part.seconds -= before.*part.seconds;
+  for (double StepTimes::*seconds :
+       {&StepTimes::attention, &StepTimes::router, &StepTimes::dense_ffn, &StepTimes::dispatch,
+        &StepTimes::shared_experts, &StepTimes::combine, &StepTimes::head,
+        &StepTimes::attention_core, &StepTimes::attention_absorbed}) {
+    times.*seconds -= before.*seconds;
+  }
   times.steps -= before.steps;
   times.rows -= before.rows;
   times.moe_layers -= before.moe_layers;
@@ -161,7 +211,7 @@ class EngineBench {
   EngineBench(const EngineBenchOptions& options, DeploymentOptions deployment,
               int64_t num_sequences)
       : options_(options),
-        size_(model_size(deployment)),
+        expert_(expert_work(deployment)),
         deployment_(deployment),
         team_(deployment_.threads().num_threads, deployment_.threads().cpus),
         probe_(team_),
@@ -199,6 +249,15 @@ class EngineBench {
     std::swap(sequences_[0], sequences_[sequence]);
   }
 
+  // All sequences at `num_tokens` positions of made-up cache entries.
+  void fill_contexts(int64_t num_tokens) {
+    for (Sequence& sequence : sequences_) {
+      deployment_.engine().release(sequence);
+      const Status filled = deployment_.engine().fill_context(sequence, num_tokens, options_.seed);
+      if (!filled) throw LoadError(filled.error().message);
+    }
+  }
+
   // Takes the first sequences back to `num_tokens`: later entries of their blocks are written anew
   // before they are read.
   void rewind(int64_t num_sequences, int64_t num_tokens) {
@@ -208,7 +267,7 @@ class EngineBench {
   // Runs `work` in counted repeats; `tokens` and `work` describe one of them.
   template <typename Run>
   EngineCase measure(int64_t rows, int64_t tokens, EngineReport* report, const Run& run,
-                     const std::function<Work(const Measured&)>& work) {
+                     const std::function<StepWork(const Measured&)>& work) {
     EngineCase result;
     result.rows = rows;
     Measured measured;
@@ -218,49 +277,91 @@ class EngineBench {
           const auto steps = static_cast<double>(measured.times.steps);
           result.tokens_per_second.push_back(static_cast<double>(tokens) / measured.seconds);
           result.seconds_per_step.push_back(measured.seconds / steps);
-          for (size_t i = 0; i < kParts.size(); ++i) {
-            result.part_seconds[i].push_back(measured.times.*kParts[i].seconds / steps);
-          }
+          const double floor = add_parts(measured, work(measured), limit, &result);
           if (measured.expert_seconds > 0) {
             const double rate = measured.expert_bytes / measured.expert_seconds;
             result.expert_bytes_per_step.push_back(measured.expert_bytes / steps);
             result.expert_bytes_per_second.push_back(rate);
             result.experts_of_read.push_back(rate / limit.read_bytes_per_second);
           }
-          result.of_floor.push_back(work(measured).floor_seconds(limit) / measured.seconds);
+          result.floor_per_step.push_back(floor / steps);
+          result.of_floor.push_back(floor / measured.seconds);
           report->read.push_back(limit.read_bytes_per_second);
           report->fma.push_back(limit.fma_flop_per_second);
+          report->int8.push_back(limit.int8_op_per_second);
         });
     return result;
   }
 
-  // `steps` passes over the coordinator's matrices, `rows` rows in all.
-  void add_layers(int64_t steps, int64_t rows, Work* work) const {
-    work->add(static_cast<double>(steps) * size_.layers.bytes,
-              2 * static_cast<double>(rows) * size_.layers.parameters);
+  // `steps` passes over the coordinator's matrices, `rows` rows in all, of which `head_rows` in
+  // `head_steps` passes get logits.
+  void add_matrices(int64_t steps, int64_t rows, int64_t head_steps, int64_t head_rows,
+                    StepWork* work) {
+    const auto add = [&](const coordinator::Linear& linear, PartId part, int64_t passes,
+                         int64_t n) {
+      (*work)[part].add(
+          matrix_work(linear.matrix.shape, static_cast<double>(passes), static_cast<double>(n)));
+    };
+    const coordinator::Weights& weights = deployment_.engine().weights();
+    for (size_t layer = 0; layer < weights.layers().size(); ++layer) {
+      const coordinator::LayerWeights& w = weights.layers()[layer];
+      const coordinator::AttentionWeights& a = w.attention;
+      for (const auto* linear : {&a.q_a_proj, &a.q_proj, &a.kv_a_proj, &a.o_proj}) {
+        add(*linear, kProjections, steps, rows);
+      }
+      for (const auto* heads : {&a.w_k, &a.w_v}) {
+        for (const coordinator::Linear& linear : *heads) add(linear, kAbsorbed, steps, rows);
+      }
+      add(w.router, kRouter, steps, rows);
+      const bool moe = config().is_moe_layer(static_cast<int64_t>(layer));
+      for (const auto* linear : {&w.ffn.gate_proj, &w.ffn.up_proj, &w.ffn.down_proj}) {
+        add(*linear, moe ? kShared : kDense, steps, rows);
+      }
+    }
+    add(weights.lm_head(), kHead, head_steps, head_rows);
   }
-  void add_head(int64_t steps, int64_t rows, Work* work) const {
-    work->add(static_cast<double>(steps) * size_.head.bytes,
-              2 * static_cast<double>(rows) * size_.head.parameters);
-  }
-  void add_experts(const Measured& measured, int64_t rows, Work* work) const {
-    const auto pairs = static_cast<double>(rows * config().num_experts_per_tok * size_.moe_layers);
-    work->add(measured.expert_bytes, 2 * pairs * size_.expert.parameters);
+  void add_experts(const Measured& measured, int64_t rows, StepWork* work) const {
+    int64_t moe_layers = 0;
+    for (int64_t layer = 0; layer < config().num_hidden_layers; ++layer) {
+      if (config().is_moe_layer(layer)) ++moe_layers;
+    }
+    const auto pairs = static_cast<double>(rows * config().num_experts_per_tok * moe_layers);
+    (*work)[kExperts].add({measured.expert_bytes, pairs * expert_.operations, expert_.activations});
   }
   // Attention over the cache: `attended` positions summed over rows, `read` positions summed over
   // passes through a cache. Per head and position 2 (C + dr) operations for the score, 2 C for the
   // sum.
-  void add_attention(double attended, double read, Work* work) const {
+  void add_attention(double attended, double read, StepWork* work) const {
     const model::ModelConfig& c = config();
     const auto layers = static_cast<double>(c.num_hidden_layers);
     const auto width = static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim);
     const double flop = 2 * width + 2 * static_cast<double>(c.kv_lora_rank);
-    const auto element = static_cast<double>(kernels::element_bytes(options_.deployment.numerics.cache));
-    work->add(layers * read * width * element,
-              layers * attended * flop * static_cast<double>(c.num_attention_heads));
+    const auto element =
+        static_cast<double>(kernels::element_bytes(options_.deployment.numerics.cache));
+    (*work)[kCore].add(
+        {.bytes = layers * read * width * element,
+         .operations = layers * attended * flop * static_cast<double>(c.num_attention_heads)});
   }
 
  private:
+  // Time and floor of each part of the repeat; the floor of all.
+  double add_parts(const Measured& measured, StepWork work, const MachineLimit& limit,
+                   EngineCase* result) const {
+    const auto steps = static_cast<double>(measured.times.steps);
+    for (size_t detail : {kProjections, kAbsorbed, kCore}) work[kAttention].add(work[detail]);
+    double all = 0;
+    for (size_t i = 0; i < kNumParts; ++i) {
+      EngineCase::PartFigures& part = result->parts[i];
+      const double seconds = kParts[i].seconds(measured), floor = work[i].floor_seconds(limit);
+      part.seconds.push_back(seconds / steps);
+      part.floor.push_back(floor / steps);
+      part.bound = work[i].bound(limit);
+      if (floor > 0 && seconds > 0) part.of_floor.push_back(floor / seconds);
+      if (!is_detail(i)) all += floor;
+    }
+    return all;
+  }
+
   struct NodeTotals {
     std::vector<uint64_t> tiles;
     std::vector<double> seconds;
@@ -290,7 +391,7 @@ class EngineBench {
         static_cast<double>(kernels::num_tiles(config().moe_intermediate_size));
     for (size_t n = 0; n < after.tiles.size(); ++n) {
       const auto tiles = static_cast<double>(after.tiles[n] - before.tiles[n]);
-      measured.expert_bytes += tiles / tiles_per_expert * size_.expert.bytes;
+      measured.expert_bytes += tiles / tiles_per_expert * expert_.bytes;
       measured.expert_seconds =
           std::max(measured.expert_seconds, after.seconds[n] - before.seconds[n]);
     }
@@ -304,7 +405,7 @@ class EngineBench {
   }
 
   const EngineBenchOptions& options_;
-  const ModelSize size_;
+  const WorkItem expert_;
   Deployment deployment_;
   ThreadTeam team_;
   const std::unique_ptr<ScopedThreadPin> pin_ = deployment_.pin_engine_thread();
@@ -322,35 +423,38 @@ void check_positions(const EngineBenchOptions& options, int64_t positions, const
 
 EngineReport measure_decode(const EngineBenchOptions& options) {
   const int64_t rows_max = *std::max_element(options.rows.begin(), options.rows.end());
-  const int64_t end = options.context + options.steps;
+  const int64_t longest = *std::max_element(options.contexts.begin(), options.contexts.end());
+  const int64_t end = longest + options.steps;
   check_positions(options, end, "--context with --steps");
   DeploymentOptions deployment = options.deployment;
   deployment.chunk = std::max(deployment.chunk, rows_max);
   deployment.cache_tokens = rows_max * round_up(end, kernels::kAttentionBlock);
   EngineBench bench(options, deployment, rows_max);
-  log_info("filling {} contexts of {} tokens", rows_max, options.context);
-  for (int64_t s = 0; s < rows_max; ++s) bench.prefill(s, options.context, WantLogits::kNone);
 
   EngineReport report;
-  for (const int64_t rows : options.rows) {
-    const auto run = [&] {
-      bench.rewind(rows, options.context);
-      for (int64_t i = 0; i < options.steps; ++i) bench.step(rows, 1, WantLogits::kLast);
-    };
-    run();  // touches buffers and pages
-    const int64_t tokens = rows * options.steps;
-    report.cases.push_back(bench.measure(rows, tokens, &report, run, [&](const Measured& measured) {
-      Work work;
-      bench.add_layers(options.steps, tokens, &work);
-      bench.add_head(options.steps, tokens, &work);
-      bench.add_experts(measured, tokens, &work);
-      double positions = 0;
-      for (int64_t i = 1; i <= options.steps; ++i) {
-        positions += static_cast<double>(rows * (options.context + i));
-      }
-      bench.add_attention(positions, positions, &work);
-      return work;
-    }));
+  for (const int64_t context : options.contexts) {
+    bench.fill_contexts(context);
+    for (const int64_t rows : options.rows) {
+      const auto run = [&] {
+        bench.rewind(rows, context);
+        for (int64_t i = 0; i < options.steps; ++i) bench.step(rows, 1, WantLogits::kLast);
+      };
+      run();  // touches buffers and pages
+      const int64_t tokens = rows * options.steps;
+      const auto work = [&](const Measured& measured) {
+        StepWork work;
+        bench.add_matrices(options.steps, tokens, options.steps, tokens, &work);
+        bench.add_experts(measured, tokens, &work);
+        double positions = 0;
+        for (int64_t i = 1; i <= options.steps; ++i) {
+          positions += static_cast<double>(rows * (context + i));
+        }
+        bench.add_attention(positions, positions, &work);
+        return work;
+      };
+      report.cases.push_back(bench.measure(rows, tokens, &report, run, work));
+      report.cases.back().context = context;
+    }
   }
   return report;
 }
@@ -369,9 +473,8 @@ EngineReport measure_prefill(const EngineBenchOptions& options) {
   EngineReport report;
   report.cases.push_back(
       bench.measure(options.tokens, options.tokens, &report, run, [&](const Measured& measured) {
-        Work work;
-        bench.add_layers(ceil_div(options.tokens, chunk), options.tokens, &work);
-        bench.add_head(1, 1, &work);
+        StepWork work;
+        bench.add_matrices(ceil_div(options.tokens, chunk), options.tokens, 1, 1, &work);
         bench.add_experts(measured, options.tokens, &work);
         const auto n = static_cast<double>(options.tokens);
         double read = 0;
@@ -384,61 +487,103 @@ EngineReport measure_prefill(const EngineBenchOptions& options) {
   return report;
 }
 
-std::string to_text(const EngineReport& report, const char* rows_heading) {
-  std::vector<Table::Column> columns = {{rows_heading, Align::kRight},
-                                        {"tokens/s", Align::kRight},
-                                        {"spread", Align::kRight},
-                                        {"ms/step", Align::kRight}};
-  for (const Part& part : kParts) columns.push_back({part.name, Align::kRight});
-  for (const char* name : {"expert GB/s", "of read", "of floor", "counted", "void"}) {
+std::string ms(std::vector<double> values) {
+  for (double& value : values) value *= 1e3;
+  return median_text(values, "{:.3g}");
+}
+
+// Where one case's time goes, part by part.
+std::string parts_text(const EngineCase& c) {
+  Table table({{"part", Align::kLeft},
+               {"ms/step", Align::kRight},
+               {"of step", Align::kRight},
+               {"floor ms", Align::kRight},
+               {"bound", Align::kLeft},
+               {"of floor", Align::kRight}});
+  const double step = summarize(c.seconds_per_step).median;
+  for (size_t i = 0; i < kNumParts; ++i) {
+    const EngineCase::PartFigures& part = c.parts[i];
+    const bool has_floor = !part.of_floor.empty();
+    table.add_row({kParts[i].name, ms(part.seconds),
+                   fmt::format("{:.3f}", summarize(part.seconds).median / step),
+                   has_floor ? ms(part.floor) : "-", has_floor ? part.bound : "-",
+                   has_floor ? median_text(part.of_floor, "{:.3f}") : "-"});
+  }
+  return table.to_string("  ");
+}
+
+// `heading` of the rows (decode) or tokens (prefill), with a column for the context in decode.
+std::string to_text(const EngineReport& report, const char* heading, bool with_context) {
+  std::vector<Table::Column> columns;
+  if (with_context) columns.push_back({"context", Align::kRight});
+  for (const char* name : {heading, "tokens/s", "spread", "ms/step", "floor ms", "of floor",
+                           "expert GB/s", "of read", "counted", "void"}) {
     columns.push_back({name, Align::kRight});
   }
   Table table(std::move(columns));
-  const auto ms = [](std::vector<double> values) {
-    for (double& value : values) value *= 1e3;
-    return median_text(values, "{:.3g}");
-  };
+  std::string parts;
   for (const EngineCase& c : report.cases) {
-    std::vector<std::string> cells = {std::to_string(c.rows),
-                                      median_text(c.tokens_per_second, "{:.4g}"),
-                                      spread_text(c.tokens_per_second), ms(c.seconds_per_step)};
-    for (const std::vector<double>& seconds : c.part_seconds) cells.push_back(ms(seconds));
-    cells.push_back(median_text(in_giga(c.expert_bytes_per_second), "{:.2f}"));
-    cells.push_back(median_text(c.experts_of_read, "{:.3f}"));
-    cells.push_back(median_text(c.of_floor, "{:.3f}"));
-    cells.push_back(std::to_string(c.of_floor.size()));
-    cells.push_back(std::to_string(c.voided));
+    std::vector<std::string> cells;
+    if (with_context) cells.push_back(std::to_string(c.context));
+    for (std::string cell : {std::to_string(c.rows), median_text(c.tokens_per_second, "{:.4g}"),
+                             spread_text(c.tokens_per_second), ms(c.seconds_per_step),
+                             ms(c.floor_per_step), median_text(c.of_floor, "{:.3f}"),
+                             median_text(in_giga(c.expert_bytes_per_second), "{:.2f}"),
+                             median_text(c.experts_of_read, "{:.3f}"),
+                             std::to_string(c.of_floor.size()), std::to_string(c.voided)}) {
+      cells.push_back(std::move(cell));
+    }
     table.add_row(std::move(cells));
+    if (c.of_floor.empty()) continue;
+    parts += with_context ? fmt::format("\n{} {}, context {}:\n", c.rows, heading, c.context)
+                          : fmt::format("\n{} {}:\n", c.rows, heading);
+    parts += parts_text(c);
   }
-  return fmt::format("limits: read {} GB/s, FMA {} GFLOP/s; parts in ms per step\n",
+  return fmt::format("limits: read {} GB/s, FMA {} GFLOP/s, int8 {} Gop/s\n",
                      median_text(in_giga(report.read), "{:.2f}"),
-                     median_text(in_giga(report.fma), "{:.1f}")) +
-         table.to_string("");
+                     median_text(in_giga(report.fma), "{:.1f}"),
+                     median_text(in_giga(report.int8), "{:.1f}")) +
+         table.to_string("") + parts;
 }
 
-Json to_json(const EngineBenchOptions& options, const EngineReport& report, const char* rows_key) {
+Json case_json(const EngineCase& c, const char* rows_key) {
+  Json seconds = Json::object(), details = Json::object(), floors = Json::object();
+  for (size_t i = 0; i < kNumParts; ++i) {
+    const EngineCase::PartFigures& part = c.parts[i];
+    (is_detail(i) ? details : seconds)[kParts[i].key] = summary_json<Json>(part.seconds);
+    if (part.of_floor.empty()) continue;
+    floors[kParts[i].key] = {{"bound", part.bound},
+                             {"seconds_per_step", summary_json<Json>(part.floor)},
+                             {"of_floor", summary_json<Json>(part.of_floor)}};
+  }
+  return {{rows_key, c.rows},
+          {"tokens_per_second", summary_json<Json>(c.tokens_per_second)},
+          {"seconds_per_step", summary_json<Json>(c.seconds_per_step)},
+          {"floor_seconds_per_step", summary_json<Json>(c.floor_per_step)},
+          {"of_floor", summary_json<Json>(c.of_floor)},
+          {"part_seconds_per_step", seconds},
+          {"attention_seconds_per_step", details},
+          {"part_floors", floors},
+          {"expert_bytes_per_step", summary_json<Json>(c.expert_bytes_per_step)},
+          {"expert_bytes_per_second", summary_json<Json>(c.expert_bytes_per_second)},
+          {"experts_of_read", summary_json<Json>(c.experts_of_read)},
+          {"repeats", c.of_floor.size()},
+          {"voided", c.voided}};
+}
+
+Json to_json(const EngineBenchOptions& options, const EngineReport& report, const char* rows_key,
+             bool with_context) {
   Json cases = Json::array();
   for (const EngineCase& c : report.cases) {
-    Json parts = Json::object();
-    for (size_t i = 0; i < kParts.size(); ++i) {
-      parts[kParts[i].key] = summary_json<Json>(c.part_seconds[i]);
-    }
-    cases.push_back({{rows_key, c.rows},
-                     {"tokens_per_second", summary_json<Json>(c.tokens_per_second)},
-                     {"seconds_per_step", summary_json<Json>(c.seconds_per_step)},
-                     {"part_seconds_per_step", parts},
-                     {"expert_bytes_per_step", summary_json<Json>(c.expert_bytes_per_step)},
-                     {"expert_bytes_per_second", summary_json<Json>(c.expert_bytes_per_second)},
-                     {"experts_of_read", summary_json<Json>(c.experts_of_read)},
-                     {"of_floor", summary_json<Json>(c.of_floor)},
-                     {"repeats", c.of_floor.size()},
-                     {"voided", c.voided}});
+    cases.push_back(case_json(c, rows_key));
+    if (with_context) cases.back()["context"] = c.context;
   }
   return {{"nodes", options.deployment.nodes},
           {"chunk", options.deployment.chunk},
           {"limit",
            {{"read_bytes_per_second", summary_json<Json>(report.read)},
-            {"fma_flop_per_second", summary_json<Json>(report.fma)}}},
+            {"fma_flop_per_second", summary_json<Json>(report.fma)},
+            {"int8_op_per_second", summary_json<Json>(report.int8)}}},
           {"cases", cases}};
 }
 
@@ -458,20 +603,19 @@ void add_bench_decode_command(CLI::App& bench, int* exit_code) {
   add_shared_options(*command, options.get());
   add_list_option(*command, "--rows", "Sequences that are stepped together", 1, 512,
                   &options->rows);
-  command->add_option("--context", options->context, "Tokens in each cache before")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
-      ->capture_default_str();
+  add_list_option(*command, "--context", "Tokens in each cache before, made up", 0,
+                  int64_t{1} << 30, &options->contexts);
   command->add_option("--steps", options->steps, "Steps of one repeat")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command->footer(
-      "Example:\n  atoll bench decode tests/models/tiny-fp8 --rows 1,4 --context 256 --nodes 2");
+      "Example:\n  atoll bench decode tests/models/tiny-fp8 --rows 1,4 --context 0,4096");
   command->callback([options, exit_code] {
     const EngineReport report = measure_decode(*options);
-    Json json = to_json(*options, report, "rows");
-    json["context"] = options->context;
+    Json json = to_json(*options, report, "rows", true);
+    json["contexts"] = options->contexts;
     json["steps"] = options->steps;
-    write_stdout(options->json ? json.dump(2) + "\n" : to_text(report, "rows"));
+    write_stdout(options->json ? json.dump(2) + "\n" : to_text(report, "rows", true));
     *exit_code = 0;
   });
 }
@@ -488,8 +632,8 @@ void add_bench_prefill_command(CLI::App& bench, int* exit_code) {
       "Example:\n  atoll bench prefill tests/models/tiny-fp8 --tokens 1024 --chunk 256");
   command->callback([options, exit_code] {
     const EngineReport report = measure_prefill(*options);
-    write_stdout(options->json ? to_json(*options, report, "tokens").dump(2) + "\n"
-                               : to_text(report, "tokens"));
+    write_stdout(options->json ? to_json(*options, report, "tokens", false).dump(2) + "\n"
+                               : to_text(report, "tokens", false));
     *exit_code = 0;
   });
 }
