@@ -2,9 +2,10 @@
 //
 //   atoll_kernels_bench [--benchmark_filter=...]
 //
-// Counters of each line: weight bytes per second (GB/s) and its share of the read rate, GFLOP/s and
-// its share of the FMA peak, cycles per weight. Read rate and peak are measured before and after
-// the timed loop on the same core; a run between which they changed by more than 10 % is void.
+// Counters of each line: weight bytes per second (GB/s) and its share of the read rate, GFLOP/s
+// (or, for rows rounded to int8, Gop/s) and its share of the FMA (int8) peak, cycles per weight.
+// Read rate and peak are measured before and after the timed loop on the same core; a run between
+// which they changed by more than 10 % is void.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 namespace atl::bench {
 namespace {
 
+using kernels::Activations;
 using kernels::PanelMatrix;
 using kernels::PanelShape;
 using kernels::WeightFormat;
@@ -45,33 +47,35 @@ struct Weights {
   PanelMatrix matrix() const { return {shape, codes.data(), scales.data()}; }
 };
 
-Weights make_weights(WeightFormat format, int64_t outputs, int64_t k, size_t bytes) {
-  const PanelShape one{.format = format, .outputs = outputs, .k = k};
-  Weights w;
-  w.num_parts = std::max<int64_t>(1, static_cast<int64_t>(bytes / one.total_code_bytes()));
-  w.shape = one;
-  w.shape.outputs = outputs * w.num_parts;
-  w.codes = HostBuffer(w.shape.total_code_bytes());
-  w.scales.assign(w.shape.total_scale_bytes() / sizeof(float), 0.01f);
-  std::mt19937_64 rng(1);
-  auto* words = w.codes.as<uint64_t>();
-  for (size_t i = 0; i < w.codes.size() / 8; ++i) {
-    // Exponents below the largest in every format: no NaN, no infinity.
-    words[i] = rng() & (format == WeightFormat::kFp8E4m3 ? 0xb7b7b7b7b7b7b7b7u
-                        : format == WeightFormat::kBf16  ? 0xbfffbfffbfffbfffu
-                                                         : 0xbfffffffbfffffffu);
-  }
-  return w;
-}
-
 struct Config {
   std::string target;
   WeightFormat format;
+  Activations activations;
   int64_t outputs;
   int64_t k;
   int64_t rows;
   size_t bytes;
 };
+
+Weights make_weights(const Config& c) {
+  const PanelShape one = kernels::panel_shape(c.format, c.outputs, c.k, {}, c.activations);
+  Weights w;
+  w.num_parts = std::max<int64_t>(1, static_cast<int64_t>(c.bytes / one.total_code_bytes()));
+  w.shape = one;
+  w.shape.outputs = c.outputs * w.num_parts;
+  w.codes = HostBuffer(w.shape.total_code_bytes());
+  w.scales.assign(w.shape.total_scale_bytes() / sizeof(float), 0.01f);
+  std::mt19937_64 rng(1);
+  auto* words = w.codes.as<uint64_t>();
+  for (size_t i = 0; i < w.codes.size() / 8; ++i) {
+    // Exponents below the largest in every format (BF16's too among int4's scales): no NaN, no
+    // infinity.
+    words[i] = rng() & (c.format == WeightFormat::kFp8E4m3 ? 0xb7b7b7b7b7b7b7b7u
+                        : c.format == WeightFormat::kF32   ? 0xbfffffffbfffffffu
+                                                           : 0xbfffbfffbfffbfffu);
+  }
+  return w;
+}
 
 void report(benchmark::State& state, const Config& c, const MachineLimit& before, double seconds) {
   const MachineLimit after = measure_limit(c.target);
@@ -80,21 +84,25 @@ void report(benchmark::State& state, const Config& c, const MachineLimit& before
     return;
   }
   const double weights = static_cast<double>(state.iterations() * c.outputs * c.k);
-  const double bytes = weights * static_cast<double>(kernels::code_bytes(c.format));
+  const PanelShape shape = kernels::panel_shape(c.format, c.outputs, c.k, {});
+  const double bytes = static_cast<double>(state.iterations()) *
+                       static_cast<double>(shape.total_code_bytes() + shape.total_scale_bytes());
   const double flop = 2 * weights * static_cast<double>(c.rows);
   const double read = (before.read_bytes_per_second + after.read_bytes_per_second) / 2;
-  const double fma = (before.fma_flop_per_second + after.fma_flop_per_second) / 2;
+  const double peak = c.activations == Activations::kI8
+                          ? (before.int8_op_per_second + after.int8_op_per_second) / 2
+                          : (before.fma_flop_per_second + after.fma_flop_per_second) / 2;
   state.counters["GB/s"] = bytes / seconds * 1e-9;
   state.counters["of_read"] = bytes / seconds / read;
-  state.counters["GFLOP/s"] = flop / seconds * 1e-9;
-  state.counters["of_peak"] = flop / seconds / fma;
+  state.counters["Gop/s"] = flop / seconds * 1e-9;
+  state.counters["of_peak"] = flop / seconds / peak;
   state.counters["cyc/weight"] = seconds * topology::cycles_per_second() / weights;
   state.counters["read_GB/s"] = read * 1e-9;
-  state.counters["peak_GFLOP/s"] = fma * 1e-9;
+  state.counters["peak_G/s"] = peak * 1e-9;
 }
 
 void run_linear(benchmark::State& state, const Config& c) {
-  const Weights w = make_weights(c.format, c.outputs, c.k, c.bytes);
+  const Weights w = make_weights(c);
   std::vector<float> x(static_cast<size_t>(c.rows * c.k), 0.5f);
   std::vector<float> y(static_cast<size_t>(c.rows * w.shape.outputs));
   std::vector<const float*> x_rows;
@@ -119,28 +127,37 @@ void run_linear(benchmark::State& state, const Config& c) {
 }
 
 void add(const char* place, const Config& c) {
-  const std::string name = "linear/" + std::string(kernels::to_string(c.format)) + "/" + place +
-                           "/[" + std::to_string(c.outputs) + "," + std::to_string(c.k) +
+  const std::string name = "linear/" + std::string(kernels::to_string(c.format)) +
+                           (c.activations == Activations::kI8 ? "-i8/" : "/") + place + "/[" +
+                           std::to_string(c.outputs) + "," + std::to_string(c.k) +
                            "]/rows:" + std::to_string(c.rows) + "/" + c.target;
   benchmark::RegisterBenchmark(name.c_str(), [c](benchmark::State& state) {
     run_linear(state, c);
   })->MinTime(0.2);
 }
 
+void add_all_of(const std::string& target, WeightFormat format, Activations activations) {
+  for (int64_t rows : {1, 4, 16, 64, 256}) {
+    add("gate", {target, format, activations, 2048, 7168, rows, 117 * kMiB});
+    add("down", {target, format, activations, 7168, 2048, rows, 117 * kMiB});
+  }
+  // One tile, and a piece of a matrix that stays in L2: 448 KiB.
+  add("tile_down", {target, format, activations, 7168, 128, 1, 117 * kMiB});
+  const int64_t l2 = 3584 * 8 / kernels::code_bits(format);
+  for (int64_t rows : {1, 2, 4, 8, 16, 256}) {
+    add("L2", {target, format, activations, 128, l2, rows, 1});
+  }
+  add("L2_tile_down", {target, format, activations, l2, 128, 1, 1});
+}
+
 void add_all() {
   for (const std::string& target : kernels::cpu_targets()) {
     if (target == "SCALAR" || target == "EMU128") continue;  // the reference is not for speed
     for (WeightFormat format : {WeightFormat::kFp8E4m3, WeightFormat::kBf16, WeightFormat::kF32}) {
-      for (int64_t rows : {1, 4, 16, 64}) {
-        add("gate", {target, format, 2048, 7168, rows, 117 * kMiB});
-        add("down", {target, format, 7168, 2048, rows, 117 * kMiB});
-      }
-      // One tile, and a piece of a matrix that stays in L2.
-      add("tile_down", {target, format, 7168, 128, 1, 117 * kMiB});
-      const auto bytes = static_cast<int64_t>(kernels::code_bytes(format));
-      for (int64_t rows : {1, 4, 16}) add("L2", {target, format, 128, 3584 / bytes, rows, 1});
-      add("L2_tile_down", {target, format, 3584 / bytes, 128, 1, 1});
+      add_all_of(target, format, Activations::kF32);
     }
+    add_all_of(target, WeightFormat::kInt4, Activations::kF32);
+    add_all_of(target, WeightFormat::kInt4, Activations::kI8);
   }
 }
 
