@@ -4,7 +4,7 @@
 // Accumulators of kPanels panels x kRows rows stay in registers over a scale group; codes are
 // decoded in registers and used at once for all kRows rows, which costs nothing where the fused
 // multiply-adds of four rows keep their units busy meanwhile. Rare groups (partial words, FP8 with
-// large x) decode to memory first.
+// large x), and many rows where there are 16 registers, decode to memory first.
 #include "kernels/cpu/targets.h"
 #include "kernels/panel.h"
 
@@ -108,7 +108,7 @@ HWY_INLINE void AddCodes(const VU (&words)[kVectors], const float* x, V (&acc)[k
   for (int i = kFirst; i < kFirst + kCount; ++i) w[i] = Codes::template Decode<kJ>(words[i]);
   HWY_UNROLL(8)
   for (int r = 0; r < kRows; ++r) {
-    const V xk = hn::Set(kD, x[r * kScaleBlock + kJ]);
+    const V xk = hn::Set(kD, x[r * kRowStride + kJ]);
     HWY_UNROLL(8)
     for (int i = kFirst; i < kFirst + kCount; ++i) acc[r][i] = hn::MulAdd(xk, w[i], acc[r][i]);
   }
@@ -147,7 +147,7 @@ HWY_INLINE void AddScaled(const Group& group, int panel, int index, const V (&ac
 // sums[row][panel][lane] = fma(scale, sum over the group of x * code, sums[row][panel][lane]), of
 // kGroups groups one after the other. Their products are independent: as good as more panels to
 // keep enough additions under way. More than one group only for one row, whose groups lie
-// kScaleBlock apart.
+// kRowStride apart.
 template <class Codes, int kPanels, int kGroups, int kRows>
 HWY_NOINLINE void AddGroups(const Group& group, const float* x, int64_t sums_stride, float* sums) {
   static_assert(kGroups == 1 || kRows == 1);
@@ -185,7 +185,7 @@ HWY_NOINLINE void AddGroups(const Group& group, const float* x, int64_t sums_str
           words[i] = hn::Load(kDU, reinterpret_cast<const uint32_t*>(at) + i * kLanes);
         }
         if constexpr (kRows == 1) {
-          AddCodesOfOneRow<Codes>(words, x + g * kScaleBlock, acc[p][g]);
+          AddCodesOfOneRow<Codes>(words, x + g * kRowStride, acc[p][g]);
         } else {
           AddCodes<Codes, kRows, 0, kVectors>(words, x, acc[p][g]);
         }
@@ -217,33 +217,38 @@ HWY_INLINE void AddGroupPanels(const Group& group, int num_panels, const float* 
   }
 }
 
+// Rows that share one decoding, or the loads of what is decoded already, where as many chains as
+// the registers hold are needed to keep the units busy.
+template <class Codes>
+constexpr int kBlockRows = kDirectRows;
+template <>
+constexpr int kBlockRows<F32Codes> = kLanes == 16  ? 12
+                                     : kLanes == 8 ? 5
+                                                   : 4;
+
+// A block of `count` rows, 1 to kRows.
+template <class Codes, int kRows = kBlockRows<Codes>>
+HWY_INLINE void AddRowBlock(const Group& group, int num_panels, int64_t count, const float* x,
+                            int64_t stride, float* sums) {
+  if (count == kRows) {
+    AddGroupPanels<Codes, kRows>(group, num_panels, x, stride, sums);
+  } else if constexpr (kRows > 1) {
+    AddRowBlock<Codes, kRows - 1>(group, num_panels, count, x, stride, sums);
+  }
+}
+
 // Any number of rows, in blocks of nearly equal size: the codes of later blocks come from L1.
 template <class Codes>
 void AddGroupDirect(const Group& group, int num_panels, const float* x, int64_t num_rows,
                     int64_t stride, float* sums) {
-  static_assert(kDirectRows == 4);
-  const int64_t num_blocks = ceil_div(num_rows, kDirectRows);
+  const int64_t num_blocks = ceil_div(num_rows, kBlockRows<Codes>);
   for (int64_t block = 0, row = 0; block < num_blocks; ++block) {
     const int64_t count = (num_rows - row) / (num_blocks - block);
-    const float* from = x + row * kScaleBlock;
-    float* to = sums + row * stride;
     // Only the last rows fetch what comes next: it would take L1 from the codes still in use.
     Group block_group = group;
     if (block + 1 < num_blocks) block_group.prefetch_ahead = 0;
-    switch (count) {
-      case 1:
-        AddGroupPanels<Codes, 1>(block_group, num_panels, from, stride, to);
-        break;
-      case 2:
-        AddGroupPanels<Codes, 2>(block_group, num_panels, from, stride, to);
-        break;
-      case 3:
-        AddGroupPanels<Codes, 3>(block_group, num_panels, from, stride, to);
-        break;
-      case 4:
-        AddGroupPanels<Codes, 4>(block_group, num_panels, from, stride, to);
-        break;
-    }
+    AddRowBlock<Codes>(block_group, num_panels, count, x + row * kRowStride, stride,
+                       sums + row * stride);
     row += count;
   }
 }
@@ -336,6 +341,14 @@ HWY_INLINE int GroupsAtOnce(const PanelShape& shape, const PreparedRows& rows, i
   return count;
 }
 
+// Fetches a group's rows: those of many rows and all groups are more than the second level holds.
+HWY_INLINE void PrefetchRows(const float* x, int64_t num_rows) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  for (int64_t i = 0; i < num_rows * kRowStride; i += kLine) {
+    PrefetchToL2(reinterpret_cast<const std::byte*>(x + i));
+  }
+}
+
 template <class Codes>
 void AllSums(const PanelMatrix& w, int64_t panel, int num_panels, const PreparedRows& rows,
              const std::byte* next, float* sums) {
@@ -365,7 +378,10 @@ void AllSums(const PanelMatrix& w, int64_t panel, int num_panels, const Prepared
     } else if (next != nullptr) {
       group.prefetch_ahead = next - group.codes;
     }
-    const float* x = rows.x + g * rows.num_rows * kScaleBlock;
+    const float* x = rows.x + g * rows.num_rows * kRowStride;
+    if (rows.num_rows > kDirectRows && g + 1 < num_groups) {
+      PrefetchRows(x + rows.num_rows * kRowStride, rows.num_rows);
+    }
     if (!rows.direct[g]) {
       AddGroupInMemory<Codes>(group, begin % Codes::kPerWord, num_panels, x, rows.num_rows, stride,
                               sums);
@@ -412,20 +428,28 @@ bool ScaleRow(const float* from, int64_t n, float scale, float* to) {
   return hn::AllTrue(kD, within) && tail_within;
 }
 
-// Copies one group of the rows; whether the direct kernels can take it.
+// Whether decoding to memory first pays. With 16 registers, decoding and the sums of more than 4
+// rows don't fit them together (Zen 4 as AVX2, FP8, 64 rows: 95 GFLOP/s so, 73 without, of 116);
+// with 32 they do.
+HWY_INLINE bool DecodeToMemory(WeightFormat format, int64_t num_rows) {
+  constexpr int64_t kRows = kLanes == 16 ? INT64_MAX : 8;
+  return format != WeightFormat::kF32 && num_rows >= kRows;
+}
+
+// Copies one group of the rows; whether the direct kernels are to take it.
 bool PrepareGroup(const PanelShape& shape, const float* const* rows, int64_t num_rows,
                   int64_t begin, int64_t end, float* x) {
   const int64_t per_word = 4 / static_cast<int64_t>(code_bytes(shape.format));
   const bool whole_words = begin % per_word == 0 && end % per_word == 0;
-  bool direct = whole_words;
+  bool direct = whole_words && !DecodeToMemory(shape.format, num_rows);
   if (direct && shape.format == WeightFormat::kFp8E4m3) {
     for (int64_t r = 0; r < num_rows; ++r) {
-      direct &= ScaleRow(rows[r] + begin, end - begin, Fp8Codes::kRowScale, x + r * kScaleBlock);
+      direct &= ScaleRow(rows[r] + begin, end - begin, Fp8Codes::kRowScale, x + r * kRowStride);
     }
     if (direct) return true;
   }
   for (int64_t r = 0; r < num_rows; ++r) {
-    memcpy(x + r * kScaleBlock, rows[r] + begin, static_cast<size_t>(end - begin) * sizeof(float));
+    memcpy(x + r * kRowStride, rows[r] + begin, static_cast<size_t>(end - begin) * sizeof(float));
   }
   return direct;
 }
@@ -435,7 +459,7 @@ PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int6
     return {nullptr, nullptr, num_rows, PrepareInt4Rows(shape, rows, num_rows)};
   }
   const auto groups = static_cast<size_t>(shape.num_groups());
-  const size_t group_values = static_cast<size_t>(num_rows) * kScaleBlock;
+  const size_t group_values = static_cast<size_t>(num_rows) * kRowStride;
   std::byte* memory = row_scratch(groups * (group_values * sizeof(float) + 1));
   auto* x = reinterpret_cast<float*>(memory);
   auto* direct = reinterpret_cast<uint8_t*>(x + groups * group_values);
