@@ -30,6 +30,7 @@ void add_commands(CLI::App& app, int* exit_code) {
   add_node_command(app, exit_code);
   add_inspect_command(app, exit_code);
   add_tokenize_command(app, exit_code);
+  add_topology_command(app, exit_code);
   add_synth_command(app, exit_code);
   add_bench_command(app, exit_code);
 }

@@ -141,5 +141,51 @@ TEST(Pin, takes_only_its_three_words) {
   EXPECT_THAT(result.err, AllOf(HasSubstr("--pin"), HasSubstr("maybe")));
 }
 
+// What the program says of the machine of tests/topology/two_sockets.xml.
+test::CommandResult topology_of_two_sockets(std::vector<std::string> arguments) {
+  std::vector<std::string> argv = {ATOLL_BINARY, "topology"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  test::CommandOptions options;
+  options.environment = {"HWLOC_XMLFILE=" + std::string(ATOLL_SOURCE_DIR) +
+                         "/tests/topology/two_sockets.xml"};
+  return test::run_command(argv, options);
+}
+
+TEST(TopologyCommand, lists_domains_devices_and_the_plan) {
+  const auto result = topology_of_two_sockets({"--threads", "2", "--numa-node", "1"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out,
+            "2 packages, 4 cores, 4 can be used\n"
+            "L2: 4 of 1.00 MiB\n"
+            "L3: 2 of 32.0 MiB\n"
+            "\n"
+            "NUMA domain  cores   memory  processors\n"
+            "-----------  -----  -------  ----------\n"
+            "          0      2  384 GiB  0,1\n"
+            "          1      2  192 GiB  2,3\n"
+            "\n"
+            "device   kind     NUMA domain  model\n"
+            "-------  -------  -----------  ---------------\n"
+            "nvme0n1  disk               0  Fast Disk 3.2TB\n"
+            "ib0      network            0\n"
+            "mlx5_0   rdma               0\n"
+            "nvme1n1  disk               1  Fast Disk 3.2TB\n"
+            "cuda0    gpu                1  H100\n"
+            "\n"
+            "plan: 2 threads in NUMA domain 1, not pinned: the machine's cores are not known\n");
+}
+
+TEST(TopologyCommand, json_has_the_same) {
+  const auto result = topology_of_two_sockets({"--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const nlohmann::json machine = nlohmann::json::parse(result.out);
+  EXPECT_EQ(machine["cores"].size(), 4);
+  EXPECT_EQ(machine["cores"][3]["numa_node"], 1);
+  EXPECT_EQ(machine["cores"][3]["hardware_threads"], 2);
+  EXPECT_EQ(machine["numa_nodes"][1]["memory_bytes"], 206158430208u);
+  EXPECT_EQ(machine["devices"][4]["kind"], "gpu");
+  EXPECT_EQ(machine["plan"]["threads"], 4);
+}
+
 }  // namespace
 }  // namespace atl
