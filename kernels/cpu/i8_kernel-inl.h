@@ -164,6 +164,8 @@ HWY_NOINLINE void AddBlockDirect(const I8Block& block, int num_panels, int64_t s
                                  float* sums) {
   for (int p = 0; p < num_panels; ++p) {
     const std::byte* panel = block.panel + static_cast<size_t>(p) * block.panel_bytes;
+    // All at once: faster here than one beside each word.
+    PrefetchBlock(panel + block.groups[0].scales + block.ahead);
     for (int c = 0; c < kColumns; ++c) {
       V total[1][kRows];
       HWY_UNROLL(8)
@@ -203,6 +205,7 @@ HWY_INLINE void DecodePanel(const I8Block& block, const std::byte* panel, uint8_
     const int64_t words = ceil_div(group.end - group.begin, kInt4PerWord);
     for (int64_t word = 0; word < words; ++word, to += 2 * kLineBytes) {
       const std::byte* from = panel + group.codes + static_cast<size_t>(word) * kLineBytes;
+      PrefetchToL2(from + block.ahead);
       for (size_t c = 0; c < kColumns; ++c) {
         const VI both = LoadLine(from + c * sizeof(VI));
         StoreLine(LowCodes(both), to + c * sizeof(VI));

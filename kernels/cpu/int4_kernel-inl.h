@@ -30,9 +30,9 @@ struct Int4Rows {
 // Copies or rounds `rows` to memory of this thread, valid until its next call.
 Int4Rows PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows);
 
-// sums[row][num_panels * 16] of panels [panel, panel + num_panels).
+// sums[row][num_panels * 16] of panels [panel, panel + num_panels); `next` as in PanelSums().
 void Int4Sums(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
-              int64_t num_rows, float* sums);
+              int64_t num_rows, const std::byte* next, float* sums);
 
 #endif  // ATOLL_SIMD
 }  // namespace atl::kernels::HWY_NAMESPACE

@@ -78,12 +78,30 @@ HWY_INLINE V LoadInt4Scales(const std::byte* at) {
   return hn::BitCast(kD, hn::ShiftLeft<16>(hn::PromoteTo(kDU, bits)));
 }
 
+// Into the second level, as panel_kernel.cc does and says why.
+HWY_INLINE void PrefetchToL2(const std::byte* at) { __builtin_prefetch(at, 0, 1); }
+// What one panel has in a block.
+HWY_INLINE void PrefetchBlock(const std::byte* at) {
+  for (size_t i = 0; i < int4_block_bytes(0, kInt4Block); i += kInt4WordLine) PrefetchToL2(at + i);
+}
+
+// Bytes from a block of a panel to what is read next: the panel's next block or, at its end,
+// `next`.
+ptrdiff_t BytesAhead(const PanelShape& shape, const Int4Group& group, const std::byte* block,
+                     const std::byte* next) {
+  if (group.block + 1 < shape.num_groups()) {
+    return static_cast<ptrdiff_t>(int4_block_bytes(0, kInt4Block));
+  }
+  return next == nullptr ? 0 : next - block;
+}
+
 // A group of some adjacent panels.
 struct Int4Panels {
   const std::byte* codes;   // in the first panel
   const std::byte* scales;  // in the first panel
   size_t panel_bytes;       // from panel to panel
   int64_t length;           // in k
+  ptrdiff_t ahead;          // bytes from a word or scale to the one to fetch now; 0: none
 
   Int4Panels from(int panel) const {
     Int4Panels p = *this;
@@ -144,8 +162,9 @@ HWY_NOINLINE void AddInt4GroupDirect(const Int4Panels& group, const float* x, in
   for (; x < x_end; x += kInt4PerWord, codes += kInt4WordLine) {
     HWY_UNROLL(8)
     for (int p = 0; p < kPanels; ++p) {
-      const auto* from =
-          reinterpret_cast<const uint32_t*>(codes + static_cast<size_t>(p) * group.panel_bytes);
+      const std::byte* at = codes + static_cast<size_t>(p) * group.panel_bytes;
+      PrefetchToL2(at + group.ahead);
+      const auto* from = reinterpret_cast<const uint32_t*>(at);
       VU words[kVectors];
       HWY_UNROLL(8)
       for (int i = 0; i < kVectors; ++i) {
@@ -158,7 +177,9 @@ HWY_NOINLINE void AddInt4GroupDirect(const Int4Panels& group, const float* x, in
   }
   HWY_UNROLL(8)
   for (int p = 0; p < kPanels; ++p) {
-    AddInt4Scaled<kRows>(group.from(p).scales, acc[p], stride, sums + p * kPanelWidth);
+    const std::byte* scales = group.from(p).scales;
+    PrefetchToL2(scales + group.ahead);
+    AddInt4Scaled<kRows>(scales, acc[p], stride, sums + p * kPanelWidth);
   }
 }
 
@@ -270,6 +291,7 @@ struct I8Block {
   const int8_t* q = nullptr;          // [row][128]
   const int32_t* start = nullptr;     // [row][2]
   const float* row_scales = nullptr;  // [row]
+  ptrdiff_t ahead = 0;                // bytes from a word or scale to the one to fetch now; 0: none
 };
 
 #if HWY_TARGET == HWY_AVX2
@@ -340,13 +362,15 @@ void AddI8Block(const I8Block& block, int num_panels, int64_t num_rows, int64_t 
 #endif
 
 void Int4SumsOfI8(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
-                  int64_t num_rows, float* sums) {
+                  int64_t num_rows, const std::byte* next, float* sums) {
   I8Block block;
   block.panel = w.panel_codes(panel);
   block.panel_bytes = w.shape.panel_code_bytes();
   for_each_int4_group(w.shape.k, w.shape.k_offset, [&](const Int4Group& group) HWY_ATTR {
     block.groups[block.num_groups++] = group;
     if (!group.ends_block) return;
+    const std::byte* at = block.panel + block.groups[0].scales;
+    block.ahead = BytesAhead(w.shape, group, at, next);
     const int64_t first = group.block * num_rows;
     block.q = rows.q + first * kInt4Block;
     block.start = rows.start + first * 2;
@@ -357,19 +381,22 @@ void Int4SumsOfI8(const PanelMatrix& w, int64_t panel, int num_panels, const Int
 }
 
 void Int4Sums(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
-              int64_t num_rows, float* sums) {
+              int64_t num_rows, const std::byte* next, float* sums) {
   const int64_t stride = num_panels * kPanelWidth;
   for (int64_t i = 0; i < num_rows * stride; i += kLanes) hn::Store(hn::Zero(kD), kD, sums + i);
   if (w.shape.activations == Activations::kI8) {
-    return Int4SumsOfI8(w, panel, num_panels, rows, num_rows, sums);
+    return Int4SumsOfI8(w, panel, num_panels, rows, num_rows, next, sums);
   }
   const std::byte* at = w.panel_codes(panel);
   const size_t panel_bytes = w.shape.panel_code_bytes();
+  size_t block = 0;  // where the group's block begins
   for_each_int4_group(w.shape.k, w.shape.k_offset, [&](const Int4Group& place) HWY_ATTR {
     const Int4Panels group{at + place.codes, at + place.scales, panel_bytes,
-                           place.end - place.begin};
+                           place.end - place.begin, BytesAhead(w.shape, place, at + block, next)};
     const float* x = rows.x + place.block * num_rows * kInt4Block + place.slot * kInt4Group;
     AddInt4Group(group, num_panels, rows.direct[place.block] != 0, x, num_rows, stride, sums);
+    const auto words = static_cast<size_t>(ceil_div(place.end - place.begin, kInt4PerWord));
+    if (place.ends_block) block = place.codes + words * kInt4WordLine;
   });
 }
 

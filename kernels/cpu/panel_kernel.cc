@@ -405,7 +405,7 @@ void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const Prepar
     case WeightFormat::kFp8E4m3:
       return AllSums<Fp8Codes>(w, panel, num_panels, rows, next, sums);
     case WeightFormat::kInt4:
-      return Int4Sums(w, panel, num_panels, rows.int4, rows.num_rows, sums);
+      return Int4Sums(w, panel, num_panels, rows.int4, rows.num_rows, next, sums);
   }
 }
 
