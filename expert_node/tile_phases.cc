@@ -15,10 +15,13 @@ constexpr int64_t kUnitsPerThread = 4;
 constexpr int64_t kGateUpPanelsMax = 8;
 // A tile's share of a panel of down is only 128 k long, so that a call's fixed cost (rows made
 // ready, sums cleared) counts: for a row it goes from 15 % to 2 % of the time with 64 panels. With
-// many rows their sums (8 bytes for each row and output) would leave the second-level cache.
+// many rows, kDownRows of them go through all tiles before the next ones do, so that their sums (8
+// bytes for each row and output: 256 KiB) stay in the second-level cache.
 constexpr int64_t kDownPanelsMax = 64;
-constexpr int64_t kDownManyPanelsMax = 8;
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kDownManyPanelsMax = 32;
+constexpr size_t kDownRows = 64;
+// From here on making rows ready costs enough to share it between tiles.
+constexpr size_t kManyRows = 9;
 
 int64_t panels_per_unit(int64_t panels, int num_threads, int64_t max) {
   return std::clamp<int64_t>(panels / (kUnitsPerThread * num_threads), 1, max);
@@ -35,11 +38,23 @@ void TilePhases::start(const Pairs& pairs) {
 
 void TilePhases::gate_up(std::span<const TileWork> works) {
   works_ = works;
+  group_works();
   place_h();
   cut_gate_up();
   team_.parallel_for(static_cast<int64_t>(units_.size()), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t u = begin; u < end; ++u) run_unit(units_[u]);
   });
+}
+
+void TilePhases::group_works() {
+  groups_.clear();
+  for (size_t w = 0; w < works_.size(); ++w) {
+    const TileWork& work = works_[w];
+    if (groups_.empty() || works_[groups_.back().begin].pair_begin != work.pair_begin) {
+      groups_.push_back({w, w, work.pair_end - work.pair_begin});
+    }
+    groups_.back().end = w + 1;
+  }
 }
 
 void TilePhases::place_h() {
@@ -52,88 +67,121 @@ void TilePhases::place_h() {
   h_.resize(end);
 }
 
+float* TilePhases::h_row(size_t work, size_t pair_index) {
+  return &h_[h_begin_[work] + pair_index * static_cast<size_t>(works_[work].tile.layout->width)];
+}
+
 void TilePhases::cut_gate_up() {
   int64_t num_panels = 0;
   for (const TileWork& work : works_) num_panels += work.tile.layout->gate_up.num_panels();
-  const bool apart = num_panels < kUnitsPerThread * team_.num_threads();
-  const int64_t step = panels_per_unit(num_panels, team_.num_threads(), kGateUpPanelsMax);
+  const int64_t units = kUnitsPerThread * team_.num_threads();
+  const bool apart = num_panels < units;
+  const int64_t panels = panels_per_unit(num_panels, team_.num_threads(), kGateUpPanelsMax);
+  const size_t tiles = works_.size() / static_cast<size_t>(units);
   units_.clear();
-  size_t pair_of_parts = 0;
-  for (uint32_t w = 0; w < works_.size(); ++w) {
-    const int64_t panels = works_[w].tile.layout->gate_up.num_panels();
-    for (int64_t panel = 0; panel < panels; panel += step, ++pair_of_parts) {
-      const int64_t end = std::min(panel + step, panels);
-      if (apart) {
-        units_.push_back({w, Part::kGate, panel, end, pair_of_parts});
-        units_.push_back({w, Part::kUp, panel, end, pair_of_parts});
-      } else {
-        units_.push_back({w, Part::kBoth, panel, end, pair_of_parts});
-      }
+  pairs_of_parts_ = 0;
+  for (const Group& group : groups_) {
+    if (group.num_pairs >= kManyRows && tiles > 1) {
+      cut_tiles(group, tiles);
+    } else {
+      cut_panels(group, panels, apart);
     }
   }
   if (!apart) return;
   up_.resize(h_.size());
-  if (done_.size() < pair_of_parts) done_ = std::vector<std::atomic<uint8_t>>(pair_of_parts);
+  if (done_.size() < pairs_of_parts_) done_ = std::vector<std::atomic<uint8_t>>(pairs_of_parts_);
   for (auto& done : done_) done.store(0, std::memory_order_relaxed);
+}
+
+// Units of several whole tiles.
+void TilePhases::cut_tiles(const Group& group, size_t tiles) {
+  for (size_t w = group.begin; w < group.end; w += tiles) {
+    units_.push_back({w, std::min(w + tiles, group.end), Part::kBoth, 0,
+                      works_[w].tile.layout->gate_up.num_panels(), 0});
+  }
+}
+
+// Units of some panels of a tile, gate and up together or apart.
+void TilePhases::cut_panels(const Group& group, int64_t panels, bool apart) {
+  for (size_t w = group.begin; w < group.end; ++w) {
+    const int64_t all = works_[w].tile.layout->gate_up.num_panels();
+    for (int64_t panel = 0; panel < all; panel += panels, ++pairs_of_parts_) {
+      const int64_t end = std::min(panel + panels, all);
+      if (apart) {
+        units_.push_back({w, w + 1, Part::kGate, panel, end, pairs_of_parts_});
+        units_.push_back({w, w + 1, Part::kUp, panel, end, pairs_of_parts_});
+      } else {
+        units_.push_back({w, w + 1, Part::kBoth, panel, end, pairs_of_parts_});
+      }
+    }
+  }
 }
 
 void TilePhases::run_unit(const Unit& unit) {
   thread_local std::vector<float*> out;
-  const TileWork& work = works_[unit.work];
-  const size_t n = work.pair_end - work.pair_begin;
-  const auto x = pairs_.x.subspan(work.pair_begin, n);
-  std::vector<float>& values = unit.part == Part::kUp ? up_ : h_;
-  out.resize(n);
-  for (size_t i = 0; i < n; ++i) {
-    out[i] = &values[h_begin_[unit.work] + i * static_cast<size_t>(work.tile.layout->width)];
+  thread_local std::vector<kernels::TileView> tiles;
+  const TileWork& first = works_[unit.work_begin];
+  const size_t n = first.pair_end - first.pair_begin;
+  const auto x = pairs_.x.subspan(first.pair_begin, n);
+  out.clear();
+  tiles.clear();
+  for (size_t w = unit.work_begin; w < unit.work_end; ++w) {
+    tiles.push_back(works_[w].tile);
+    for (size_t i = 0; i < n; ++i) out.push_back(h_row(w, i));
   }
   if (unit.part == Part::kBoth) {
-    kernels::tile_gate_up(work.tile, unit.panel_begin, unit.panel_end, x,
-                          pairs_.weights.subspan(work.pair_begin, n), out);
+    kernels::tile_gate_up(tiles, unit.panel_begin, unit.panel_end, x,
+                          pairs_.weights.subspan(first.pair_begin, n), out);
     return;
   }
-  kernels::linear_panels(unit.part == Part::kUp ? work.tile.up() : work.tile.gate(),
+  if (unit.part == Part::kUp) {
+    for (float*& row : out) row = &up_[static_cast<size_t>(row - h_.data())];
+  }
+  kernels::linear_panels(unit.part == Part::kUp ? first.tile.up() : first.tile.gate(),
                          unit.panel_begin, unit.panel_end, x, out);
-  finish_part(unit, n);
+  finish_part(unit);
 }
 
 // Whoever finishes the second of gate and up makes h of both, in the place of gate.
-void TilePhases::finish_part(const Unit& unit, size_t num_pairs) {
+void TilePhases::finish_part(const Unit& unit) {
   if (done_[unit.pair_of_parts].fetch_add(1, std::memory_order_acq_rel) == 0) return;
-  const TileWork& work = works_[unit.work];
-  const int64_t width = work.tile.layout->width;
+  const TileWork& work = works_[unit.work_begin];
   const int64_t first = unit.panel_begin * kernels::kPanelWidth;
-  const int64_t count = std::min(unit.panel_end * kernels::kPanelWidth, width) - first;
-  for (size_t i = 0; i < num_pairs; ++i) {
-    const size_t at =
-        h_begin_[unit.work] + i * static_cast<size_t>(width) + static_cast<size_t>(first);
-    kernels::tile_combine_gate_up(&h_[at], &up_[at], pairs_.weights[work.pair_begin + i], count,
-                                  &h_[at]);
+  const int64_t end = std::min(unit.panel_end * kernels::kPanelWidth, work.tile.layout->width);
+  for (size_t pair = work.pair_begin; pair < work.pair_end; ++pair) {
+    float* h = h_row(unit.work_begin, pair - work.pair_begin) + first;
+    const float* up = &up_[static_cast<size_t>(h - h_.data())];
+    kernels::tile_combine_gate_up(h, up, pairs_.weights[pair], end - first, h);
   }
 }
 
 void TilePhases::down(int64_t panel_begin, int64_t panel_end) {
-  int64_t rows = 0;
-  for (const TileWork& work : works_) {
-    rows = std::max(rows, static_cast<int64_t>(work.pair_end - work.pair_begin));
-  }
-  const int64_t max = rows <= kFewRows ? kDownPanelsMax : kDownManyPanelsMax;
-  const int64_t grain = panels_per_unit(panel_end - panel_begin, team_.num_threads(), max);
+  const bool many = std::any_of(groups_.begin(), groups_.end(),
+                                [](const Group& group) { return group.num_pairs >= kManyRows; });
+  const int64_t grain = panels_per_unit(panel_end - panel_begin, team_.num_threads(),
+                                        many ? kDownManyPanelsMax : kDownPanelsMax);
   team_.parallel_for(panel_end - panel_begin, grain, [&](int64_t begin, int64_t end, int member) {
-    thread_local std::vector<const float*> h;
-    for (size_t w = 0; w < works_.size(); ++w) {
-      const TileWork& work = works_[w];
-      const size_t n = work.pair_end - work.pair_begin;
-      h.resize(n);
-      for (size_t i = 0; i < n; ++i) {
-        h[i] = &h_[h_begin_[w] + i * static_cast<size_t>(work.tile.layout->width)];
-      }
-      const kernels::TileView* next = w + 1 < works_.size() ? &works_[w + 1].tile : nullptr;
-      kernels::tile_down_accumulate(work.tile, panel_begin + begin, panel_begin + end, h,
-                                    pairs_.sums.subspan(work.pair_begin, n),
-                                    std::span(bad_[member]).subspan(work.pair_begin, n), next);
+    for (const Group& group : groups_) {
+      down_of_group(group, panel_begin + begin, panel_begin + end, member);
     }
   });
+}
+
+void TilePhases::down_of_group(const Group& group, int64_t panel_begin, int64_t panel_end,
+                               int member) {
+  thread_local std::vector<const float*> h;
+  for (size_t row = 0; row < group.num_pairs; row += kDownRows) {
+    const size_t n = std::min(kDownRows, group.num_pairs - row);
+    const size_t pair = works_[group.begin].pair_begin + row;
+    h.resize(n);
+    for (size_t w = group.begin; w < group.end; ++w) {
+      for (size_t i = 0; i < n; ++i) h[i] = h_row(w, row + i);
+      const kernels::TileView* next = w + 1 < works_.size() ? &works_[w + 1].tile : nullptr;
+      kernels::tile_down_accumulate(works_[w].tile, panel_begin, panel_end, h,
+                                    pairs_.sums.subspan(pair, n),
+                                    std::span(bad_[member]).subspan(pair, n), next);
+    }
+  }
 }
 
 bool TilePhases::is_bad(size_t pair) const {

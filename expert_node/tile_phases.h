@@ -49,22 +49,35 @@ class TilePhases {
 
  private:
   enum class Part : uint8_t { kBoth, kGate, kUp };
+  // Panels [panel_begin, panel_end) of each of works [work_begin, work_end), of one expert.
   struct Unit {
-    uint32_t work;
+    size_t work_begin, work_end;
     Part part;
     int64_t panel_begin, panel_end;
     size_t pair_of_parts;  // counter that gate and up of the same panels share
   };
+  // Tiles of one expert: works [begin, end), all with the same pairs.
+  struct Group {
+    size_t begin, end;
+    size_t num_pairs;
+  };
 
+  void group_works();
   void place_h();
   void cut_gate_up();
+  void cut_tiles(const Group& group, size_t tiles);
+  void cut_panels(const Group& group, int64_t panels, bool apart);
   void run_unit(const Unit& unit);
-  void finish_part(const Unit& unit, size_t num_pairs);
+  void finish_part(const Unit& unit);
+  void down_of_group(const Group& group, int64_t panel_begin, int64_t panel_end, int member);
+  float* h_row(size_t work, size_t pair_index);
 
   ThreadTeam& team_;
   Pairs pairs_;
   std::span<const TileWork> works_;
+  std::vector<Group> groups_;
   std::vector<Unit> units_;
+  size_t pairs_of_parts_ = 0;
   std::vector<size_t> h_begin_;             // [works] first value in h_ and up_
   std::vector<float> h_;                    // [works][pairs, width]
   std::vector<float> up_;                   // the same, where gate and up are apart

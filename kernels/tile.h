@@ -55,11 +55,12 @@ struct TileView {
 };
 
 // h[i][o] = (weights[i] * silu(g)) * u for the outputs of panels [panel_begin, panel_end) of gate
-// and up, g = G_t x[i], u = U_t x[i].
+// and up, g = G_t x[i], u = U_t x[i], of some tiles of one expert: rows are made ready once for all.
+//   tiles    [t], panels that a narrower one does not have are left out
 //   x        [n] pointers to FP32 rows [hidden] (already rounded to the wire type)
 //   weights  [n] router weights w_e
-//   h        [n] pointers to FP32 rows [width]
-void tile_gate_up(const TileView& tile, int64_t panel_begin, int64_t panel_end,
+//   h        [t][n] pointers to FP32 rows [width]
+void tile_gate_up(std::span<const TileView> tiles, int64_t panel_begin, int64_t panel_end,
                   std::span<const float* const> x, std::span<const float> weights,
                   std::span<float* const> h);
 

@@ -33,27 +33,40 @@ void CombineGateUp(const float* gate, const float* up, float weight, int64_t n, 
   memcpy(h + i, last_gate, bytes);
 }
 
-void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, const float* const* x,
-                const float* weights, float* const* h, int64_t num_rows) {
+// One tile, `rows` rows that are prepared.
+void GateUpOfRows(const TileView& tile, int64_t panel_begin, int64_t panel_end,
+                  const PreparedRows& prepared, const float* weights, const std::byte* next,
+                  float* const* h) {
   HWY_ALIGN float gate_sums[kSumsMax];
   HWY_ALIGN float up_sums[kSumsMax];
   const PanelMatrix gate = tile.gate();
   const PanelMatrix up = tile.up();
+  int panels;
+  for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
+    panels = NextPanels(gate.shape.format, panel_end - panel, prepared.num_rows);
+    PanelSums(gate, panel, panels, prepared, up.panel_codes(panel), gate_sums);
+    PanelSums(up, panel, panels, prepared, NextCodes(gate, panel, panels, panel_end, next),
+              up_sums);
+    const int64_t first = panel * kPanelWidth;
+    const int64_t count = HWY_MIN(panels * kPanelWidth, gate.shape.outputs - first);
+    for (int64_t r = 0; r < prepared.num_rows; ++r) {
+      const int64_t at = r * panels * kPanelWidth;
+      CombineGateUp(gate_sums + at, up_sums + at, weights[r], count, h[r] + first);
+    }
+  }
+}
+
+void TileGateUp(const TileView* tiles, int64_t num_tiles, int64_t panel_begin, int64_t panel_end,
+                const float* const* x, const float* weights, float* const* h, int64_t num_rows) {
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
-    const PreparedRows prepared = PrepareRows(gate.shape, x + row, rows);
-    int panels;
-    for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
-      panels = NextPanels(gate.shape.format, panel_end - panel, rows);
-      PanelSums(gate, panel, panels, prepared, up.panel_codes(panel), gate_sums);
-      PanelSums(up, panel, panels, prepared, NextCodes(gate, panel, panels, panel_end, nullptr),
-                up_sums);
-      const int64_t first = panel * kPanelWidth;
-      const int64_t count = HWY_MIN(panels * kPanelWidth, gate.shape.outputs - first);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = r * panels * kPanelWidth;
-        CombineGateUp(gate_sums + at, up_sums + at, weights[row + r], count, h[row + r] + first);
-      }
+    const PreparedRows prepared = PrepareRows(tiles[0].layout->gate_up, x + row, rows);
+    for (int64_t t = 0; t < num_tiles; ++t) {
+      const std::byte* next =
+          t + 1 < num_tiles ? tiles[t + 1].gate().panel_codes(panel_begin) : nullptr;
+      const int64_t end = HWY_MIN(panel_end, tiles[t].layout->gate_up.num_panels());
+      GateUpOfRows(tiles[t], panel_begin, end, prepared, weights + row, next,
+                   h + t * num_rows + row);
     }
   }
 }
@@ -69,15 +82,20 @@ constexpr double kMagic =
 // acc[0..16) += values rounded to multiples of 2^-24, as integers. False if one is out of bounds.
 bool AddFixedPoint(const float* values, int64_t* acc) {
   const auto magic = hn::Set(kDD, kMagic);
-  auto within = hn::FirstN(kDHalf, 16);
+  const V16 all = Load16(values);
+  auto within = hn::Lt(hn::Abs(all.v[0]), hn::Set(kD, 0x1p+23f));
+  HWY_UNROLL(8)
+  for (int i = 1; i < kVectors; ++i) {
+    within = hn::And(within, hn::Lt(hn::Abs(all.v[i]), hn::Set(kD, 0x1p+23f)));
+  }
+  HWY_UNROLL(8)
   for (int i = 0; i < 16; i += kDoubleLanes) {
     const auto value = hn::LoadU(kDHalf, values + i);
-    within = hn::And(within, hn::Lt(hn::Abs(value), hn::Set(kDHalf, 0x1p+23f)));
     const auto rounded = hn::MulAdd(hn::PromoteTo(kDD, value), hn::Set(kDD, 0x1p+24), magic);
     const auto units = hn::Sub(hn::BitCast(kDI64, rounded), hn::BitCast(kDI64, magic));
     hn::StoreU(hn::Add(hn::LoadU(kDI64, acc + i), units), kDI64, acc + i);
   }
-  return hn::AllTrue(kDHalf, within);
+  return hn::AllTrue(kD, within);
 }
 
 bool AccumulateOutputs(const float* values, int64_t count, int64_t* acc) {
@@ -143,10 +161,14 @@ bool AddFixedPointRow(const int64_t* sum, int64_t n, float* out) {
 void CombineGateUp(const float* gate, const float* up, float weight, int64_t n, float* h) {
   for (int64_t i = 0; i < n; ++i) h[i] = (weight * reference::silu_f32(gate[i])) * up[i];
 }
-void TileGateUp(const TileView& tile, int64_t panel_begin, int64_t panel_end, const float* const* x,
-                const float* weights, float* const* h, int64_t num_rows) {
+void TileGateUp(const TileView* tiles, int64_t num_tiles, int64_t panel_begin, int64_t panel_end,
+                const float* const* x, const float* weights, float* const* h, int64_t num_rows) {
   const auto n = static_cast<size_t>(num_rows);
-  reference::tile_gate_up(tile, panel_begin, panel_end, {x, n}, {weights, n}, {h, n});
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    const int64_t end = std::min(panel_end, tiles[t].layout->gate_up.num_panels());
+    reference::tile_gate_up(tiles[t], panel_begin, end, {x, n}, {weights, n},
+                            {h + t * num_rows, n});
+  }
 }
 void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel_end,
                         const float* const* h, int64_t* const* acc, uint8_t* bad, int64_t num_rows,
@@ -172,15 +194,15 @@ HWY_EXPORT(TileGateUp);
 HWY_EXPORT(TileDownAccumulate);
 HWY_EXPORT(AddFixedPointRow);
 
-void tile_gate_up(const TileView& tile, int64_t panel_begin, int64_t panel_end,
+void tile_gate_up(std::span<const TileView> tiles, int64_t panel_begin, int64_t panel_end,
                   std::span<const float* const> x, std::span<const float> weights,
                   std::span<float* const> h) {
+  CHECK(!tiles.empty());
   CHECK_EQ(x.size(), weights.size());
-  CHECK_EQ(x.size(), h.size());
-  CHECK_LE(panel_end, tile.layout->gate_up.num_panels());
+  CHECK_EQ(h.size(), tiles.size() * x.size());
   HWY_DYNAMIC_DISPATCH(TileGateUp)
-  (tile, panel_begin, panel_end, x.data(), weights.data(), h.data(),
-   static_cast<int64_t>(x.size()));
+  (tiles.data(), static_cast<int64_t>(tiles.size()), panel_begin, panel_end, x.data(),
+   weights.data(), h.data(), static_cast<int64_t>(x.size()));
 }
 
 void tile_combine_gate_up(const float* gate, const float* up, float weight, int64_t n, float* h) {

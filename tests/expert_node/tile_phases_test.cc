@@ -137,7 +137,7 @@ void expect_equal(const Outcome& expected, const Outcome& found) {
 TEST(TilePhases, any_number_of_threads_and_any_waves_give_the_reference_sums) {
   for (int num_experts : {1, 3}) {
     const Experts experts(num_experts);
-    for (int rows : {1, 5}) {
+    for (int rows : {1, 5, 12, 70}) {  // 12: tiles share a unit; 70: down in steps of 64
       const Step step(experts, rows, 1.0f);
       const Outcome expected = step.by_reference();
       for (int threads : {1, 2, 7, 24}) {

@@ -140,7 +140,7 @@ TEST(Tile, gate_up_and_down_equal_the_reference_on_every_target) {
             const int64_t step = 1 + static_cast<int64_t>(rng() % 9);
             Rows found(n, static_cast<size_t>(tile.layout.width));
             for (int64_t p = 0; p < panels; p += step) {
-              tile_gate_up(view, p, std::min(p + step, panels), {x.read.data(), n},
+              tile_gate_up({&view, 1}, p, std::min(p + step, panels), {x.read.data(), n},
                            {weights.data(), n}, found.write);
             }
             for (size_t r = 0; r < n; ++r) {
@@ -238,7 +238,8 @@ TEST(Tile, sum_over_tiles_is_the_same_for_any_order_and_grouping) {
   const std::vector<float> weights = {0.7f, -1.3f};
   const auto run = [&](const TestTile& tile, int64_t* first, int64_t* second) {
     Rows h(2, static_cast<size_t>(tile.layout.width));
-    tile_gate_up(tile.view(), 0, tile.layout.gate_up.num_panels(), x.read, weights, h.write);
+    const TileView view = tile.view();
+    tile_gate_up({&view, 1}, 0, tile.layout.gate_up.num_panels(), x.read, weights, h.write);
     int64_t* acc[] = {first, second};
     uint8_t bad[2] = {};
     tile_down_accumulate(tile.view(), 0, tile.layout.down.num_panels(), h.read, acc, bad);
