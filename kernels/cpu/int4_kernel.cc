@@ -550,6 +550,37 @@ Int4Rows PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int6
                                                : PrepareInt4F32(shape, rows, num_rows);
 }
 
+// Sum of squares of weight - scale * code over a group.
+float SquaredErrorInt4(const float* weights, float scale, float inverse) {
+  const V magic = hn::Set(kD, 0x1.8p+23f);  // adding it rounds to an integer, ties to even
+  const V step = hn::Set(kD, scale);
+  const V factor = hn::Set(kD, inverse);
+  V16 partial = Zero16();
+  for (int64_t k = 0; k < kInt4Group; k += 16) {
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i) {
+      const V weight = hn::Load(kD, weights + k + i * kLanes);
+      const V code = hn::Clamp(hn::Mul(weight, factor), hn::Set(kD, -8.0f), hn::Set(kD, 7.0f));
+      const V rounded = hn::Sub(hn::Add(code, magic), magic);
+      const V error = hn::Sub(weight, hn::Mul(step, rounded));
+      partial.v[i] = hn::Add(partial.v[i], hn::Mul(error, error));
+    }
+  }
+  return TreeSum(partial);
+}
+
+float BestInt4Scale(const float* weights, float largest) {
+  return choose_int4_scale(largest, [weights](float scale, float inverse) HWY_ATTR {
+    return SquaredErrorInt4(weights, scale, inverse);
+  });
+}
+
+#else
+
+float BestInt4Scale(const float* weights, float largest) {
+  return reference::best_int4_scale(weights, largest);
+}
+
 #endif  // ATOLL_SIMD
 }  // namespace atl::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -560,6 +591,13 @@ HWY_AFTER_NAMESPACE();
 #include "kernels/cpu/dispatch.h"
 
 namespace atl::kernels {
+
+HWY_EXPORT(BestInt4Scale);
+
+float best_int4_scale(const float* weights, float largest) {
+  return HWY_DYNAMIC_DISPATCH(BestInt4Scale)(weights, largest);
+}
+
 namespace {
 
 bool has_vnni() {

@@ -144,6 +144,21 @@ TEST(Int4, quantization_errors_are_within_half_a_step_of_the_plain_scheme) {
   EXPECT_LT(total, 0.85 * plain_total);  // what the search is for
 }
 
+TEST(Int4, every_target_chooses_the_same_scale) {
+  std::mt19937 rng(40);
+  for (int round = 0; round < 300; ++round) {
+    const float size = std::ldexp(1.0f, static_cast<int>(rng() % 250) - 140);
+    alignas(64) float weights[64];
+    std::ranges::copy(random_values(rng, 64, size), weights);
+    float largest = 0;
+    for (float w : weights) largest = std::fabs(w) > std::fabs(largest) ? w : largest;
+    const float expected = reference::best_int4_scale(weights, largest);
+    for_each_target([&](const std::string&) {
+      ASSERT_TRUE(same_bits(best_int4_scale(weights, largest), expected)) << largest;
+    });
+  }
+}
+
 TEST(Int4, zeros_tiny_and_huge_groups_quantize_without_surprises) {
   int8_t codes[64];
   uint16_t bits;
