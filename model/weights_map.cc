@@ -214,8 +214,7 @@ void check_format(const Checkpoint& checkpoint, const ExpertSource& expert,
   }
 }
 
-storage::ExpertCatalog map_experts(Mapper& mapper, const ModelConfig& config,
-                                   const Checkpoint& checkpoint) {
+storage::ExpertCatalog catalog_of(const ModelConfig& config) {
   storage::ExpertCatalog catalog;
   catalog.hidden_size = config.hidden_size;
   catalog.moe_intermediate_size = config.moe_intermediate_size;
@@ -223,8 +222,30 @@ storage::ExpertCatalog map_experts(Mapper& mapper, const ModelConfig& config,
   catalog.num_experts_per_tok = config.num_experts_per_tok;
   catalog.num_layers = config.num_hidden_layers;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    if (!config.is_moe_layer(layer)) continue;
+    if (config.is_moe_layer(layer)) catalog.moe_layers.push_back(static_cast<int32_t>(layer));
+  }
+  return catalog;
+}
+
+// An MTP layer has eh_proj; a layer beyond num_hidden_layers without it is an ordinary one that a
+// wrong config.json would silently leave out.
+bool is_mtp_layer(const Checkpoint& checkpoint, int64_t layer) {
+  return checkpoint.find(layer_prefix(layer) + "eh_proj.weight") != nullptr;
+}
+
+void add_mtp_layers(const ModelConfig& config, const Checkpoint& checkpoint,
+                    storage::ExpertCatalog& catalog) {
+  for (int64_t layer = config.num_hidden_layers; is_mtp_layer(checkpoint, layer); ++layer) {
+    catalog.num_layers = layer + 1;
+    const std::string first = layer_prefix(layer) + "mlp.experts.0.gate_proj.weight";
+    if (checkpoint.find(first) == nullptr) continue;
     catalog.moe_layers.push_back(static_cast<int32_t>(layer));
+  }
+}
+
+void map_sources(Mapper& mapper, const ModelConfig& config, const Checkpoint& checkpoint,
+                 storage::ExpertCatalog& catalog) {
+  for (const int32_t layer : catalog.moe_layers) {
     std::vector<ExpertSource>& experts = catalog.experts.emplace_back();
     for (int64_t e = 0; e < config.n_routed_experts; ++e) {
       const FfnTensors ffn = mapper.ffn(fmt::format("{}mlp.experts.{}.", layer_prefix(layer), e),
@@ -234,7 +255,6 @@ storage::ExpertCatalog map_experts(Mapper& mapper, const ModelConfig& config,
     }
   }
   if (!catalog.experts.empty()) catalog.format = catalog.experts[0][0].gate.format;
-  return catalog;
 }
 
 // The number N of "model.layers.N.rest": a whole number, so that layer 6 is not taken for 61.
@@ -256,12 +276,6 @@ bool is_mtp(const ModelConfig& config, std::string_view name) {
 
 // Rotation frequencies that old writers saved along; they follow from the config.
 bool is_rotary_buffer(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
-
-// An MTP layer has eh_proj; a layer beyond num_hidden_layers without it is an ordinary one that a
-// wrong config.json would silently leave out.
-bool is_mtp_layer(const Checkpoint& checkpoint, int64_t layer) {
-  return checkpoint.find(layer_prefix(layer) + "eh_proj.weight") != nullptr;
-}
 
 void refuse_unknown(const Mapper& mapper, const ModelConfig& config, const Checkpoint& checkpoint) {
   uint64_t count = 0;
@@ -295,7 +309,8 @@ Component component_of(const ModelConfig& config, std::string_view name) {
 
 }  // namespace
 
-ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint) {
+ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint,
+                         RoutedExperts experts) {
   Mapper mapper(config, checkpoint);
   ModelTensors model;
   model.embed_tokens =
@@ -305,14 +320,28 @@ ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint
   }
   model.norm = mapper.vector("model.norm.weight", config.hidden_size);
   model.lm_head = mapper.any_matrix("lm_head.weight", config.vocab_size, config.hidden_size);
-  map_experts(mapper, config, checkpoint);  // a coordinator refuses what its nodes would refuse
+  if (experts == RoutedExperts::kInCheckpoint) {
+    // A coordinator refuses what its nodes would refuse.
+    storage::ExpertCatalog catalog = catalog_of(config);
+    map_sources(mapper, config, checkpoint, catalog);
+  }
   refuse_unknown(mapper, config, checkpoint);
   return model;
 }
 
-storage::ExpertCatalog map_experts(const ModelConfig& config, const Checkpoint& checkpoint) {
+storage::ExpertCatalog map_experts(const ModelConfig& config, const Checkpoint& checkpoint,
+                                   MtpLayers mtp) {
   Mapper mapper(config, checkpoint);
-  return map_experts(mapper, config, checkpoint);
+  storage::ExpertCatalog catalog = catalog_of(config);
+  if (mtp == MtpLayers::kInclude) add_mtp_layers(config, checkpoint, catalog);
+  map_sources(mapper, config, checkpoint, catalog);
+  return catalog;
+}
+
+storage::ExpertCatalog map_packed_experts(const ModelConfig& config, const storage::Pack& pack) {
+  storage::ExpertCatalog catalog = catalog_of(config);
+  catalog.format = pack.params().format;
+  return catalog;
 }
 
 std::vector<float> read_plain(const Checkpoint& checkpoint, const PlainTensor& plain,

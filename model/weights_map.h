@@ -9,6 +9,7 @@
 #include "model/config.h"
 #include "storage/checkpoint.h"
 #include "storage/matrix_source.h"
+#include "storage/pack.h"
 
 namespace atl::model {
 
@@ -49,14 +50,23 @@ struct ModelTensors {
 std::vector<float> read_plain(const storage::Checkpoint& checkpoint, const PlainTensor& plain,
                               int64_t expected);
 
+// Whether the routed experts are among the checkpoint's tensors, or in the pack that carries it.
+enum class RoutedExperts : uint8_t { kInCheckpoint, kInPack };
+
 // Finds and checks every tensor the model needs (dtype, shape, scales; norms and biases in BF16 or
 // F32); MTP layers (index >= num_hidden_layers) are recognised and left out, any other tensor that
 // the model doesn't know is refused. LoadError: one line with file and tensor.
-ModelTensors map_tensors(const ModelConfig& config, const storage::Checkpoint& checkpoint);
-// The routed experts; all must have one format. Errors as above, but other tensors are not looked
-// at.
-storage::ExpertCatalog map_experts(const ModelConfig& config,
-                                   const storage::Checkpoint& checkpoint);
+ModelTensors map_tensors(const ModelConfig& config, const storage::Checkpoint& checkpoint,
+                         RoutedExperts experts = RoutedExperts::kInCheckpoint);
+
+enum class MtpLayers : uint8_t { kLeaveOut, kInclude };
+// The routed experts; all must have one format. MTP layers follow the others if they are included
+// (and have routed experts). Errors as above, but other tensors are not looked at.
+storage::ExpertCatalog map_experts(const ModelConfig& config, const storage::Checkpoint& checkpoint,
+                                   MtpLayers mtp = MtpLayers::kLeaveOut);
+// The same of a pack, without sources: num_hidden_layers layers, whether or not the pack has them
+// all.
+storage::ExpertCatalog map_packed_experts(const ModelConfig& config, const storage::Pack& pack);
 
 enum class Component : uint8_t {
   kEmbedding,

@@ -15,6 +15,8 @@
 #include "base/check.h"
 #include "base/result.h"
 #include "base/units.h"
+#include "storage/block_sums.h"
+#include "storage/pack.h"
 #include "storage/printable.h"
 #include "storage/safetensors_header.h"
 
@@ -37,8 +39,19 @@ constexpr uint64_t kFingerprintSampleBytes = 4096;
   throw LoadError(fmt::format("{}: cannot {}: {}", file.string(), what, std::strerror(errno)));
 }
 
+// What a pack knows of a file; without a pack nothing.
+const PackCarriedFile* find_carried(const Pack* pack, const std::filesystem::path& file) {
+  if (pack == nullptr) return nullptr;
+  const std::string name = file.filename().string();
+  for (const PackCarriedFile& carried : pack->carried()) {
+    if (carried.name == name) return &carried;
+  }
+  throw LoadError(fmt::format("{}: not one of the pack's files", file.string()));
+}
+
 // Opens a regular file for reading. O_NONBLOCK so that a pipe of that name does not hang us.
-Shard open_file(const std::filesystem::path& file) {
+Shard open_file(const std::filesystem::path& file, const Pack* pack) {
+  const PackCarriedFile* carried = find_carried(pack, file);
   Shard shard;
   shard.file_name = file.filename().string();
   shard.fd = ::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -51,6 +64,14 @@ Shard open_file(const std::filesystem::path& file) {
     throw LoadError(fmt::format("{}: not a regular file", file.string()));
   }
   shard.file_bytes = static_cast<uint64_t>(info.st_size);
+  if (carried == nullptr) return shard;
+  shard.checksums = carried->checksums;
+  if (shard.file_bytes != carried->bytes) {
+    ::close(shard.fd);
+    throw LoadError(
+        fmt::format("{}: {} bytes, expected {}: the file is damaged: remove it and pack again",
+                    file.string(), shard.file_bytes, carried->bytes));
+  }
   return shard;
 }
 
@@ -79,6 +100,10 @@ void drop_from_page_cache(int fd, uint64_t offset, uint64_t bytes) {
 
 void read_exactly(const Shard& shard, const std::filesystem::path& file, uint64_t offset,
                   std::span<std::byte> out, const char* what) {
+  if (!shard.checksums.empty()) {
+    read_summed({shard.fd, file, shard.file_bytes, shard.checksums}, offset, out);
+    return;
+  }
   bool failed = false;
   const size_t got = pread_all(shard.fd, offset, out, &failed);
   if (failed) throw_errno(file, "read");
@@ -88,8 +113,8 @@ void read_exactly(const Shard& shard, const std::filesystem::path& file, uint64_
   }
 }
 
-std::string read_small_file(const std::filesystem::path& file) {
-  const Shard shard = open_file(file);
+std::string read_small_file(const std::filesystem::path& file, const Pack* pack) {
+  const Shard shard = open_file(file, pack);
   std::string text;
   try {
     if (shard.file_bytes > kHeaderBytesMax) {
@@ -229,6 +254,12 @@ int64_t TensorInfo::elements() const {
 }
 
 Checkpoint Checkpoint::open(const std::filesystem::path& model_dir) {
+  return open(model_dir, nullptr);
+}
+
+Checkpoint Checkpoint::open(const Pack& pack) { return open(pack.directory(), &pack); }
+
+Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* pack) {
   std::error_code error;
   if (!std::filesystem::is_directory(model_dir, error)) {
     throw LoadError(
@@ -239,8 +270,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& model_dir) {
   std::optional<std::vector<IndexEntry>> index;
   std::vector<std::string> files = {std::string(kSingleFile)};
   if (std::filesystem::exists(model_dir / kIndexFile, error)) {
-    index =
-        parse_safetensors_index(read_small_file(model_dir / kIndexFile), model_dir / kIndexFile);
+    index = parse_safetensors_index(read_small_file(model_dir / kIndexFile, pack),
+                                    model_dir / kIndexFile);
     files = shard_files(*index);
   } else if (!std::filesystem::exists(model_dir / kSingleFile, error)) {
     throw LoadError(fmt::format("{}: neither {} nor {} is there: is the download complete?",
@@ -250,7 +281,7 @@ Checkpoint Checkpoint::open(const std::filesystem::path& model_dir) {
   Checkpoint checkpoint;
   checkpoint.directory_ = model_dir;
   for (const std::string& file : files) {
-    checkpoint.shards_.push_back(open_file(model_dir / file));
+    checkpoint.shards_.push_back(open_file(model_dir / file, pack));
     const auto shard = static_cast<uint32_t>(checkpoint.shards_.size() - 1);
     for (TensorInfo& tensor : read_header(checkpoint.shards_.back(), model_dir / file)) {
       tensor.shard = shard;
@@ -288,15 +319,23 @@ void Checkpoint::read(const TensorInfo& tensor, uint64_t begin, std::span<std::b
 
 void Checkpoint::read_file(const Shard& shard, const TensorInfo* tensor, uint64_t offset,
                            std::span<std::byte> out) const {
+  const std::filesystem::path file = directory_ / shard.file_name;
   while (!out.empty()) {
     const auto step = out.first(std::min(out.size(), kReadStepBytes));
+    if (!shard.checksums.empty()) {
+      read_summed({shard.fd, file, shard.file_bytes, shard.checksums}, offset, step);
+      drop_from_page_cache(shard.fd, offset, step.size());
+      offset += step.size();
+      out = out.subspan(step.size());
+      continue;
+    }
     bool failed = false;
     const size_t got = pread_all(shard.fd, offset, step, &failed);
     if (got != step.size()) {
       const std::string reason = failed ? std::strerror(errno) : "the file shrank";
-      throw LoadError(fmt::format(
-          "{}: {}: read {} of {} bytes at offset {}: {}", (directory_ / shard.file_name).string(),
-          tensor ? "tensor " + printable(tensor->name) : "data", got, step.size(), offset, reason));
+      throw LoadError(fmt::format("{}: {}: read {} of {} bytes at offset {}: {}", file.string(),
+                                  tensor ? "tensor " + printable(tensor->name) : "data", got,
+                                  step.size(), offset, reason));
     }
     drop_from_page_cache(shard.fd, offset, step.size());
     offset += step.size();

@@ -17,6 +17,8 @@
 
 namespace atl::storage {
 
+class Pack;
+
 enum class DType : uint8_t { kF8E4m3, kBf16, kF32, kF16, kI64, kI32, kI8, kU8, kOther };
 std::string_view to_string(DType dtype);
 size_t dtype_bytes(DType dtype);  // 0 for kOther
@@ -37,6 +39,7 @@ struct Shard {
   std::string file_name;
   uint64_t file_bytes = 0;
   uint64_t data_offset = 0;
+  std::vector<uint64_t> checksums;  // of each kSumBlockBytes; of a pack's shards only
   int fd = -1;
 };
 
@@ -45,6 +48,9 @@ class Checkpoint {
  public:
   // LoadError: one line that names file, tensor, what was expected and what was found.
   static Checkpoint open(const std::filesystem::path& model_dir);
+  // What a pack carries besides its experts, which are not among the tensors. Everything that is
+  // read, here and later, is checked against the pack's checksums.
+  static Checkpoint open(const Pack& pack);
   ~Checkpoint();
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) = delete;
@@ -65,6 +71,7 @@ class Checkpoint {
 
  private:
   Checkpoint() = default;
+  static Checkpoint open(const std::filesystem::path& model_dir, const Pack* pack);
   void read_file(const Shard& shard, const TensorInfo* tensor, uint64_t offset,
                  std::span<std::byte> out) const;
   std::filesystem::path directory_;

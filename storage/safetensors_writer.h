@@ -34,6 +34,7 @@ class CheckpointWriter {
 
   // In the order given to the constructor.
   std::span<const TensorInfo> tensors() const { return tensors_; }
+  std::span<const Shard> shards() const { return shards_; }
   uint64_t data_bytes() const { return data_bytes_; }
 
   // Writes data to byte `begin` of the tensor. Any thread, any order, each byte once.
