@@ -16,6 +16,7 @@ using kernels::TileLayout;
 using kernels::WeightFormat;
 
 constexpr float kScale = 0.01f;
+constexpr int64_t kExpertsPerStep = 8;
 
 // Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014 (splitmix64).
 uint64_t mix(uint64_t value) {
@@ -136,36 +137,41 @@ void ExpertMemory::fill(int64_t expert, size_t tile) {
 }
 
 ExpertRunner::ExpertRunner(ThreadTeam& team, const ExpertMemory& memory, int64_t num_rows)
-    : team_(team), memory_(memory), phases_(team) {
+    : team_(team), memory_(memory), phases_(team), num_rows_(static_cast<size_t>(num_rows)) {
   const int64_t hidden = memory.shape().hidden;
   x_.resize(num_rows * hidden);
   for (size_t i = 0; i < x_.size(); ++i) {
     x_[i] = static_cast<float>(static_cast<int64_t>(mix(i) % 2001) - 1000) * 1e-3f;
   }
   sums_.assign(num_rows * hidden, 0);
-  weights_.assign(num_rows, 0.125f);
-  for (int64_t row = 0; row < num_rows; ++row) {
-    x_rows_.push_back(&x_[row * hidden]);
-    sum_rows_.push_back(&sums_[row * hidden]);
+  weights_.assign(experts_per_step() * num_rows, 0.125f);
+  for (int64_t pair = 0; pair < experts_per_step() * num_rows; ++pair) {
+    x_rows_.push_back(&x_[pair % num_rows * hidden]);
+    sum_rows_.push_back(&sums_[pair % num_rows * hidden]);
   }
-  works_.resize(memory.shape().tiles.size());
 }
 
-void ExpertRunner::run_expert(int64_t expert) {
-  for (size_t tile = 0; tile < works_.size(); ++tile) {
-    works_[tile] = {memory_.tile(expert, tile), 0, x_rows_.size()};
+int64_t ExpertRunner::experts_per_step() const {
+  return std::min(kExpertsPerStep, memory_.num_experts());
+}
+
+void ExpertRunner::run_step(int64_t num_experts) {
+  works_.clear();
+  for (int64_t i = 0; i < num_experts; ++i) {
+    const size_t pair = static_cast<size_t>(i) * num_rows_;
+    for (size_t tile = 0; tile < memory_.shape().tiles.size(); ++tile) {
+      works_.push_back({memory_.tile(next_, tile), pair, pair + num_rows_});
+    }
+    next_ = (next_ + 1) % memory_.num_experts();
   }
   phases_.start({x_rows_, weights_, sum_rows_});
   phases_.gate_up(works_);
   phases_.down(0, ceil_div(memory_.shape().hidden, kernels::kPanelWidth));
+  for (size_t pair = 0; pair < x_rows_.size(); ++pair) CHECK(!phases_.is_bad(pair));
 }
 
 void ExpertRunner::run(int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    run_expert(next_);
-    next_ = (next_ + 1) % memory_.num_experts();
-  }
-  for (size_t pair = 0; pair < x_rows_.size(); ++pair) CHECK(!phases_.is_bad(pair));
+  for (; count > 0; count -= experts_per_step()) run_step(std::min(count, experts_per_step()));
 }
 
 double ExpertRunner::time(int64_t count) {
@@ -176,7 +182,8 @@ double ExpertRunner::time(int64_t count) {
 
 int64_t ExpertRunner::experts_for(double seconds) {
   const double one = std::min(time(1), time(1));
-  return std::max<int64_t>(1, static_cast<int64_t>(seconds / std::max(one, 1e-7)) + 1);
+  const auto count = static_cast<int64_t>(seconds / std::max(one, 1e-7)) + 1;
+  return round_up(count, experts_per_step());
 }
 
 double ExpertRunner::weights_of(int64_t count) const {

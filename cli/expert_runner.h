@@ -64,8 +64,8 @@ class ExpertMemory {
   HostBuffer buffer_;
 };
 
-// Some rows that go through one whole expert after the other: gate, up, SiLU; then down and the
-// integer sum.
+// Some rows that go through whole experts, as many in one step as a token of DeepSeek-V3 chooses:
+// gate, up, SiLU; then down and the integer sum.
 class ExpertRunner {
  public:
   // Team and memory are borrowed and must outlive the runner.
@@ -76,22 +76,24 @@ class ExpertRunner {
   double time(int64_t count);
   // Runs them without looking at the clock.
   void run(int64_t count);
-  // How many experts take `seconds` or a little more, at least one.
+  // How many experts take `seconds` or a little more, whole steps of them.
   int64_t experts_for(double seconds);
   double weights_of(int64_t count) const;
 
  private:
-  void run_expert(int64_t expert);
+  int64_t experts_per_step() const;
+  void run_step(int64_t num_experts);
 
   ThreadTeam& team_;
   const ExpertMemory& memory_;
   expert_node::TilePhases phases_;
-  std::vector<float> x_;        // [rows, hidden]
-  std::vector<float> weights_;  // [rows]
-  std::vector<int64_t> sums_;   // [rows, hidden]
-  std::vector<const float*> x_rows_;
-  std::vector<int64_t*> sum_rows_;
-  std::vector<expert_node::TileWork> works_;  // [tiles]
+  std::vector<float> x_;              // [rows, hidden]
+  std::vector<int64_t> sums_;         // [rows, hidden]
+  std::vector<float> weights_;        // [experts of a step][rows]
+  std::vector<const float*> x_rows_;  // likewise
+  std::vector<int64_t*> sum_rows_;    // likewise
+  const size_t num_rows_;
+  std::vector<expert_node::TileWork> works_;
   int64_t next_ = 0;
 };
 

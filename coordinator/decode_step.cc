@@ -195,7 +195,8 @@ void DecodeStep::absorb_queries(const AttentionWeights& weights, int64_t row_beg
         std::memcpy(to[row] + rank, from[row] + nope, rope * sizeof(float));
       }
       const kernels::PanelMatrix& w_k = weights.w_k[head].matrix;
-      kernels::linear_panels(w_k, 0, w_k.shape.num_panels(), from, to);
+      const kernels::PanelMatrix* next = head + 1 < end ? &weights.w_k[head + 1].matrix : nullptr;
+      kernels::linear_panels(w_k, 0, w_k.shape.num_panels(), from, to, next);
     }
   });
 }
@@ -238,7 +239,8 @@ void DecodeStep::unabsorb_values(const AttentionWeights& weights, int64_t row_be
         to[row] = &o_[((row_begin + row) * heads + head) * v];
       }
       const kernels::PanelMatrix& w_v = weights.w_v[head].matrix;
-      kernels::linear_panels(w_v, 0, w_v.shape.num_panels(), from, to);
+      const kernels::PanelMatrix* next = head + 1 < end ? &weights.w_v[head + 1].matrix : nullptr;
+      kernels::linear_panels(w_v, 0, w_v.shape.num_panels(), from, to, next);
     }
   });
 }

@@ -2,7 +2,8 @@
 //
 // For output o and row r, per scale group g in ascending order:
 //   acc = +0; for k of g ascending: acc = fma(x[r][k], code[o][k], acc)
-//   sum = fma(scale[o][g], acc, sum)            (sum starts at +0; no scale: scale = 1, groups of 128)
+//   sum = fma(scale[o][g], acc, sum)            (sum starts at +0; no scale: scale = 1, groups of
+//   128)
 // A SIMD lane is an output, never a part of k, so any SIMD width, row block or split of outputs
 // gives the same bits.
 #pragma once
@@ -19,8 +20,11 @@ namespace atl::kernels {
 //   x    [num_rows] pointers to FP32 rows of at least shape.k values, borrowed
 //   y    [num_rows] pointers to FP32 rows indexed by output o of the whole matrix; outputs past
 //        shape.outputs (padding) are not written
+//   next a matrix of the same shape whose first panels the caller will ask for next, fetched from
+//        memory meanwhile; nullptr if not known
 void linear_panels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
-                   std::span<const float* const> x, std::span<float* const> y);
+                   std::span<const float* const> x, std::span<float* const> y,
+                   const PanelMatrix* next = nullptr);
 
 // All panels, shared out over the team. x rows are x_stride floats apart, y rows y_stride.
 void linear(ThreadTeam& team, const PanelMatrix& w, int64_t num_rows, const float* x,

@@ -15,7 +15,9 @@ namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
 
 void LinearPanels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
-                  const float* const* x, float* const* y, int64_t num_rows) {
+                  const float* const* x, float* const* y, int64_t num_rows,
+                  const PanelMatrix* next) {
+  const std::byte* after = next != nullptr ? next->panel_codes(0) : nullptr;
   HWY_ALIGN float sums[kSumsMax];
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
@@ -23,7 +25,7 @@ void LinearPanels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(w.shape.format, panel_end - panel, rows);
-      PanelSums(w, panel, panels, prepared, NextCodes(w, panel, panels, panel_end, nullptr), sums);
+      PanelSums(w, panel, panels, prepared, NextCodes(w, panel, panels, panel_end, after), sums);
       const int64_t first = panel * kPanelWidth;
       const int64_t count = HWY_MIN(panels * kPanelWidth, w.shape.outputs - first);
       for (int64_t r = 0; r < rows; ++r) {
@@ -37,7 +39,7 @@ void LinearPanels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
 #else
 
 void LinearPanels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
-                  const float* const* x, float* const* y, int64_t num_rows) {
+                  const float* const* x, float* const* y, int64_t num_rows, const PanelMatrix*) {
   const auto n = static_cast<size_t>(num_rows);
   reference::linear_panels(w, panel_begin, panel_end, {x, n}, {y, n});
 }
@@ -56,12 +58,13 @@ namespace atl::kernels {
 HWY_EXPORT(LinearPanels);
 
 void linear_panels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
-                   std::span<const float* const> x, std::span<float* const> y) {
+                   std::span<const float* const> x, std::span<float* const> y,
+                   const PanelMatrix* next) {
   CHECK_EQ(x.size(), y.size());
   CHECK_GE(panel_begin, 0);
   CHECK_LE(panel_end, w.shape.num_panels());
   HWY_DYNAMIC_DISPATCH(LinearPanels)
-  (w, panel_begin, panel_end, x.data(), y.data(), static_cast<int64_t>(x.size()));
+  (w, panel_begin, panel_end, x.data(), y.data(), static_cast<int64_t>(x.size()), next);
 }
 
 void linear(ThreadTeam& team, const PanelMatrix& w, int64_t num_rows, const float* x,
