@@ -156,9 +156,9 @@ WorkItem expert_work(const DeploymentOptions& options) {
   const auto loaded = LoadedModel::open(options.model_dir);
   WorkItem expert;
   if (loaded->catalog.moe_layers.empty()) return expert;
-  const storage::TileStore tiles(loaded->checkpoint, loaded->catalog, options.numerics.experts());
-  for (int tile = 0; tile < tiles.num_tiles(); ++tile) {
-    const kernels::TileLayout& layout = tiles.layout(tile);
+  const auto tiles = loaded->tiles(loaded->settle(options.numerics));
+  for (int tile = 0; tile < tiles->num_tiles(); ++tile) {
+    const kernels::TileLayout& layout = tiles->layout(tile);
     for (const auto* shape : {&layout.gate_up, &layout.gate_up, &layout.down}) {
       const WorkItem matrix = matrix_work(*shape, 1, 1);
       expert.bytes += matrix.bytes;

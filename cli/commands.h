@@ -16,6 +16,7 @@ void add_run_command(CLI::App& app, int* exit_code);
 void add_eval_command(CLI::App& app, int* exit_code);
 void add_node_command(CLI::App& app, int* exit_code);
 void add_tokenize_command(CLI::App& app, int* exit_code);
+void add_pack_command(CLI::App& app, int* exit_code);
 void add_inspect_command(CLI::App& app, int* exit_code);
 void add_topology_command(CLI::App& app, int* exit_code);
 void add_synth_command(CLI::App& app, int* exit_code);

@@ -80,12 +80,22 @@ topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
 }  // namespace
 
 std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir) {
+  std::optional<storage::Pack> pack;
+  if (storage::Pack::is_pack(model_dir)) pack = storage::Pack::open(model_dir);
   model::ModelConfig config = model::load_config(model_dir);
-  storage::Checkpoint checkpoint = storage::Checkpoint::open(model_dir);
-  auto loaded =
-      std::unique_ptr<LoadedModel>(new LoadedModel{std::move(config), std::move(checkpoint), {}});
-  loaded->catalog = model::map_experts(loaded->config, loaded->checkpoint);
+  storage::Checkpoint checkpoint =
+      pack ? storage::Checkpoint::open(*pack) : storage::Checkpoint::open(model_dir);
+  auto loaded = std::unique_ptr<LoadedModel>(
+      new LoadedModel{std::move(config), std::move(pack), std::move(checkpoint), {}});
+  loaded->catalog = loaded->pack ? model::map_packed_experts(loaded->config, *loaded->pack)
+                                 : model::map_experts(loaded->config, loaded->checkpoint);
   return loaded;
+}
+
+NumericsProfile LoadedModel::settle(const NumericsProfile& numerics) const {
+  if (pack) return numerics.with_pack(*pack);
+  numerics.check();
+  return numerics;
 }
 
 transport::ModelIdentity LoadedModel::identity(const NumericsProfile& numerics) const {
@@ -93,17 +103,29 @@ transport::ModelIdentity LoadedModel::identity(const NumericsProfile& numerics) 
   identity.model = fmt::format("{}, {} layers, hidden {}, {} experts of {}", config.model_type,
                                config.num_hidden_layers, config.hidden_size,
                                config.n_routed_experts, config.moe_intermediate_size);
-  identity.checkpoint_fingerprint = checkpoint.fingerprint();
+  identity.checkpoint_fingerprint =
+      pack ? pack->params().source_fingerprint : checkpoint.fingerprint();
   identity.profile = "f32 arithmetic, absorbed attention, " + numerics.describe(catalog.format);
   return identity;
+}
+
+std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& numerics) const {
+  if (pack) return std::make_unique<storage::TileStore>(*pack, catalog, numerics.experts());
+  return std::make_unique<storage::TileStore>(checkpoint, catalog, numerics.experts());
+}
+
+model::ModelTensors LoadedModel::tensors() const {
+  return model::map_tensors(
+      config, checkpoint,
+      pack ? model::RoutedExperts::kInPack : model::RoutedExperts::kInCheckpoint);
 }
 
 Deployment::Deployment(const DeploymentOptions& options)
     : options_(options),
       model_(LoadedModel::open(options.model_dir)),
+      numerics_(model_->settle(options.numerics)),
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
-  options_.numerics.check();
   const auto start = clock_.now();
   const topology::Placement placement =
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
@@ -115,7 +137,7 @@ Deployment::Deployment(const DeploymentOptions& options)
   join_cluster(placement);
   load_weights();
   coordinator::EngineOptions engine_options;
-  engine_options.cache_type = options_.numerics.cache;
+  engine_options.cache_type = numerics_.cache;
   engine_options.rows_max = options_.chunk;
   engine_options.cache_blocks = coordinator::KvCache::blocks_for(options_.cache_tokens) + 1;
   engine_ = std::make_unique<coordinator::Engine>(model_->config, *weights_, dispatcher_.get(),
@@ -131,12 +153,11 @@ void Deployment::start_local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
   transport_ = std::move(pair.near_end);
   local_end_ = std::move(pair.far_end);
-  local_tiles_ = std::make_unique<storage::TileStore>(model_->checkpoint, model_->catalog,
-                                                      options_.numerics.experts());
+  local_tiles_ = model_->tiles(numerics_);
   expert_node::NodeOptions node_options;
   node_options.name = "local";
-  node_options.identity = model_->identity(options_.numerics);
-  node_options.row_type = options_.numerics.wire_row_type();
+  node_options.identity = model_->identity(numerics_);
+  node_options.row_type = numerics_.wire_row_type();
   node_options.num_loader_threads = team_.num_threads();
   node_options.staging_window_bytes = kStagingWindowBytes;
   local_node_ =
@@ -152,7 +173,7 @@ void Deployment::start_child_nodes(const topology::Placement& placement) {
   child.program = options_.node_program;
   child.threads = threads_.nodes;
   child.transport = options_.transport;
-  child.numerics = options_.numerics;
+  child.numerics = numerics_;
   // A waiting thread may spin only if all have a core of their own.
   child.spin = threads_.cores_suffice;
   children_ = std::make_unique<ChildNodes>(child);
@@ -172,7 +193,7 @@ void Deployment::start_child_nodes(const topology::Placement& placement) {
 void Deployment::join_cluster(const topology::Placement& placement) {
   const model::ModelConfig& config = model_->config;
   coordinator::ClusterOptions cluster;
-  cluster.identity = model_->identity(options_.numerics);
+  cluster.identity = model_->identity(numerics_);
   cluster.session = random_session();
   cluster.limits.rows_max = static_cast<uint32_t>(options_.chunk);
   cluster.limits.hidden_size = static_cast<uint32_t>(config.hidden_size);
@@ -181,7 +202,7 @@ void Deployment::join_cluster(const topology::Placement& placement) {
   cluster.limits.n_routed_experts = static_cast<uint32_t>(config.n_routed_experts);
   cluster.limits.num_tiles =
       static_cast<uint32_t>(kernels::num_tiles(config.moe_intermediate_size));
-  cluster.limits.row_type = options_.numerics.wire_row_type();
+  cluster.limits.row_type = numerics_.wire_row_type();
   cluster_ = std::make_unique<coordinator::Cluster>(*transport_, cluster, placement,
                                                     std::move(cluster_nodes_));
   coordinator::DispatcherOptions dispatch;
@@ -194,24 +215,24 @@ void Deployment::join_cluster(const topology::Placement& placement) {
 
 // The coordinator's own weights, while the nodes load their tiles.
 void Deployment::load_weights() {
-  const model::ModelTensors tensors = model::map_tensors(model_->config, model_->checkpoint);
-  const storage::TileStore sizes(model_->checkpoint, model_->catalog, options_.numerics.experts());
+  const model::ModelTensors tensors = model_->tensors();
+  const std::unique_ptr<storage::TileStore> sizes = model_->tiles(numerics_);
   uint64_t total = coordinator::Weights::read_bytes(tensors);
   for (const coordinator::NodeLink& link : cluster_->links()) {
     std::vector<int> tiles;
     for (const transport::TileRange& range : link.tiles) {
       for (int tile = range.begin; tile < range.end; ++tile) tiles.push_back(tile);
     }
-    total += sizes.read_bytes(tiles);
+    total += sizes->read_bytes(tiles);
   }
   NoProgress silent;
   std::optional<ProgressBar> bar;
   if (options_.progress) bar.emplace("loading");
   Progress& progress = bar ? static_cast<Progress&>(*bar) : silent;
   progress.start(total);
-  weights_ = coordinator::Weights::load(model_->config, tensors, model_->checkpoint,
-                                        options_.numerics.dense(), team_.num_threads(),
-                                        kStagingWindowBytes, progress);
+  weights_ =
+      coordinator::Weights::load(model_->config, tensors, model_->checkpoint, numerics_.dense(),
+                                 team_.num_threads(), kStagingWindowBytes, progress);
   uint64_t shown = 0;
   while (true) {
     dispatcher_->poll();  // sets connections up; a node in this process takes its session up
@@ -257,7 +278,9 @@ void add_transport_option(CLI::App& command, transport::TransportKind* kind) {
 }
 
 void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
-  command.add_option("model_dir", options->model_dir, "Checkpoint directory (Hugging Face layout)")
+  command
+      .add_option("model_dir", options->model_dir,
+                  "Checkpoint directory (Hugging Face layout) or expert pack")
       ->required()
       ->type_name("MODEL_DIR");
   command

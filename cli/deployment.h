@@ -21,6 +21,7 @@
 #include "model/config.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint.h"
+#include "storage/pack.h"
 #include "storage/tile_store.h"
 #include "topology/placement.h"
 #include "topology/thread_plan.h"
@@ -36,14 +37,21 @@ namespace atl::cli {
 // matrix must fit (dense down_proj of V3: 18432 bytes).
 inline constexpr size_t kStagingWindowBytes = size_t{8} << 20;
 
-// A checkpoint opened and matched with its model; what coordinator and node both start from.
+// A checkpoint or an expert pack opened and matched with its model; what coordinator and node both
+// start from.
 struct LoadedModel {
   model::ModelConfig config;
-  storage::Checkpoint checkpoint;
+  std::optional<storage::Pack> pack;
+  storage::Checkpoint checkpoint;  // with a pack: all but the routed experts
   storage::ExpertCatalog catalog;
 
   static std::unique_ptr<LoadedModel> open(const std::filesystem::path& model_dir);
+  // The profile that the model runs with if this one is asked for. LoadError if it can't be.
+  NumericsProfile settle(const NumericsProfile& numerics) const;
+  // The following take a settled profile. Checkpoint and packs of it have the same identity.
   transport::ModelIdentity identity(const NumericsProfile& numerics) const;
+  std::unique_ptr<storage::TileStore> tiles(const NumericsProfile& numerics) const;
+  model::ModelTensors tensors() const;  // what the coordinator loads
 };
 
 // Options that `run` and `eval` share.
@@ -106,6 +114,7 @@ class Deployment {
   const DeploymentOptions options_;
   SteadyClock clock_;
   std::unique_ptr<LoadedModel> model_;
+  const NumericsProfile numerics_;  // settled
   const topology::SharedPlan threads_;
   ThreadTeam team_;
   std::unique_ptr<transport::Transport> transport_;  // the coordinator's end

@@ -16,6 +16,7 @@
 
 #include "base/units.h"
 #include "cli/commands.h"
+#include "cli/deployment.h"
 #include "cli/output.h"
 #include "cli/table.h"
 #include "kernels/tile.h"
@@ -23,6 +24,7 @@
 #include "model/tokenizer.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint.h"
+#include "storage/pack.h"
 #include "storage/tile_store.h"
 #include "topology/placement.h"
 
@@ -57,6 +59,12 @@ struct TileFacts {
   std::vector<NodeNeed> nodes;
 };
 
+struct PackFacts {
+  storage::PackParams params;
+  uint64_t bytes = 0;  // of all its files
+  int tiles_of_model = 0;
+};
+
 // All that inspect knows; the text and the JSON are two ways to say it.
 struct Facts {
   model::ModelConfig config;
@@ -68,6 +76,7 @@ struct Facts {
   std::optional<int32_t> tokenizer_tokens;  // none: no tokenizer.json
   std::vector<model::ComponentRow> components;
   std::optional<TileFacts> tiles;  // none: no routed experts
+  std::optional<PackFacts> pack;   // none: an unpacked checkpoint
 };
 
 std::string_view name_of(kernels::ScoringFunc scoring) {
@@ -112,9 +121,10 @@ NodeNeed need_of_node(const storage::TileStore& store, int num_nodes) {
           .read_bytes = store.read_bytes(tiles)};
 }
 
-TileFacts tile_facts(const model::ModelConfig& config, const storage::Checkpoint& checkpoint) {
-  const storage::ExpertCatalog catalog = model::map_experts(config, checkpoint);
-  const storage::TileStore store(checkpoint, catalog);
+TileFacts tile_facts(const LoadedModel& loaded) {
+  const storage::ExpertCatalog& catalog = loaded.catalog;
+  const std::unique_ptr<storage::TileStore> tiles = loaded.tiles(loaded.settle({}));
+  const storage::TileStore& store = *tiles;
   TileFacts facts;
   facts.format = catalog.format;
   facts.count = store.num_tiles();
@@ -131,8 +141,10 @@ TileFacts tile_facts(const model::ModelConfig& config, const storage::Checkpoint
   return facts;
 }
 
-Facts gather(const model::ModelConfig& config, const storage::Checkpoint& checkpoint) {
-  model::map_tensors(config, checkpoint);  // throws if a tensor is missing, strange or misshapen
+Facts gather(const LoadedModel& loaded) {
+  const model::ModelConfig& config = loaded.config;
+  const storage::Checkpoint& checkpoint = loaded.checkpoint;
+  loaded.tensors();  // throws if a tensor is missing, strange or misshapen
   Facts facts;
   facts.config = config;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -141,12 +153,18 @@ Facts gather(const model::ModelConfig& config, const storage::Checkpoint& checkp
   facts.shards = checkpoint.shards().size();
   for (const storage::Shard& shard : checkpoint.shards()) facts.shard_bytes += shard.file_bytes;
   facts.tensors = checkpoint.tensors().size();
-  facts.fingerprint = checkpoint.fingerprint();
+  facts.fingerprint =
+      loaded.pack ? loaded.pack->params().source_fingerprint : checkpoint.fingerprint();
   if (std::filesystem::exists(checkpoint.directory() / "tokenizer.json")) {
     facts.tokenizer_tokens = model::Tokenizer::load(checkpoint.directory()).vocab_size();
   }
   facts.components = model::component_table(config, checkpoint);
-  if (facts.moe_layers > 0) facts.tiles = tile_facts(config, checkpoint);
+  if (facts.moe_layers > 0) facts.tiles = tile_facts(loaded);
+  if (loaded.pack) {
+    facts.pack = {.params = loaded.pack->params(),
+                  .bytes = loaded.pack->total_bytes(),
+                  .tiles_of_model = static_cast<int>(loaded.pack->geometry().layouts().size())};
+  }
   return facts;
 }
 
@@ -200,8 +218,40 @@ std::string model_text(const Facts& facts) {
   return text;
 }
 
+// "1-60, 61" for layers that need not be neighbours.
+std::string ranges_text(const std::vector<int32_t>& numbers) {
+  std::string text;
+  for (size_t i = 0; i < numbers.size();) {
+    size_t end = i + 1;
+    while (end < numbers.size() && numbers[end] == numbers[end - 1] + 1) ++end;
+    if (!text.empty()) text += ", ";
+    text += end == i + 1 ? std::to_string(numbers[i])
+                         : fmt::format("{}-{}", numbers[i], numbers[end - 1]);
+    i = end;
+  }
+  return text;
+}
+
+std::string pack_text(const Facts& facts) {
+  if (!facts.pack) return "";
+  const storage::PackParams& params = facts.pack->params;
+  std::string text = "\nexpert pack\n";
+  add_fact(&text, "bytes", format_bytes(facts.pack->bytes));
+  add_fact(&text, "format",
+           fmt::format("{} (the checkpoint has {}){}", kernels::to_string(params.format),
+                       params.source_format,
+                       params.format == kernels::WeightFormat::kInt4
+                           ? fmt::format(", rows {}", kernels::to_string(params.activations))
+                           : ""));
+  add_fact(&text, "layers", ranges_text(params.layers));
+  add_fact(&text, "tiles",
+           fmt::format("{}-{} of {}", params.tile_begin, params.tile_end - 1,
+                       facts.pack->tiles_of_model));
+  return text;
+}
+
 std::string checkpoint_text(const Facts& facts) {
-  std::string text = "\ncheckpoint\n";
+  std::string text = facts.pack ? "\ncheckpoint, without routed experts\n" : "\ncheckpoint\n";
   add_fact(&text, "files", fmt::format("{}, {}", facts.shards, format_bytes(facts.shard_bytes)));
   add_fact(&text, "tensors", format_count(facts.tensors));
   add_fact(&text, "fingerprint", facts.fingerprint);
@@ -346,6 +396,16 @@ Json to_json(const Facts& facts) {
                         {"tensors", facts.tensors},
                         {"fingerprint", facts.fingerprint},
                         {"components", components}};
+  if (facts.pack) {
+    const storage::PackParams& params = facts.pack->params;
+    json["pack"] = {{"bytes", facts.pack->bytes},
+                    {"format", kernels::to_string(params.format)},
+                    {"activations", kernels::to_string(params.activations)},
+                    {"source_format", params.source_format},
+                    {"layers", params.layers},
+                    {"first_tile", params.tile_begin},
+                    {"last_tile", params.tile_end - 1}};
+  }
   json["coordinator_bytes"] = coordinator_bytes(facts);
   json["kv_cache_bytes_per_token"] = {
       {"bf16", kv_bytes_per_token(facts.config, kernels::RowType::kBf16)},
@@ -367,16 +427,16 @@ Json tensors_json(const storage::Checkpoint& checkpoint) {
 }
 
 int inspect(const InspectOptions& options) {
-  const model::ModelConfig config = model::load_config(options.model_dir);
-  const storage::Checkpoint checkpoint = storage::Checkpoint::open(options.model_dir);
-  const Facts facts = gather(config, checkpoint);
+  const std::unique_ptr<LoadedModel> loaded = LoadedModel::open(options.model_dir);
+  const storage::Checkpoint& checkpoint = loaded->checkpoint;
+  const Facts facts = gather(*loaded);
   if (options.json) {
     Json json = to_json(facts);
     if (options.tensors) json["tensors"] = tensors_json(checkpoint);
     write_stdout(json.dump(2) + "\n");
     return 0;
   }
-  write_stdout(model_text(facts) + checkpoint_text(facts) + needs_text(facts));
+  write_stdout(model_text(facts) + pack_text(facts) + checkpoint_text(facts) + needs_text(facts));
   if (options.tensors) write_stdout(tensors_text(checkpoint));
   return 0;
 }
@@ -386,10 +446,10 @@ int inspect(const InspectOptions& options) {
 void add_inspect_command(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* command = app.add_subcommand(
-      "inspect", "Check a checkpoint and tell what it is and what serving it needs");
+      "inspect", "Check a checkpoint or pack and tell what it is and what serving it needs");
   command
       ->add_option("MODEL_DIR", options->model_dir,
-                   "Directory with config.json and safetensors files, as published")
+                   "Directory with config.json and safetensors files, as published, or expert pack")
       ->required()
       ->type_name("");
   command->add_flag("--json", options->json,

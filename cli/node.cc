@@ -63,12 +63,12 @@ topology::TeamPlan place_threads(const NodeCommandOptions& options) {
 }
 
 void serve(const NodeCommandOptions& options) {
-  options.numerics.check();
   // First of all: the memory of everything that follows is to come from the domain.
   const topology::TeamPlan threads = place_threads(options);
   const std::unique_ptr<LoadedModel> model = LoadedModel::open(options.model_dir);
+  const NumericsProfile numerics = model->settle(options.numerics);
   ThreadTeam team(threads.num_threads, threads.cpus);
-  storage::TileStore tiles(model->checkpoint, model->catalog, options.numerics.experts());
+  const std::unique_ptr<storage::TileStore> tiles = model->tiles(numerics);
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
   ucx.spin = options.spin;
@@ -83,11 +83,11 @@ void serve(const NodeCommandOptions& options) {
 
   expert_node::NodeOptions node_options;
   node_options.name = options.name;
-  node_options.identity = model->identity(options.numerics);
-  node_options.row_type = options.numerics.wire_row_type();
+  node_options.identity = model->identity(numerics);
+  node_options.row_type = numerics.wire_row_type();
   node_options.num_loader_threads = team.num_threads();
   node_options.staging_window_bytes = kStagingWindowBytes;
-  expert_node::ExpertNode node(node_options, team, tiles, *transport);
+  expert_node::ExpertNode node(node_options, team, *tiles, *transport);
   const std::unique_ptr<transport::ControlServer> control =
       transport::serve_control(options.listen, node);
   const std::string host = options.listen.substr(0, options.listen.rfind(':'));
@@ -102,7 +102,9 @@ void add_node_command(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<NodeCommandOptions>();
   CLI::App* command = app.add_subcommand(
       "node", "An expert node: keeps tiles of every expert and computes what a coordinator asks");
-  command->add_option("model_dir", options->model_dir, "Checkpoint directory (Hugging Face layout)")
+  command
+      ->add_option("model_dir", options->model_dir,
+                   "Checkpoint directory (Hugging Face layout) or expert pack")
       ->required()
       ->type_name("MODEL_DIR");
   command->add_option("--name", options->name, "Name in logs and reports")->capture_default_str();

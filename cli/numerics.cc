@@ -63,6 +63,22 @@ void NumericsProfile::check() const {
       kernels::to_string(*activations)));
 }
 
+NumericsProfile NumericsProfile::with_pack(const storage::Pack& pack) const {
+  const storage::PackParams& packed = pack.params();
+  if (format && *format != packed.format) {
+    throw LoadError(fmt::format(
+        "{}: the pack holds experts in {}, not in {}: leave --format out, or pack again with it",
+        pack.directory().string(), kernels::to_string(packed.format), kernels::to_string(*format)));
+  }
+  NumericsProfile profile = *this;
+  profile.format = packed.format;
+  if (packed.format == WeightFormat::kInt4) {
+    profile.activations = activations.value_or(packed.activations);
+  }
+  profile.check();
+  return profile;
+}
+
 std::string NumericsProfile::describe(WeightFormat experts_in_checkpoint) const {
   const auto with_rows = [this](WeightFormat held) {
     std::string text(kernels::to_string(held));

@@ -8,6 +8,7 @@
 
 #include "kernels/numeric_types.h"
 #include "storage/matrix_source.h"
+#include "storage/pack.h"
 #include "transport/wire.h"
 
 namespace CLI {
@@ -29,6 +30,9 @@ struct NumericsProfile {
   transport::WireRowType wire_row_type() const;
   // LoadError if activations are named and no matrix is asked for in int4.
   void check() const;
+  // The profile with what a pack decides unless the user does: format and activations of the
+  // routed experts. LoadError if another format is asked for, and as check().
+  NumericsProfile with_pack(const storage::Pack& pack) const;
   // "wire bf16, kv bf16, experts int4 with i8 rows, dense as in the checkpoint".
   std::string describe(kernels::WeightFormat experts_in_checkpoint) const;
   // As options of a command line.

@@ -97,8 +97,8 @@ void check_envelope(std::string_view bytes, std::string_view magic,
 }
 
 Json params_json(const PackParams& params) {
-  return {{"layout", layout_id(params.format)},
-          {"format", to_string(params.format)},
+  return {{"format", to_string(params.format)},
+          {"layout", layout_id(params.format)},
           {"activations", to_string(params.activations)},
           {"scales", params.scales == ScaleOrigin::kCheckpoint ? "checkpoint" : "packing"},
           {"hidden_size", params.hidden_size},
@@ -211,8 +211,10 @@ std::string difference(const PackParams& found, const PackParams& expected) {
   const Json a = params_json(found), b = params_json(expected);
   for (const auto& [key, value] : a.items()) {
     if (value == b.at(key)) continue;
-    return fmt::format("{}: {} instead of {}", key, printable(value.dump()),
-                       printable(b.at(key).dump()));
+    const auto text = [](const Json& json) {
+      return json.is_string() ? printable(json.get<std::string>()) : json.dump();
+    };
+    return fmt::format("{}: {} instead of {}", key, text(value), text(b.at(key)));
   }
   return "";
 }
