@@ -61,7 +61,7 @@ bool Pack::is_pack(const std::filesystem::path& dir) {
 Pack::Pack(std::filesystem::path directory, PackHeader header)
     : directory_(std::move(directory)), header_(std::move(header)), geometry_(header_.params) {}
 
-Pack Pack::open(const std::filesystem::path& dir) {
+Pack Pack::open(const std::filesystem::path& dir, const OpenExtents& open_extents) {
   if (!is_pack(dir)) {
     throw LoadError(
         fmt::format("{}: not an expert pack: there is no {}", dir.string(), kPackHeaderFile));
@@ -69,12 +69,12 @@ Pack Pack::open(const std::filesystem::path& dir) {
   uint64_t header_bytes = 0;
   Pack pack(dir, read_header(dir / kPackHeaderFile, &header_bytes));
   pack.header_bytes_ = header_bytes;
-  pack.open_layer_files();
+  pack.open_layer_files(open_extents);
   pack.check_carried_files();
   return pack;
 }
 
-void Pack::open_layer_files() {
+void Pack::open_layer_files(const OpenExtents& open_extents) {
   const std::vector<int32_t>& layers = params().layers;
   const auto as_listed = [&] {
     if (header_.layer_files.size() != layers.size()) return false;
@@ -90,7 +90,7 @@ void Pack::open_layer_files() {
   if (layers.empty()) return;
   std::vector<std::filesystem::path> files;
   for (size_t place = 0; place < layers.size(); ++place) files.push_back(layer_file(place));
-  reader_ = open_extent_files(files);
+  reader_ = open_extents(files);
   HostBuffer head(geometry_.head_bytes());
   for (size_t place = 0; place < layers.size(); ++place) {
     if (const uint64_t bytes = reader_->file_bytes(place); bytes != geometry_.file_bytes()) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -17,6 +18,10 @@
 
 namespace atl::storage {
 
+// How layer files are opened: by open_extent_files(), or by a test that injects faults.
+using OpenExtents =
+    std::function<std::unique_ptr<ExtentReader>(std::vector<std::filesystem::path>)>;
+
 // Immutable after open(); reading is safe from any thread.
 class Pack {
  public:
@@ -26,7 +31,8 @@ class Pack {
   // Checks header, heads of all layer files, sizes of all files, and the contents of all carried
   // files but the shards, which are checked as they are read. LoadError names file, what was
   // expected and what was found.
-  static Pack open(const std::filesystem::path& dir);
+  static Pack open(const std::filesystem::path& dir,
+                   const OpenExtents& open_extents = open_extent_files);
 
   const std::filesystem::path& directory() const { return directory_; }
   const PackParams& params() const { return header_.params; }
@@ -47,7 +53,7 @@ class Pack {
  private:
   Pack(std::filesystem::path directory, PackHeader header);
   bool tile_is_right(size_t place, int64_t expert, int tile, std::span<const std::byte> data) const;
-  void open_layer_files();
+  void open_layer_files(const OpenExtents& open_extents);
   void check_carried_files() const;
 
   std::filesystem::path directory_;
