@@ -633,6 +633,10 @@ TEST(Pack, killed_at_any_time_it_is_not_taken_for_whole_and_can_be_finished) {
     ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
     EXPECT_THAT(open_message(out), HasSubstr("DIR: an expert pack that was never finished"));
     EXPECT_THAT(verify(out), SizeIs(1));
+    for (const auto& [name, bytes] : files_of(out)) {
+      if (!name.ends_with(".tiles")) continue;
+      EXPECT_EQ(bytes == expected.at(name), true) << name << " has its name and is not whole";
+    }
     // Other arguments are refused, the same ones finish.
     PackOptions other = options;
     other.tiles = IndexRange{0, 3};
