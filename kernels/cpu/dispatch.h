@@ -8,7 +8,7 @@
 namespace atl::kernels {
 
 // Names of the targets that this build has and this CPU can run, best first: "AVX3" (AVX-512),
-// "AVX2", "NEON", and always last the reference ("SCALAR" or "EMU128").
+// "AVX2" and last the reference ("SCALAR" or "EMU128") on x86; "NEON" alone on aarch64.
 std::vector<std::string> cpu_targets();
 
 // Makes all kernels of this process run on one of cpu_targets(), or on the best again if `name` is

@@ -43,6 +43,9 @@ HWY_INLINE V Broadcast(const float* x) { return hn::Set(kD, *x); }
 
 // 16 lanes.
 struct V16 {
+  // Not implicit: the compiler would make that one without the target's options, and on NEON the
+  // vectors' own constructors could not be inlined there.
+  HWY_INLINE V16() {}
   V v[kVectors];
 };
 
@@ -116,12 +119,13 @@ HWY_INLINE V16 MulAdd16(const V16& a, const V16& b, const V16& c) {
 
 // s[j] += s[j + 8], then + 4, + 2, + 1.
 HWY_INLINE float TreeSum(const V16& s) {
-  const hn::Full128<float> d4;
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  const hn::Full128<float> d4;
   const hn::Half<D> d8;
   const auto s8 = hn::Add(hn::LowerHalf(d8, s.v[0]), hn::UpperHalf(d8, s.v[0]));
   const auto s4 = hn::Add(hn::LowerHalf(d4, s8), hn::UpperHalf(d4, s8));
 #elif HWY_TARGET == HWY_AVX2
+  const hn::Full128<float> d4;
   const auto s8 = hn::Add(s.v[0], s.v[1]);
   const auto s4 = hn::Add(hn::LowerHalf(d4, s8), hn::UpperHalf(d4, s8));
 #else
