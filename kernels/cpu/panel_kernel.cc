@@ -253,14 +253,16 @@ void AddGroupDirect(const Group& group, int num_panels, const float* x, int64_t 
   }
 }
 
-// Decodes `num_words` words of a panel to [k][lane].
+// Decodes `num_words` words of a panel to [k][lane], and fetches what lies `prefetch_ahead` behind.
 template <class Codes>
-HWY_NOINLINE void DecodeWords(const std::byte* codes, int64_t num_words, float* out) {
+HWY_NOINLINE void DecodeWords(const std::byte* codes, int64_t num_words, ptrdiff_t prefetch_ahead,
+                              float* out) {
   const V scale = hn::Set(kD, Codes::kRowScale);
   const auto store = [&](V value, float* to) HWY_ATTR {
     hn::Store(Codes::kRowScale == 1.0f ? value : hn::Mul(value, scale), kD, to);
   };
   for (int64_t n = 0; n < num_words; ++n, codes += kWordBytes) {
+    PrefetchToL2(codes + prefetch_ahead);
     HWY_UNROLL(8)
     for (int i = 0; i < kVectors; ++i, out += kLanes) {
       const VU word = hn::Load(kDU, reinterpret_cast<const uint32_t*>(codes) + i * kLanes);
@@ -285,7 +287,8 @@ void AddGroupInMemory(const Group& group, int64_t skip, int num_panels, const fl
   HWY_ALIGN float decoded[(kScaleBlock + kPanelKPad) * kPanelWidth];
   for (int panel = 0; panel < num_panels; ++panel) {
     Group plain = group.panels_from(panel);
-    DecodeWords<Codes>(plain.codes, ceil_div(skip + group.length, Codes::kPerWord), decoded);
+    DecodeWords<Codes>(plain.codes, ceil_div(skip + group.length, Codes::kPerWord),
+                       group.prefetch_ahead, decoded);
     plain.codes = reinterpret_cast<const std::byte*>(decoded + skip * kPanelWidth);
     plain.prefetch_ahead = 0;
     AddGroupDirect<F32Codes>(plain, 1, x, num_rows, stride, sums + panel * kPanelWidth);
