@@ -39,9 +39,9 @@ struct NumericsProfile {
   std::vector<std::string> arguments() const;
 };
 
-// What int4 matrices do with rows unless the user says: several times the speed of FP32 rows with
-// many of them, for a perplexity that differs by less than what int4 itself costs (docs/numbers.md,
-// "Converted weights").
+// What int4 matrices do with rows unless the user says: 2.8 times the speed of FP32 rows with
+// 256 of them (docs/benchmarks.md), for a perplexity that differs by less than what int4 itself
+// costs (docs/numbers.md, "Converted weights").
 inline constexpr kernels::Activations kInt4Activations = kernels::Activations::kI8;
 
 // --wire, --kv, --format, --dense-format and --activations into *profile, borrowed for the life of

@@ -14,9 +14,9 @@ constexpr int64_t kUnitsPerThread = 4;
 // Panels that the micro-kernel takes at once for one row; more of gate or up don't make it faster.
 constexpr int64_t kGateUpPanelsMax = 8;
 // A tile's share of a panel of down is only 128 k long, so that a call's fixed cost (rows made
-// ready, sums cleared) counts: for a row it goes from 15 % to 2 % of the time with 64 panels. With
-// many rows, kDownRows of them go through all tiles before the next ones do, so that their sums (8
-// bytes for each row and output: 256 KiB) stay in the second-level cache.
+// ready, sums cleared) counts if it is made for few panels. With many rows, kDownRows of them go
+// through all tiles before the next ones do, so that their sums (8 bytes for each row and output:
+// 256 KiB) stay in the second-level cache.
 constexpr int64_t kDownPanelsMax = 64;
 constexpr int64_t kDownManyPanelsMax = 32;
 constexpr size_t kDownRows = 64;
@@ -24,8 +24,8 @@ constexpr size_t kDownRows = 64;
 constexpr size_t kManyRows = 9;
 
 // Whole blocks of kGateUpPanelsMax panels, or less than one: a part of a block at the end of each
-// tile's share is slow and spoils the fetching of the next (Zen 4, 28 panels for 32: 21 GB/s for
-// 30).
+// tile's share is slow and spoils the fetching of the next (Zen 4, 2 cores, FP8: 21 GB/s in units
+// of 28 panels, 30 in units of 56).
 int64_t panels_per_unit(int64_t panels, int num_threads, int64_t max) {
   const int64_t share = std::clamp<int64_t>(panels / (kUnitsPerThread * num_threads), 1, max);
   return share < kGateUpPanelsMax ? share : share / kGateUpPanelsMax * kGateUpPanelsMax;

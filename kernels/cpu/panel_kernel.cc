@@ -12,7 +12,6 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/panel_kernel.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per target
 
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/panel_kernel-inl.h"
 
