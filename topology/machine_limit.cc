@@ -86,9 +86,11 @@ double Int8Chains(int rounds, int32_t* out) {
   // Only the addition, a cycle, is a chain: eight of them leave registers for the products.
   __m256i s0 = a, s1 = a, s2 = a, s3 = a, s4 = a, s5 = a, s6 = a, s7 = a;
   Rounds(rounds, step, s0, s1, s2, s3, s4, s5, s6, s7);
-  int32_t sum = 0;
-  for (const __m256i& s : {s0, s1, s2, s3, s4, s5, s6, s7}) sum += _mm256_extract_epi32(s, 0);
-  *out = sum;
+  uint32_t sum = 0;  // wraps, as the lanes do
+  for (const __m256i& s : {s0, s1, s2, s3, s4, s5, s6, s7}) {
+    sum += static_cast<uint32_t>(_mm256_extract_epi32(s, 0));
+  }
+  *out = static_cast<int32_t>(sum);
   return 64.0 * 8 * rounds;
 }
 #elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
@@ -102,9 +104,11 @@ double Int8ChainsWithoutVnni(int rounds, int32_t* out) {
   };
   __m512i s0 = a, s1 = a, s2 = a, s3 = a, s4 = a, s5 = a, s6 = a, s7 = a;
   Rounds(rounds, step, s0, s1, s2, s3, s4, s5, s6, s7);
-  int32_t sum = 0;
-  for (const __m512i& s : {s0, s1, s2, s3, s4, s5, s6, s7}) sum += _mm512_reduce_add_epi32(s);
-  *out = sum;
+  uint32_t sum = 0;  // wraps, as the lanes do
+  for (const __m512i& s : {s0, s1, s2, s3, s4, s5, s6, s7}) {
+    sum += static_cast<uint32_t>(_mm512_reduce_add_epi32(s));
+  }
+  *out = static_cast<int32_t>(sum);
   return 128.0 * 8 * rounds;
 }
 
@@ -118,11 +122,11 @@ double Int8ChainsWithVnni(int rounds, int32_t* out) {
   __m512i s0 = start(0), s1 = start(1), s2 = start(2), s3 = start(3), s4 = start(4);
   __m512i s5 = start(5), s6 = start(6), s7 = start(7), s8 = start(8), s9 = start(9);
   Rounds(rounds, step, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9);
-  int32_t sum = 0;
+  uint32_t sum = 0;  // wraps, as the lanes do
   for (const __m512i& s : {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9}) {
-    sum += _mm512_reduce_add_epi32(s);
+    sum += static_cast<uint32_t>(_mm512_reduce_add_epi32(s));
   }
-  *out = sum;
+  *out = static_cast<int32_t>(sum);
   return 128.0 * 10 * rounds;
 }
 #pragma GCC pop_options
