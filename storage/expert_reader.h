@@ -1,0 +1,52 @@
+// Reads of experts' tiles that go on while others are computed.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "storage/tile_source.h"
+
+namespace atl::storage {
+
+enum class ReadUrgency : uint8_t {
+  kNow,    // somebody waits for it
+  kAhead,  // may be needed later: gives way to every kNow that has not started yet
+};
+
+// Any thread.
+class ExpertReader {
+ public:
+  // Called once for each target, in any order, on a thread of the reader's; must not throw or
+  // block. ok: the tile is whole and, where the source has checksums, right. kCorrupt, with file
+  // and place: damaged, wrong at a second reading, too. kUnavailable: it could not be read.
+  using Done = std::function<void(size_t target, const Status&)>;
+
+  // Ends what is under way; reads that have not begun are dropped. After it no `done` is called.
+  virtual ~ExpertReader() = default;
+
+  // Starts reading tiles, ascending, of one expert: `place` in the catalog's moe_layers. The
+  // targets' memory is the reader's until their `done`. Returns a ticket for raise().
+  virtual uint64_t start(size_t place, int64_t expert, std::vector<TileTarget> targets,
+                         ReadUrgency urgency, Done done) = 0;
+  // Makes a read kNow; nothing if it has ended.
+  virtual void raise(uint64_t ticket) = 0;
+  // Memory that targets will lie in. Once, before the first start(); a reader may tell the kernel.
+  virtual void use_memory(std::span<std::byte> memory) = 0;
+  // How it reads, for the log: "io_uring, O_DIRECT, 4 reads of 2 MiB at a time".
+  virtual std::string describe() const = 0;
+  // RAM beside the targets: windows, rings.
+  virtual uint64_t memory_bytes() const = 0;
+  virtual uint64_t tiles_reread() const = 0;
+};
+
+// Threads that call source.read(), each with a window of window_bytes: for checkpoints, which are
+// re-laid. The source is borrowed and must outlive the reader.
+std::unique_ptr<ExpertReader> make_threaded_expert_reader(const TileSource& source, int num_threads,
+                                                          size_t window_bytes);
+
+}  // namespace atl::storage
