@@ -26,7 +26,6 @@ nlohmann::json nodes_to_json(const std::vector<Deployment::NodeReport>& nodes) {
                     {"bytes_in", node.stats.bytes_in},
                     {"bytes_out", node.stats.bytes_out},
                     {"tiles_computed", node.stats.tiles_computed},
-                    {"cold_tiles", node.stats.cold_tiles},
                     {"compute_seconds", node.stats.compute_seconds}});
   }
   return list;
@@ -106,10 +105,6 @@ void print_nodes(const std::vector<Deployment::NodeReport>& nodes) {
                format_count(node.stats.dispatches), format_count(node.stats.rows),
                format_count(node.stats.expert_rows), format_bytes(node.stats.bytes_in),
                format_bytes(node.stats.bytes_out), format_duration(node.stats.compute_seconds));
-    if (node.stats.cold_tiles) {
-      fmt::print(stderr, "         {} tiles were read from disk on demand\n",
-                 format_count(node.stats.cold_tiles));
-    }
   }
 }
 

@@ -229,8 +229,10 @@ void Dispatcher::handle(transport::Event event) {
   }
   auto frame = transport::decode_frame(*event.message, options_.limits);
   if (!frame) return lose_node(*node, "sent a bad frame: " + frame.error().message);
-  if (frame->kind == transport::Frame::Kind::kDispatch) {
-    return lose_node(*node, "sent a dispatch, expected a partial");
+  if (frame->kind == transport::Frame::Kind::kDispatch ||
+      frame->kind == transport::Frame::Kind::kHint) {
+    return lose_node(*node, fmt::format("sent a frame of kind {}, expected a partial",
+                                        static_cast<int>(frame->kind)));
   }
   const bool refused = frame->kind == transport::Frame::Kind::kRefusal;
   if (refused && frame->refusal.names.dispatch == transport::kUnreadableDispatch) {

@@ -71,8 +71,9 @@ void ExpertNode::answer(transport::PeerId peer, const transport::Message& messag
     return send_refusal(*session, {session->id, transport::kUnreadableDispatch, {}, 0},
                         frame.error());
   }
+  if (frame->kind == transport::Frame::Kind::kHint) return;  // never needed
   if (frame->kind != transport::Frame::Kind::kDispatch) {
-    log_warn("frame from {} refused: a node takes only dispatches", session->coordinator);
+    log_warn("frame from {} refused: a node takes only dispatches and hints", session->coordinator);
     return;
   }
   if (frame->dispatch.names.session != session->id) {
@@ -388,7 +389,7 @@ transport::NodeStats ExpertNode::stats(SessionId session) {
   const auto found = sessions_.find(session);
   transport::NodeStats stats =
       found == sessions_.end() ? transport::NodeStats{} : found->second->stats;
-  stats.cold_tiles = tiles_.cold_reads();
+  stats.cache.misses = tiles_.cold_reads();
   return stats;
 }
 

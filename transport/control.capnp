@@ -58,12 +58,31 @@ struct Plan {
 }
 
 struct State {
-  phase @0 :UInt8;     # 0 idle, 1 loading, 2 ready, 3 failed
+  phase @0 :UInt8;     # 0 idle, 1 loading, 2 ready, 3 failed; a ready node may go on loading
   epoch @1 :UInt32;
   bytesLoaded @2 :UInt64;
   bytesTotal @3 :UInt64;
   residentBytes @4 :UInt64;
   error @5 :Text;
+}
+
+# atl::ExpertCacheStats (base/cache_stats.h), of the node's life.
+struct CacheStats {
+  slotBytes @0 :UInt64;
+  slots @1 :UInt64;
+  slotsUsed @2 :UInt64;
+  hits @3 :UInt64;
+  misses @4 :UInt64;
+  late @5 :UInt64;
+  evictions @6 :UInt64;
+  bytesRead @7 :UInt64;
+  tilesReread @8 :UInt64;
+  tilesBad @9 :UInt64;
+  hinted @10 :UInt64;
+  hintsUsed @11 :UInt64;
+  hintsWasted @12 :UInt64;
+  readLatency @13 :List(UInt64);    # exactly 24 buckets
+  stallSeconds @14 :List(Float64);  # by layer, at most 65536
 }
 
 struct Stats {
@@ -73,10 +92,11 @@ struct Stats {
   bytesIn @3 :UInt64;
   bytesOut @4 :UInt64;
   tilesComputed @5 :UInt64;
-  coldTiles @6 :UInt64;
+  unused6 @6 :UInt64;  # version 2 has the counts in cache
   refused @7 :UInt64;
   computeSeconds @8 :Float64;
   links @9 :Text;
+  cache @10 :CacheStats;
 }
 
 # What the called side says is in the results; exceptions of the RPC system mean a broken connection.

@@ -12,13 +12,16 @@
 #include <string>
 #include <vector>
 
+#include "base/cache_stats.h"
 #include "base/ids.h"
 #include "base/result.h"
 #include "transport/wire.h"
 
 namespace atl::transport {
 
-inline constexpr uint32_t kControlVersion = 1;
+// Raised with kWireVersion, too: only the handshake can refuse a peer of another data plane by
+// name.
+inline constexpr uint32_t kControlVersion = 2;
 
 // Who serves what; compared field by field in the handshake.
 struct ModelIdentity {
@@ -53,11 +56,14 @@ struct Plan {
   std::vector<TileRange> tiles;  // of every expert of every MoE layer; empty: owns nothing
 };
 
+// A node is ready as soon as it can answer. Experts that the plan wants in RAM may load on
+// afterwards: bytes_loaded then grows until it equals bytes_total and the node is warm. An expert
+// whose load was given up or is not needed any more counts as loaded.
 struct NodeState {
   enum class Phase : uint8_t { kIdle, kLoading, kReady, kFailed };
   Phase phase = Phase::kIdle;
   Epoch epoch;
-  uint64_t bytes_loaded = 0, bytes_total = 0;  // read from the checkpoint
+  uint64_t bytes_loaded = 0, bytes_total = 0;  // read from the checkpoint or pack
   uint64_t resident_bytes = 0;
   std::string error;  // kFailed: one line
 };
@@ -67,10 +73,11 @@ struct NodeStats {
   uint64_t rows = 0;                     // rows received
   uint64_t expert_rows = 0;              // (row, expert) pairs computed
   uint64_t bytes_in = 0, bytes_out = 0;  // payloads
-  uint64_t tiles_computed = 0, cold_tiles = 0;
+  uint64_t tiles_computed = 0;
   uint64_t refused = 0;
   double compute_seconds = 0;
-  std::string links;  // selected_links() towards this session's coordinator
+  std::string links;       // selected_links() towards this session's coordinator
+  ExpertCacheStats cache;  // of the node, over all its sessions
 };
 
 // Implemented by the node; called on the control thread, never concurrently. Must return quickly:

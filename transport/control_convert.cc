@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include <cmath>
+
 #include "transport/end_address.h"
 
 namespace atl::transport {
@@ -10,6 +12,7 @@ namespace {
 
 constexpr size_t kTextBytesMax = 4096;
 constexpr size_t kTilesMax = 65536;
+constexpr size_t kLayersMax = 65536;  // as check_limits() allows
 
 std::string read_text(capnp::Text::Reader text) {
   std::string out(text.begin(), std::min(text.size(), kTextBytesMax));
@@ -62,6 +65,59 @@ Status check_limits(const WireLimits& limits) {
     return invalid(
         fmt::format("row type is {}, expected 1 or 2", static_cast<int>(limits.row_type)));
   return {};
+}
+
+void write_cache(schema::CacheStats::Builder out, const ExpertCacheStats& cache) {
+  out.setSlotBytes(cache.slot_bytes);
+  out.setSlots(cache.slots);
+  out.setSlotsUsed(cache.slots_used);
+  out.setHits(cache.hits);
+  out.setMisses(cache.misses);
+  out.setLate(cache.late);
+  out.setEvictions(cache.evictions);
+  out.setBytesRead(cache.bytes_read);
+  out.setTilesReread(cache.tiles_reread);
+  out.setTilesBad(cache.tiles_bad);
+  out.setHinted(cache.hinted);
+  out.setHintsUsed(cache.hints_used);
+  out.setHintsWasted(cache.hints_wasted);
+  auto latency = out.initReadLatency(ExpertCacheStats::kLatencyBuckets);
+  for (unsigned i = 0; i < latency.size(); ++i) latency.set(i, cache.read_latency[i]);
+  auto stall = out.initStallSeconds(static_cast<unsigned>(cache.stall_seconds.size()));
+  for (unsigned i = 0; i < stall.size(); ++i) stall.set(i, cache.stall_seconds[i]);
+}
+
+Result<ExpertCacheStats> read_cache(schema::CacheStats::Reader in) {
+  ExpertCacheStats cache;
+  const auto latency = in.getReadLatency();
+  const auto stall = in.getStallSeconds();
+  if (latency.size() != cache.read_latency.size())
+    return invalid(fmt::format("cache statistics have {} latency buckets, expected {}",
+                               latency.size(), cache.read_latency.size()));
+  if (stall.size() > kLayersMax)
+    return invalid(fmt::format("cache statistics have stall times of {} layers, at most {}",
+                               stall.size(), kLayersMax));
+  cache.slot_bytes = in.getSlotBytes();
+  cache.slots = in.getSlots();
+  cache.slots_used = in.getSlotsUsed();
+  cache.hits = in.getHits();
+  cache.misses = in.getMisses();
+  cache.late = in.getLate();
+  cache.evictions = in.getEvictions();
+  cache.bytes_read = in.getBytesRead();
+  cache.tiles_reread = in.getTilesReread();
+  cache.tiles_bad = in.getTilesBad();
+  cache.hinted = in.getHinted();
+  cache.hints_used = in.getHintsUsed();
+  cache.hints_wasted = in.getHintsWasted();
+  for (unsigned i = 0; i < latency.size(); ++i) cache.read_latency[i] = latency[i];
+  for (unsigned i = 0; i < stall.size(); ++i) {
+    if (!std::isfinite(stall[i]) || stall[i] < 0)
+      return invalid(
+          fmt::format("stall time of layer {} is {}, expected seconds of 0 or more", i, stall[i]));
+    cache.stall_seconds.push_back(stall[i]);
+  }
+  return cache;
 }
 
 }  // namespace
@@ -201,13 +257,13 @@ void write_stats(schema::Stats::Builder out, const NodeStats& stats) {
   out.setBytesIn(stats.bytes_in);
   out.setBytesOut(stats.bytes_out);
   out.setTilesComputed(stats.tiles_computed);
-  out.setColdTiles(stats.cold_tiles);
   out.setRefused(stats.refused);
   out.setComputeSeconds(stats.compute_seconds);
   out.setLinks(stats.links.c_str());
+  write_cache(out.initCache(), stats.cache);
 }
 
-NodeStats read_stats(schema::Stats::Reader in) {
+Result<NodeStats> read_stats(schema::Stats::Reader in) {
   NodeStats stats;
   stats.dispatches = in.getDispatches();
   stats.rows = in.getRows();
@@ -215,10 +271,12 @@ NodeStats read_stats(schema::Stats::Reader in) {
   stats.bytes_in = in.getBytesIn();
   stats.bytes_out = in.getBytesOut();
   stats.tiles_computed = in.getTilesComputed();
-  stats.cold_tiles = in.getColdTiles();
   stats.refused = in.getRefused();
   stats.compute_seconds = in.getComputeSeconds();
   stats.links = read_text(in.getLinks());
+  auto cache = read_cache(in.getCache());
+  if (!cache) return cache.error();
+  stats.cache = std::move(*cache);
   return stats;
 }
 

@@ -27,6 +27,6 @@ Result<Hello> read_hello(schema::Hello::Reader in);
 Result<HelloReply> read_reply(schema::HelloReply::Reader in);
 Result<Plan> read_plan(schema::Plan::Reader in);
 Result<NodeState> read_state(schema::State::Reader in);
-NodeStats read_stats(schema::Stats::Reader in);
+Result<NodeStats> read_stats(schema::Stats::Reader in);
 
 }  // namespace atl::transport

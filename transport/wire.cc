@@ -24,7 +24,7 @@ struct FrameHeader {
   uint16_t magic;
   uint16_t version;
   uint8_t kind;
-  uint8_t detail;         // Dispatch: row type; Partial: element bits; Refusal: error code
+  uint8_t detail;         // Dispatch: row type; Partial: element bits; Refusal: error code; Hint: 0
   uint16_t header_bytes;  // of the whole header
   uint64_t session;
   uint64_t dispatch;
@@ -53,6 +53,11 @@ struct RefusalFields {  // then message_bytes of UTF-8
   uint32_t reserved;
 };
 static_assert(sizeof(RefusalFields) == 8);
+struct HintFields {  // then num_tile_ranges x {u16 begin, u16 end}
+  uint32_t num_experts;
+  uint32_t num_tile_ranges;
+};
+static_assert(sizeof(HintFields) == 8);
 struct PackedFailedRow {
   uint16_t row;
   uint16_t expert;
@@ -61,6 +66,7 @@ struct PackedFailedRow {
 constexpr size_t kRefusalTextMax = 1024;
 static_assert(sizeof(FrameHeader) + sizeof(DispatchFields) + kTileRangesMax * sizeof(TileRange) <=
               kHeaderBytesMax);
+static_assert(sizeof(HintFields) <= sizeof(DispatchFields), "a Hint's header fits, too");
 static_assert(sizeof(FrameHeader) + sizeof(PartialFields) +
                   kPartialRowsMax * sizeof(PackedFailedRow) <=
               kHeaderBytesMax);
@@ -177,6 +183,21 @@ std::span<const T> view(std::span<const std::byte> payload, size_t offset, size_
   return {reinterpret_cast<const T*>(payload.data() + offset), count};
 }
 
+// The rest of a header: this many tile ranges.
+Failure decode_tiles(Reader reader, uint32_t num_ranges, const WireLimits& limits,
+                     std::vector<TileRange>* tiles) {
+  if (auto bad = expect(num_ranges >= 1 && num_ranges <= kTileRangesMax, "number of tile ranges",
+                        num_ranges, fmt::format("1 to {}", kTileRangesMax)))
+    return bad;
+  if (auto bad =
+          expect(reader.rest().size() == num_ranges * sizeof(TileRange), "bytes of tile ranges",
+                 reader.rest().size(), num_ranges * sizeof(TileRange)))
+    return bad;
+  tiles->resize(num_ranges);
+  std::memcpy(tiles->data(), reader.rest().data(), reader.rest().size());
+  return check_tiles(*tiles, limits);
+}
+
 Failure decode_dispatch(Reader reader, uint8_t detail, std::span<const std::byte> payload,
                         const WireLimits& limits, Dispatch* dispatch) {
   const auto fields = reader.take<DispatchFields>();
@@ -190,17 +211,7 @@ Failure decode_dispatch(Reader reader, uint8_t detail, std::span<const std::byte
     return bad;
   if (auto bad = expect(fields.top_k == limits.top_k, "top_k", fields.top_k, limits.top_k))
     return bad;
-  if (auto bad = expect(fields.num_tile_ranges >= 1 && fields.num_tile_ranges <= kTileRangesMax,
-                        "number of tile ranges", fields.num_tile_ranges,
-                        fmt::format("1 to {}", kTileRangesMax)))
-    return bad;
-  if (auto bad = expect(reader.rest().size() == fields.num_tile_ranges * sizeof(TileRange),
-                        "bytes of tile ranges", reader.rest().size(),
-                        fields.num_tile_ranges * sizeof(TileRange)))
-    return bad;
-  dispatch->tiles.resize(fields.num_tile_ranges);
-  std::memcpy(dispatch->tiles.data(), reader.rest().data(), reader.rest().size());
-  if (auto bad = check_tiles(dispatch->tiles, limits)) return bad;
+  if (auto bad = decode_tiles(reader, fields.num_tile_ranges, limits, &dispatch->tiles)) return bad;
 
   const auto layout =
       dispatch_payload_layout(fields.num_rows, fields.hidden_size, fields.top_k, limits.row_type);
@@ -304,6 +315,33 @@ Failure decode_refusal(Reader reader, uint8_t detail, std::span<const std::byte>
   return std::nullopt;
 }
 
+Failure decode_hint(Reader reader, uint8_t detail, std::span<const std::byte> payload,
+                    const WireLimits& limits, Hint* hint) {
+  const auto fields = reader.take<HintFields>();
+  if (auto bad = expect(detail == 0, "detail of a hint", detail, 0)) return bad;
+  if (auto bad = expect(hint->names.dispatch.value == 0, "dispatch of a hint",
+                        hint->names.dispatch.value, 0))
+    return bad;
+  if (auto bad = expect(fields.num_experts >= 1 && fields.num_experts <= limits.n_routed_experts,
+                        "number of experts", fields.num_experts,
+                        fmt::format("1 to {}", limits.n_routed_experts)))
+    return bad;
+  if (auto bad = decode_tiles(reader, fields.num_tile_ranges, limits, &hint->tiles)) return bad;
+  const size_t bytes = fields.num_experts * sizeof(int32_t);
+  if (auto bad = expect(payload.size() == bytes, "payload bytes", payload.size(), bytes))
+    return bad;
+  hint->experts = view<int32_t>(payload, 0, fields.num_experts);
+  int64_t previous = -1;
+  for (size_t i = 0; i < hint->experts.size(); ++i) {
+    const int32_t expert = hint->experts[i];
+    if (expert <= previous || expert >= static_cast<int64_t>(limits.n_routed_experts))
+      return invalid(fmt::format("hinted expert {} is {}, expected one in ({}, {})", i, expert,
+                                 previous, limits.n_routed_experts));
+    previous = expert;
+  }
+  return std::nullopt;
+}
+
 size_t fields_bytes(Frame::Kind kind) {
   switch (kind) {
     case Frame::Kind::kDispatch:
@@ -312,6 +350,8 @@ size_t fields_bytes(Frame::Kind kind) {
       return sizeof(PartialFields);
     case Frame::Kind::kRefusal:
       return sizeof(RefusalFields);
+    case Frame::Kind::kHint:
+      return sizeof(HintFields);
   }
   return 0;
 }
@@ -321,6 +361,8 @@ size_t fields_bytes(Frame::Kind kind) {
 size_t WireLimits::dispatch_payload_bytes_max() const {
   return dispatch_payload_layout(rows_max, hidden_size, top_k, row_type).bytes;
 }
+
+size_t WireLimits::hint_payload_bytes_max() const { return n_routed_experts * sizeof(int32_t); }
 
 size_t WireLimits::partial_payload_bytes_max() const {
   return partial_elements_bytes(std::min(rows_max, kPartialRowsMax), hidden_size, 64);
@@ -348,6 +390,19 @@ void encode_dispatch_header(const Dispatch& dispatch, std::vector<std::byte>* he
   writer.put(DispatchFields{dispatch.num_rows, dispatch.hidden_size, dispatch.top_k,
                             static_cast<uint32_t>(dispatch.tiles.size())});
   writer.put_bytes(dispatch.tiles.data(), tiles_bytes);
+}
+
+void encode_hint_header(const Hint& hint, std::vector<std::byte>* header) {
+  CHECK_GE(hint.tiles.size(), 1u);
+  CHECK_LE(hint.tiles.size(), kTileRangesMax);
+  CHECK_EQ(hint.names.dispatch.value, 0u);
+  const size_t tiles_bytes = hint.tiles.size() * sizeof(TileRange);
+  const size_t bytes = sizeof(FrameHeader) + sizeof(HintFields) + tiles_bytes;
+  Writer writer(header, bytes);
+  writer.put(frame_header(Frame::Kind::kHint, 0, bytes, hint.names));
+  writer.put(HintFields{static_cast<uint32_t>(hint.experts.size()),
+                        static_cast<uint32_t>(hint.tiles.size())});
+  writer.put_bytes(hint.tiles.data(), tiles_bytes);
 }
 
 size_t partial_elements_bytes(uint32_t num_rows, uint32_t num_outputs, uint8_t element_bits) {
@@ -440,7 +495,7 @@ Result<Frame> decode_frame(const Message& message, const WireLimits& limits) {
   if (auto bad = expect(header.magic == kMagic, "magic", header.magic, kMagic)) return *bad;
   if (auto bad = expect(header.version == kWireVersion, "version", header.version, kWireVersion))
     return *bad;
-  if (auto bad = expect(header.kind >= 1 && header.kind <= 3, "kind", header.kind, "1 to 3"))
+  if (auto bad = expect(header.kind >= 1 && header.kind <= 4, "kind", header.kind, "1 to 4"))
     return *bad;
   if (auto bad = expect(header.header_bytes == message.header().size(), "header bytes",
                         header.header_bytes, message.header().size()))
@@ -470,6 +525,10 @@ Result<Frame> decode_frame(const Message& message, const WireLimits& limits) {
     case Frame::Kind::kRefusal:
       frame.refusal.names = names;
       failure = decode_refusal(reader, header.detail, message.payload(), &frame.refusal);
+      break;
+    case Frame::Kind::kHint:
+      frame.hint.names = names;
+      failure = decode_hint(reader, header.detail, message.payload(), limits, &frame.hint);
       break;
   }
   if (failure) return *failure;

@@ -1,5 +1,6 @@
-// The messages of the data plane: Dispatch (rows out) and Partial (partial rows back), or Refusal.
-// Bytes are drawn in docs/wire.md. Little-endian; every field is checked by decode.
+// The messages of the data plane: Dispatch (rows out) and Partial (partial rows back), or Refusal;
+// Hint (experts that will probably be asked for), which nobody answers. Bytes are drawn in
+// docs/wire.md. Little-endian; every field is checked by decode.
 //
 // A Dispatch names (session, dispatch id, epoch, layer, tiles wanted); the Partial repeats the
 // names. A Partial may come in pieces: a rectangle of rows x outputs each.
@@ -16,7 +17,7 @@
 
 namespace atl::transport {
 
-inline constexpr uint16_t kWireVersion = 1;
+inline constexpr uint16_t kWireVersion = 2;
 inline constexpr uint32_t kTileRangesMax = 256;
 // Most rows that a handshake may agree on for one Dispatch; bounds a node's buffers.
 inline constexpr uint32_t kDispatchRowsMax = 8192;
@@ -44,6 +45,7 @@ struct WireLimits {
   WireRowType row_type = WireRowType::kBf16;
 
   size_t dispatch_payload_bytes_max() const;
+  size_t hint_payload_bytes_max() const;
   size_t partial_payload_bytes_max() const;
 };
 
@@ -117,13 +119,25 @@ struct Refusal {
 };
 void encode_refusal(const Refusal& refusal, std::vector<std::byte>* header);  // no payload
 
+// Experts of a layer that rows will probably choose soon: the node may read its tiles of them
+// ahead. Never needed and never answered; the dispatch in its names is 0. A view on a received Hint
+// (borrowed from the Message), or what to encode.
+struct Hint {
+  DispatchNames names;
+  std::vector<TileRange> tiles;      // ascending, disjoint, not empty
+  std::span<const int32_t> experts;  // ascending, none twice, 1 to n_routed_experts of them
+};
+// The payload is the experts as they lie in memory, the same for all nodes.
+void encode_hint_header(const Hint& hint, std::vector<std::byte>* header);
+
 // One received frame, checked against the limits. kInvalid says which field, expected and found.
 struct Frame {
-  enum class Kind : uint8_t { kDispatch = 1, kPartial = 2, kRefusal = 3 };
+  enum class Kind : uint8_t { kDispatch = 1, kPartial = 2, kRefusal = 3, kHint = 4 };
   Kind kind = Kind::kDispatch;
   Dispatch dispatch;
   Partial partial;
   Refusal refusal;
+  Hint hint;
 };
 Result<Frame> decode_frame(const Message& message, const WireLimits& limits);
 

@@ -55,7 +55,9 @@ class FakeNode final : public NodeControl {
     stats.bytes_in = 4;
     stats.bytes_out = 5;
     stats.tiles_computed = 6;
-    stats.cold_tiles = 7;
+    stats.cache.misses = 7;
+    stats.cache.read_latency[23] = 9;
+    stats.cache.stall_seconds = {0.25, 0.5};
     stats.refused = 8;
     stats.compute_seconds = 0.125;
     stats.links = "posix";
@@ -164,7 +166,7 @@ TEST_F(ControlTest, a_session_from_hello_to_stop) {
   EXPECT_EQ(stats->bytes_in, 4u);
   EXPECT_EQ(stats->bytes_out, 5u);
   EXPECT_EQ(stats->tiles_computed, 6u);
-  EXPECT_EQ(stats->cold_tiles, 7u);
+  EXPECT_EQ(stats->cache, node.stats(hello.session).cache);
   EXPECT_EQ(stats->refused, 8u);
   EXPECT_EQ(stats->compute_seconds, 0.125);
   EXPECT_EQ(stats->links, "posix");

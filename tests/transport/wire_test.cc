@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -100,6 +101,21 @@ TestFrame test_refusal() {
   return frame;
 }
 
+constexpr int32_t kHintedExperts[] = {0, 7, 8, 31};
+
+TestFrame test_hint() {
+  TestFrame frame;
+  Hint hint;
+  hint.names = test_names();
+  hint.names.dispatch = DispatchId(0);
+  hint.tiles = {{0, 4}, {9, 16}};
+  hint.experts = kHintedExperts;
+  encode_hint_header(hint, &frame.header);
+  frame.payload.resize(sizeof kHintedExperts);
+  std::memcpy(frame.payload.data(), kHintedExperts, sizeof kHintedExperts);
+  return frame;
+}
+
 Result<Frame> decode(const TestFrame& frame, const WireLimits& limits = test_limits()) {
   static std::vector<std::unique_ptr<TestMessage>> kept;  // frames borrow from it
   if (kept.size() > 100) kept.clear();
@@ -130,7 +146,7 @@ TEST(Wire, a_dispatch_comes_back_as_it_was) {
 
 TEST(Wire, bytes_are_as_drawn_in_the_document) {
   const TestFrame dispatch = test_dispatch();
-  const uint8_t expected[] = {0x41, 0x46, 1,    0,    1,    1,    60,   0,     //
+  const uint8_t expected[] = {0x41, 0x46, 2,    0,    1,    1,    60,   0,     //
                               0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01,  //
                               0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe,  //
                               7,    0,    0,    0,    5,    0,    0,    0,     //
@@ -141,6 +157,42 @@ TEST(Wire, bytes_are_as_drawn_in_the_document) {
   EXPECT_EQ(std::memcmp(dispatch.header.data(), expected, sizeof expected), 0);
   EXPECT_EQ(test_partial().header.size(), 32u + 24 + 3 * 4);
   EXPECT_EQ(test_refusal().header.size(), 32u + 8 + 36);
+  const uint8_t expected_hint[] = {0x41, 0x46, 2,    0,    4,    0,    48,   0,     //
+                                   0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01,  //
+                                   0,    0,    0,    0,    0,    0,    0,    0,     //
+                                   7,    0,    0,    0,    5,    0,    0,    0,     //
+                                   4,    0,    0,    0,    2,    0,    0,    0,     //
+                                   0,    0,    4,    0,    9,    0,    16,   0};
+  const TestFrame hint = test_hint();
+  ASSERT_EQ(hint.header.size(), sizeof expected_hint);
+  EXPECT_EQ(std::memcmp(hint.header.data(), expected_hint, sizeof expected_hint), 0);
+}
+
+TEST(Wire, a_hint_comes_back_as_it_was) {
+  auto decoded = decode(test_hint());
+  ASSERT_TRUE(decoded.has_value()) << decoded.error().message;
+  ASSERT_EQ(decoded->kind, Frame::Kind::kHint);
+  EXPECT_EQ(decoded->hint.names.session, test_names().session);
+  EXPECT_EQ(decoded->hint.names.epoch, test_names().epoch);
+  EXPECT_EQ(decoded->hint.names.layer, test_names().layer);
+  EXPECT_EQ(decoded->hint.tiles, (std::vector<TileRange>{{0, 4}, {9, 16}}));
+  EXPECT_TRUE(std::ranges::equal(decoded->hint.experts, kHintedExperts));
+}
+
+TEST(Wire, a_hint_may_name_every_expert) {
+  TestFrame frame;
+  Hint hint;
+  std::vector<int32_t> all(test_limits().n_routed_experts);
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
+  hint.tiles = {{0, 16}};
+  hint.experts = all;
+  encode_hint_header(hint, &frame.header);
+  frame.payload.resize(test_limits().hint_payload_bytes_max());
+  ASSERT_EQ(frame.payload.size(), std::span(all).size_bytes());
+  std::memcpy(frame.payload.data(), all.data(), frame.payload.size());
+  auto decoded = decode(frame);
+  ASSERT_TRUE(decoded.has_value()) << decoded.error().message;
+  EXPECT_TRUE(std::ranges::equal(decoded->hint.experts, all));
 }
 
 TEST(Wire, a_partial_comes_back_as_it_was) {
@@ -223,6 +275,11 @@ BadFrame bad_payload(size_t offset, T value, const char* says) {
   frame.set_payload(offset, value);
   return {says, frame};
 }
+BadFrame bad_hinted(size_t index, int32_t expert, const char* says) {
+  TestFrame frame = test_hint();
+  frame.set_payload(index * sizeof expert, expert);
+  return {says, frame};
+}
 BadFrame resized(TestFrame frame, int header_delta, int payload_delta, const char* says) {
   frame.header.resize(frame.header.size() + header_delta);
   frame.set(6, static_cast<uint16_t>(frame.header.size()));
@@ -231,13 +288,13 @@ BadFrame resized(TestFrame frame, int header_delta, int payload_delta, const cha
 }
 
 TEST(Wire, every_field_is_checked_and_named) {
-  const TestFrame d = test_dispatch(), p = test_partial(), r = test_refusal();
+  const TestFrame d = test_dispatch(), p = test_partial(), r = test_refusal(), h = test_hint();
   const float kInf = std::numeric_limits<float>::infinity();
   const std::vector<BadFrame> frames = {
       bad(d, 0, uint16_t{1}, "magic is 1, expected 17985"),
-      bad(d, 2, uint16_t{9}, "version is 9, expected 1"),
-      bad(d, 4, uint8_t{0}, "kind is 0, expected 1 to 3"),
-      bad(d, 4, uint8_t{4}, "kind is 4"),
+      bad(d, 2, uint16_t{9}, "version is 9, expected 2"),
+      bad(d, 4, uint8_t{0}, "kind is 0, expected 1 to 4"),
+      bad(d, 4, uint8_t{5}, "kind is 5"),
       bad(d, 6, uint16_t{59}, "header bytes is 59, expected 60"),
       bad(d, 28, uint32_t{6}, "layer is 6, expected below 6"),
       bad(d, 5, uint8_t{2}, "row type is 2, expected 1"),
@@ -279,6 +336,23 @@ TEST(Wire, every_field_is_checked_and_named) {
       bad(r, 32, uint32_t{35}, "message bytes is 36, expected 35"),
       bad(r, 36, uint32_t{1}, "reserved field is 1"),
       resized(r, 0, 1, "payload bytes is 1, expected 0"),
+      bad(h, 5, uint8_t{1}, "detail of a hint is 1, expected 0"),
+      bad(h, 16, uint64_t{3}, "dispatch of a hint is 3, expected 0"),
+      bad(h, 28, uint32_t{6}, "layer is 6, expected below 6"),
+      bad(h, 32, uint32_t{0}, "number of experts is 0, expected 1 to 32"),
+      bad(h, 32, uint32_t{33}, "number of experts is 33, expected 1 to 32"),
+      bad(h, 32, uint32_t{3}, "payload bytes is 16, expected 12"),
+      bad(h, 36, uint32_t{0}, "number of tile ranges is 0, expected 1 to 256"),
+      bad(h, 36, uint32_t{257}, "number of tile ranges is 257"),
+      bad(h, 36, uint32_t{1}, "bytes of tile ranges is 8, expected 4"),
+      bad(h, 40, uint16_t{4}, "tile range 0 is [4, 4)"),
+      bad(h, 44, uint16_t{3}, "tile range 1 is [3, 16)"),
+      bad(h, 46, uint16_t{17}, "tile range 1 is [9, 17)"),
+      resized(h, -16, 0, "header bytes is 32, expected at least 40"),
+      resized(h, 0, 4, "payload bytes is 20, expected 16"),
+      bad_hinted(0, -1, "hinted expert 0 is -1, expected one in (-1, 32)"),
+      bad_hinted(1, 0, "hinted expert 1 is 0, expected one in (0, 32)"),
+      bad_hinted(3, 32, "hinted expert 3 is 32, expected one in (8, 32)"),
   };
   for (const BadFrame& frame : frames) {
     auto decoded = decode(frame.frame);
@@ -299,7 +373,7 @@ TEST(Wire, rows_and_weights_of_missing_choices_may_hold_anything) {
 
 TEST(Wire, no_frame_crashes_the_decoder) {
   const TestFrame originals[] = {test_dispatch(), test_partial(48), test_partial(64),
-                                 test_refusal()};
+                                 test_refusal(), test_hint()};
   int taken = 0, refused = 0;
   const auto look = [&](const TestFrame& frame) { ++(decode(frame) ? taken : refused); };
   for (const TestFrame& original : originals) {
@@ -325,7 +399,7 @@ TEST(Wire, no_frame_crashes_the_decoder) {
   }
   std::mt19937_64 random(20);
   for (int round = 0; round < 20000; ++round) {
-    TestFrame frame = originals[random() % 4];
+    TestFrame frame = originals[random() % 5];
     if (round % 4 == 0) {  // all random but what leads to the later checks
       for (size_t i = 8; i < frame.header.size(); ++i)
         frame.header[i] = static_cast<std::byte>(random());
