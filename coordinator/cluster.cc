@@ -42,7 +42,7 @@ Cluster::Cluster(transport::Transport& transport, ClusterOptions options,
 
 Cluster::LoadState Cluster::load_state() {
   LoadState sum;
-  sum.ready = true;
+  sum.ready = sum.warm = true;
   for (ClusterNode& node : nodes_) {
     auto state = node.control->state(options_.session);
     if (!state) {
@@ -53,6 +53,7 @@ Cluster::LoadState Cluster::load_state() {
       throw LoadError(fmt::format("expert node {}: {}", node.name, state->error));
     }
     sum.ready = sum.ready && state->phase == transport::NodeState::Phase::kReady;
+    sum.warm = sum.warm && sum.ready && state->bytes_loaded >= state->bytes_total;
     sum.bytes_loaded += state->bytes_loaded;
     sum.bytes_total += state->bytes_total;
     sum.resident_bytes += state->resident_bytes;

@@ -38,7 +38,8 @@ class Cluster {
 
   // How far the nodes are with loading, added up; LoadError if one failed.
   struct LoadState {
-    bool ready = false;
+    bool ready = false;  // every node can answer
+    bool warm = false;   // and has in RAM what it is to keep there
     uint64_t bytes_loaded = 0, bytes_total = 0, resident_bytes = 0;
   };
   LoadState load_state();

@@ -50,21 +50,22 @@ class Stopwatch {
 
 Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
                        std::span<std::optional<Error>> row_errors, StepObserver* observer) {
-  CHECK(!rows.empty() && static_cast<int64_t>(rows.size()) <= rows_max_);
+  CHECK(!rows.empty() && static_cast<int64_t>(rows.size()) <= options_.rows_max);
   CHECK_EQ(rows.size(), row_errors.size());
   ScopedStandardFpEnv fp_env;
   rows_ = rows;
   row_errors_ = row_errors;
+  hinted_.clear();  // a step before may have ended half-way
   embed();
   rotations();
 
   for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
     const LayerWeights& weights = weights_.layers()[layer];
-    norm(weights.input_layernorm);
+    norm(weights.input_layernorm, h_);
     attention(layer, weights.attention);
     residual();
 
-    norm(weights.post_attention_layernorm);
+    norm(weights.post_attention_layernorm, h_);
     if (config_.is_moe_layer(layer)) {
       if (Status status = moe(layer, weights, observer); !status) return status;
     } else {
@@ -89,6 +90,7 @@ Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver*
     Stopwatch watch(clock_, &times_.router);
     route(layer, weights);
   }
+  count_foretold();
   const size_t num_choices = rows_.size() * config_.num_experts_per_tok;
   if (observer) {
     observer->on_routes(layer, std::span(topk_ids_).first(num_choices),
@@ -102,6 +104,7 @@ Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver*
       return sent;
     }
   }
+  hint_next_layer(layer, observer);
   const double combine_before = times_.combine;
   {
     Stopwatch watch(clock_, &times_.shared_experts);
@@ -300,6 +303,56 @@ void DecodeStep::route(int64_t layer, const LayerWeights& weights) {
   }
 }
 
+// Foretells the experts of the next layer, just after this layer's dispatch was sent, so that nodes
+// may read them while they compute this one. The state used is the residual stream x as it is now:
+// this layer's attention added, its experts (routed and shared) and the next layer's attention not
+// yet. It is normalised by the next layer's post_attention_layernorm and goes through the next
+// layer's router with its bias and groups, which is what that layer will do with the finished x.
+// The stream changes little from one layer to the next, and this state is all there is before the
+// answers of the nodes.
+void DecodeStep::hint_next_layer(int64_t layer, StepObserver* observer) {
+  const int64_t next = layer + 1;
+  if (options_.prefetch == Prefetch::kOff || num_rows() > kHintRowsMax ||
+      next >= config_.num_hidden_layers || !config_.is_moe_layer(next)) {
+    return;
+  }
+  Stopwatch watch(clock_, &times_.prefetch);
+  const LayerWeights& weights = weights_.layers()[next];
+  norm(weights.post_attention_layernorm, hint_h_);
+  linear(weights.router, hint_h_, router_logits_);
+  const kernels::RouterShape shape = config_.router_shape();
+  const float* bias =
+      weights.e_score_correction_bias.empty() ? nullptr : weights.e_score_correction_bias.data();
+  for (int64_t row = 0; row < num_rows(); ++row) {
+    if (!kernels::route(shape, &router_logits_[row * shape.n_routed_experts], bias,
+                        hint_ids_.data(), hint_weights_.data())) {
+      continue;  // a row that the next layer will find out about
+    }
+    hinted_.insert(hinted_.end(), hint_ids_.begin(), hint_ids_.end());
+  }
+  std::sort(hinted_.begin(), hinted_.end());
+  hinted_.erase(std::unique(hinted_.begin(), hinted_.end()), hinted_.end());
+  experts_->hint(static_cast<int32_t>(next), hinted_);
+  if (observer) observer->on_hint(next, hinted_);
+}
+
+// Compares the layer's choices with the hint that was given of it.
+void DecodeStep::count_foretold() {
+  if (hinted_.empty()) return;
+  const size_t num_choices = rows_.size() * config_.num_experts_per_tok;
+  std::vector<int32_t> chosen(topk_ids_.begin(), topk_ids_.begin() + num_choices);
+  std::sort(chosen.begin(), chosen.end());
+  chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
+  if (chosen.front() < 0) chosen.erase(chosen.begin());  // rows that could not be routed
+  ++hint_stats_.layers;
+  hint_stats_.hinted += hinted_.size();
+  hint_stats_.chosen += chosen.size();
+  for (const int32_t expert : chosen) {
+    hint_stats_.foretold += std::binary_search(hinted_.begin(), hinted_.end(), expert);
+  }
+  hinted_.clear();
+}
+
 void DecodeStep::embed() {
   team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
@@ -321,12 +374,12 @@ void DecodeStep::rotations() {
   }
 }
 
-void DecodeStep::norm(const std::vector<float>& weight) {
+void DecodeStep::norm(const std::vector<float>& weight, std::vector<float>& to) {
   const int64_t hidden = config_.hidden_size;
   team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       kernels::rms_norm(&x_[row * hidden], weight.data(), static_cast<float>(config_.rms_norm_eps),
-                        hidden, &h_[row * hidden]);
+                        hidden, &to[row * hidden]);
     }
   });
 }
@@ -365,17 +418,18 @@ void DecodeStep::linear(const Linear& weights, const std::vector<float>& x, std:
 }
 
 DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights, KvCache& cache,
-                       Dispatcher* experts, ThreadTeam& team, const Clock& clock, int64_t rows_max)
+                       Dispatcher* experts, ThreadTeam& team, const Clock& clock,
+                       DecodeStepOptions options)
     : config_(config),
       weights_(weights),
       cache_(cache),
       experts_(experts),
       team_(team),
       clock_(clock),
-      rows_max_(rows_max),
+      options_(options),
       inv_freq_(config.rope_inv_freq()),
       softmax_scale_(static_cast<float>(config.softmax_scale())) {
-  const int64_t n = rows_max, heads = config.num_attention_heads;
+  const int64_t n = options.rows_max, heads = config.num_attention_heads;
   const int64_t latent = config.kv_lora_rank + config.qk_rope_head_dim;
   const int64_t attention_rows = std::min(n, kAttentionRows);
   const int64_t ffn_width =
@@ -397,6 +451,11 @@ DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights,
   topk_ids_.resize(n * config.num_experts_per_tok);
   topk_weights_.resize(n * config.num_experts_per_tok);
   logits_.resize(kHeadRows * config.vocab_size);
+  if (options.prefetch == Prefetch::kNextLayer) {
+    hint_h_.resize(std::min(n, kHintRowsMax) * config.hidden_size);
+    hint_ids_.resize(config.num_experts_per_tok);
+    hint_weights_.resize(config.num_experts_per_tok);
+  }
 }
 
 }  // namespace atl::coordinator

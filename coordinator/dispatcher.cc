@@ -55,14 +55,7 @@ Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, 
       transport::dispatch_payload_layout(num_rows, hidden, top_k, options_.limits.row_type);
   payload_bytes_ = layout.bytes;
   payload_.reset();
-  for (const transport::SharedBuffer& buffer : payload_pool_) {
-    if (buffer.use_count() == 1 && buffer->size() >= layout.bytes) payload_ = buffer;
-  }
-  if (!payload_) {
-    std::erase_if(payload_pool_, [](const auto& buffer) { return buffer.use_count() == 1; });
-    payload_ = std::make_shared<HostBuffer>(round_up(static_cast<int64_t>(layout.bytes), 4096));
-    payload_pool_.push_back(payload_);
-  }
+  payload_ = free_buffer(layout.bytes);
   std::byte* to = payload_->data();
   std::memcpy(to + layout.ids, ids, num_rows * top_k * sizeof(int32_t));
   std::memcpy(to + layout.weights, weights, num_rows * top_k * sizeof(float));
@@ -92,6 +85,34 @@ Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, 
   const Status status = reassign_lost_shares();
   if (!status) shares_.clear();
   return status;
+}
+
+// A buffer that no send is reading any more, of at least `bytes`.
+transport::SharedBuffer Dispatcher::free_buffer(size_t bytes) {
+  for (const transport::SharedBuffer& buffer : buffers_) {
+    if (buffer.use_count() == 1 && buffer->size() >= bytes) return buffer;
+  }
+  std::erase_if(buffers_, [](const auto& buffer) { return buffer.use_count() == 1; });
+  buffers_.push_back(std::make_shared<HostBuffer>(round_up(static_cast<int64_t>(bytes), 4096)));
+  return buffers_.back();
+}
+
+void Dispatcher::hint(int32_t layer, std::span<const int32_t> experts) {
+  if (experts.empty()) return;
+  transport::SharedBuffer payload = free_buffer(experts.size_bytes());
+  std::memcpy(payload->data(), experts.data(), experts.size_bytes());
+  transport::Hint hint;
+  hint.names = {options_.session, DispatchId{0}, options_.epoch, static_cast<uint32_t>(layer)};
+  hint.experts = experts;
+  std::vector<std::byte> header;
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (!alive_[node] || nodes_[node].tiles.empty()) continue;
+    hint.tiles = nodes_[node].tiles;
+    transport::encode_hint_header(hint, &header);
+    // A node that is lost shows at the next poll, not here.
+    const Status sent = transport_.send(nodes_[node].peer, header, payload, experts.size_bytes());
+    if (sent.ok()) ++traffic_[node].hints;
+  }
 }
 
 void Dispatcher::poll() {

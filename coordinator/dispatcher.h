@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,7 @@ struct DispatcherOptions {
 // Per node, over the dispatcher's life.
 struct NodeTraffic {
   uint64_t dispatches = 0, rows = 0;
+  uint64_t hints = 0;  // sent
   uint64_t bytes_out = 0, bytes_in = 0;
 };
 
@@ -64,6 +66,11 @@ class Dispatcher {
   //   ids      [num_rows, top_k], -1 for none; weights likewise
   Status dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
                   const float* weights);
+  // Tells every living node which experts of a layer will probably be asked for, so that it may
+  // read its tiles of them ahead. At any time, also between dispatch() and combine(). A node that
+  // can't take it now goes without: no result depends on a hint.
+  //   experts  ascending, none twice, each in range; nothing is sent if there are none
+  void hint(int32_t layer, std::span<const int32_t> experts);
   // Takes what has arrived; call now and then during long work between dispatch and combine.
   void poll();
   // Waits for the rest, then out[row] += fp32(sum). Rows in the result are left unspecified.
@@ -86,6 +93,7 @@ class Dispatcher {
     Clock::TimePoint last_progress;
   };
 
+  transport::SharedBuffer free_buffer(size_t bytes);
   Status send_share(Share& share);
   void handle(transport::Event event);
   void take_partial(Share& share, const transport::Partial& partial);
@@ -105,13 +113,13 @@ class Dispatcher {
   std::vector<std::string> last_loss_;  // [node] why it was lost
   std::vector<NodeTraffic> traffic_;
   uint64_t next_id_ = 1;
+  std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
 
   // The dispatch under way.
   int32_t layer_ = -1;
   int64_t num_rows_ = 0;
   transport::SharedBuffer payload_;
   size_t payload_bytes_ = 0;
-  std::vector<transport::SharedBuffer> payload_pool_;
   std::vector<Share> shares_;
   std::vector<int64_t> sums_;           // [num_rows, hidden]
   std::vector<int32_t> lowest_failed_;  // [num_rows] lowest failed expert, or kNone

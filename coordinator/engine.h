@@ -26,6 +26,7 @@ struct EngineOptions {
   kernels::RowType cache_type = kernels::RowType::kBf16;
   int64_t rows_max = 512;     // of one step, over all sequences
   int64_t cache_blocks = 64;  // of 64 positions, over all sequences
+  Prefetch prefetch = Prefetch::kOff;
 };
 
 // One sequence's place in the cache. Owned by the caller; release() it in the end.
@@ -73,6 +74,7 @@ class Engine {
   const model::ModelConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   const StepTimes& times() const { return step_.times(); }
+  const HintStats& hint_stats() const { return step_.hint_stats(); }
   const KvCache& cache() const { return cache_; }
 
  private:

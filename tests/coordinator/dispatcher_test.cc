@@ -113,6 +113,13 @@ class ScriptedTransport final : public transport::Transport {
     message.set_payload(payload->span().first(payload_bytes));
     auto frame = transport::decode_frame(message, limits_);
     EXPECT_TRUE(frame) << (frame ? "" : frame.error().message);
+    if (frame->kind == transport::Frame::Kind::kHint) {
+      hinted.push_back({peer.value,
+                        frame->hint.names,
+                        frame->hint.tiles,
+                        {frame->hint.experts.begin(), frame->hint.experts.end()}});
+      return {};
+    }
     for (Event& event : scripts.at(peer.value)(peer, frame->dispatch)) {
       events.push_back(std::move(event));
     }
@@ -137,6 +144,13 @@ class ScriptedTransport final : public transport::Transport {
   std::deque<Event> events;
   std::vector<uint32_t> closed;
   std::vector<std::pair<uint32_t, std::vector<transport::TileRange>>> sent;
+  struct SentHint {
+    uint32_t peer;
+    transport::DispatchNames names;
+    std::vector<transport::TileRange> tiles;
+    std::vector<int32_t> experts;
+  };
+  std::vector<SentHint> hinted;
   std::function<void()> on_wait;
 
  private:
@@ -334,6 +348,70 @@ TEST_F(DispatcherTest, unreachable_nodes_are_replaced_at_once) {
   ASSERT_TRUE(step());
   expect_exact();
   EXPECT_EQ(dispatcher_->num_living(), 1);
+}
+
+TEST_F(DispatcherTest, a_hint_goes_to_every_living_node_with_its_own_tiles) {
+  const std::vector<int32_t> experts = {0, 2, 5};
+  dispatcher_->hint(4, experts);
+  ASSERT_EQ(transport_.hinted.size(), 3u);
+  const std::vector<std::vector<transport::TileRange>> tiles = {to_ranges({0, 3}), to_ranges({1}),
+                                                                to_ranges({2})};
+  for (uint32_t node = 0; node < 3; ++node) {
+    const ScriptedTransport::SentHint& hint = transport_.hinted[node];
+    EXPECT_EQ(hint.peer, node);
+    EXPECT_EQ(hint.names, (transport::DispatchNames{SessionId{77}, DispatchId{0}, Epoch{1}, 4}));
+    EXPECT_EQ(hint.tiles, tiles[node]);
+    EXPECT_EQ(hint.experts, experts);
+    EXPECT_EQ(dispatcher_->traffic()[node].hints, 1u);
+  }
+  transport_.hinted.clear();
+  dispatcher_->hint(4, {});
+  EXPECT_TRUE(transport_.hinted.empty());
+}
+
+TEST_F(DispatcherTest, a_hint_to_a_lost_node_is_not_sent_and_its_heir_gets_those_tiles) {
+  transport_.unreachable = {1};
+  ASSERT_TRUE(step());
+  transport_.unreachable.clear();
+  dispatcher_->hint(4, std::vector<int32_t>{3});
+  ASSERT_EQ(transport_.hinted.size(), 2u);
+  EXPECT_EQ(transport_.hinted[0].peer, 0u);
+  EXPECT_EQ(transport_.hinted[1].peer, 2u);
+  int tiles = 0;
+  for (const auto& hint : transport_.hinted) {
+    for (const transport::TileRange& range : hint.tiles) tiles += range.end - range.begin;
+  }
+  EXPECT_EQ(tiles, static_cast<int>(kTiles));
+}
+
+TEST_F(DispatcherTest, a_hint_that_cannot_be_sent_changes_nothing) {
+  transport_.unreachable = {0, 1, 2};
+  dispatcher_->hint(3, std::vector<int32_t>{1});
+  EXPECT_EQ(dispatcher_->traffic()[0].hints, 0u);
+  transport_.unreachable.clear();
+  EXPECT_EQ(dispatcher_->num_living(), 3);
+  ASSERT_TRUE(step());
+  expect_exact();
+}
+
+TEST_F(DispatcherTest, a_node_that_sends_a_hint_is_given_up) {
+  transport_.scripts[1] = [](PeerId peer, const Dispatch& dispatch) {
+    const std::vector<int32_t> experts = {1};
+    transport::Hint hint;
+    hint.names = dispatch.names;
+    hint.names.dispatch = DispatchId{0};
+    hint.tiles = dispatch.tiles;
+    hint.experts = experts;
+    std::vector<std::byte> header, payload(sizeof(int32_t));
+    transport::encode_hint_header(hint, &header);
+    std::memcpy(payload.data(), experts.data(), payload.size());
+    std::vector<Event> events;
+    events.push_back(message_event(peer, std::move(header), std::move(payload)));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.closed, testing::ElementsAre(1));
 }
 
 TEST_F(DispatcherTest, a_failed_row_names_the_lowest_expert_of_all_nodes) {
