@@ -42,6 +42,7 @@ struct EngineBenchOptions {
   int64_t tokens = 512;                       // prefill
   uint64_t seed = 1;
   int repeats = 5;
+  bool cold_start = false;
   bool json = false;
 };
 
@@ -65,13 +66,15 @@ enum PartId {
   kExperts,
   kDense,
   kHead,
+  kPrefetch,
   kOthers,
   kNumParts
 };
 constexpr bool is_detail(size_t part) { return part >= kProjections && part <= kCore; }
 
 double counted_seconds(const StepTimes& t) {
-  return t.attention + t.router + t.dispatch + t.shared_experts + t.combine + t.dense_ffn + t.head;
+  return t.attention + t.router + t.dispatch + t.shared_experts + t.combine + t.dense_ffn + t.head +
+         t.prefetch;
 }
 
 // A part's name in the table and in JSON, and its time.
@@ -94,6 +97,7 @@ constexpr std::array<Part, kNumParts> kParts = {{
     {"experts", "combine", [](const Measured& m) { return m.times.combine; }},
     {"dense", "dense_ffn", [](const Measured& m) { return m.times.dense_ffn; }},
     {"head", "head", [](const Measured& m) { return m.times.head; }},
+    {"prefetch", "prefetch", [](const Measured& m) { return m.times.prefetch; }},
     {"others", "others", [](const Measured& m) { return m.seconds - counted_seconds(m.times); }},
 }};
 
@@ -156,7 +160,7 @@ WorkItem expert_work(const DeploymentOptions& options) {
   const auto loaded = LoadedModel::open(options.model_dir);
   WorkItem expert;
   if (loaded->catalog.moe_layers.empty()) return expert;
-  const auto tiles = loaded->tiles(loaded->settle(options.numerics));
+  const auto tiles = loaded->tiles(loaded->settle(options.numerics), options.memory);
   for (int tile = 0; tile < tiles->num_tiles(); ++tile) {
     const kernels::TileLayout& layout = tiles->layout(tile);
     for (const auto* shape : {&layout.gate_up, &layout.gate_up, &layout.down}) {
@@ -194,7 +198,7 @@ StepTimes difference(const StepTimes& after, const StepTimes& before) {
   StepTimes times = after;
   for (double StepTimes::*seconds :
        {&StepTimes::attention, &StepTimes::router, &StepTimes::dense_ffn, &StepTimes::dispatch,
-        &StepTimes::shared_experts, &StepTimes::combine, &StepTimes::head,
+        &StepTimes::shared_experts, &StepTimes::combine, &StepTimes::head, &StepTimes::prefetch,
         &StepTimes::attention_core, &StepTimes::attention_absorbed}) {
     times.*seconds -= before.*seconds;
   }
@@ -215,7 +219,9 @@ class EngineBench {
         deployment_(deployment),
         team_(deployment_.threads().num_threads, deployment_.threads().cpus),
         probe_(team_),
-        sequences_(num_sequences) {}
+        sequences_(num_sequences) {
+    if (!options.cold_start) deployment_.wait_until_warm();
+  }
 
   const model::ModelConfig& config() const { return deployment_.config(); }
 
@@ -590,6 +596,7 @@ Json to_json(const EngineBenchOptions& options, const EngineReport& report, cons
 void add_shared_options(CLI::App& command, EngineBenchOptions* options) {
   add_deployment_options(command, &options->deployment);
   add_repeats_option(command, &options->repeats);
+  add_cold_start_option(command, &options->cold_start);
   command.add_option("--seed", options->seed, "Of the random tokens")->capture_default_str();
   command.add_flag("--json", options->json, "One JSON object in place of the table");
 }

@@ -54,6 +54,9 @@ ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_un
                   "127.0.0.1:0", "--transport", std::string(to_string(options.transport))};
     const std::vector<std::string> numerics = options.numerics.arguments();
     child.argv.insert(child.argv.end(), numerics.begin(), numerics.end());
+    const std::vector<std::string> memory = options.memory.of_node(name(node)).arguments();
+    child.argv.insert(child.argv.end(), memory.begin(), memory.end());
+    child.argv.insert(child.argv.end(), {"--rows-max", std::to_string(options.rows_max)});
     add_thread_arguments(options.threads[node], &child.argv);
     if (options.spin) child.argv.push_back("--spin");
     children_->processes.push_back(ChildProcess::start(child));

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/memory_options.h"
 #include "cli/numerics.h"
 #include "topology/thread_plan.h"
 #include "transport/transport.h"
@@ -21,6 +22,8 @@ struct ChildNodeOptions {
   bool spin = false;
   transport::TransportKind transport = transport::TransportKind::kAuto;
   NumericsProfile numerics;
+  MemoryOptions memory;  // of_node() of each
+  int64_t rows_max = 512;
 };
 
 // Starts `atoll node` once for each team of threads (this very executable), named n0.. and

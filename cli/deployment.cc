@@ -19,6 +19,8 @@ namespace {
 
 constexpr auto kDialTimeout = std::chrono::seconds(20);
 constexpr auto kLoadPollInterval = std::chrono::milliseconds(20);
+constexpr auto kBarAfter = std::chrono::milliseconds(500);  // a shorter wait is not worth a line
+constexpr auto kWarmPatience = std::chrono::minutes(1);
 
 // A node in this process answers control calls directly.
 class LocalNodeClient final : public transport::NodeClient {
@@ -109,7 +111,11 @@ transport::ModelIdentity LoadedModel::identity(const NumericsProfile& numerics) 
   return identity;
 }
 
-std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& numerics) const {
+std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& numerics,
+                                                       const MemoryOptions& memory) const {
+  if (memory.ram_budget || !memory.usage_file.empty() || !memory.stripes.empty()) {
+    throw LoadError("--ram-budget, --usage-file and --stripe are not supported yet");
+  }
   if (pack) return std::make_unique<storage::TileStore>(*pack, catalog, numerics.experts());
   return std::make_unique<storage::TileStore>(checkpoint, catalog, numerics.experts());
 }
@@ -136,9 +142,11 @@ Deployment::Deployment(const DeploymentOptions& options)
   }
   join_cluster(placement);
   load_weights();
+  wait_for_nodes("loading experts", &coordinator::Cluster::LoadState::ready);
   coordinator::EngineOptions engine_options;
   engine_options.cache_type = numerics_.cache;
   engine_options.rows_max = options_.chunk;
+  engine_options.prefetch = options_.prefetch;
   engine_options.cache_blocks = coordinator::KvCache::blocks_for(options_.cache_tokens) + 1;
   engine_ = std::make_unique<coordinator::Engine>(model_->config, *weights_, dispatcher_.get(),
                                                   team_, clock_, engine_options);
@@ -153,7 +161,7 @@ void Deployment::start_local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
   transport_ = std::move(pair.near_end);
   local_end_ = std::move(pair.far_end);
-  local_tiles_ = model_->tiles(numerics_);
+  local_tiles_ = model_->tiles(numerics_, options_.memory);
   expert_node::NodeOptions node_options;
   node_options.name = "local";
   node_options.identity = model_->identity(numerics_);
@@ -174,6 +182,8 @@ void Deployment::start_child_nodes(const topology::Placement& placement) {
   child.threads = threads_.nodes;
   child.transport = options_.transport;
   child.numerics = numerics_;
+  child.memory = options_.memory;
+  child.rows_max = options_.chunk;
   // A waiting thread may spin only if all have a core of their own.
   child.spin = threads_.cores_suffice;
   children_ = std::make_unique<ChildNodes>(child);
@@ -216,32 +226,47 @@ void Deployment::join_cluster(const topology::Placement& placement) {
 // The coordinator's own weights, while the nodes load their tiles.
 void Deployment::load_weights() {
   const model::ModelTensors tensors = model_->tensors();
-  const std::unique_ptr<storage::TileStore> sizes = model_->tiles(numerics_);
-  uint64_t total = coordinator::Weights::read_bytes(tensors);
-  for (const coordinator::NodeLink& link : cluster_->links()) {
-    std::vector<int> tiles;
-    for (const transport::TileRange& range : link.tiles) {
-      for (int tile = range.begin; tile < range.end; ++tile) tiles.push_back(tile);
-    }
-    total += sizes->read_bytes(tiles);
-  }
   NoProgress silent;
   std::optional<ProgressBar> bar;
   if (options_.progress) bar.emplace("loading");
   Progress& progress = bar ? static_cast<Progress&>(*bar) : silent;
-  progress.start(total);
+  progress.start(coordinator::Weights::read_bytes(tensors));
   weights_ =
       coordinator::Weights::load(model_->config, tensors, model_->checkpoint, numerics_.dense(),
                                  team_.num_threads(), kStagingWindowBytes, progress);
-  uint64_t shown = 0;
+}
+
+// Asks the nodes again and again, and draws how much of their experts they have read.
+void Deployment::wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done) {
+  std::optional<ProgressBar> bar;
+  uint64_t total = 0, shown = 0;
+  const auto start = clock_.now();
+  auto last_progress = start;
   while (true) {
     dispatcher_->poll();  // sets connections up; a node in this process takes its session up
     const coordinator::Cluster::LoadState state = cluster_->load_state();
-    progress.advance(state.bytes_loaded - shown);
+    if (options_.progress && !bar && !(state.*done) && clock_.now() - start > kBarAfter) {
+      bar.emplace(label);
+    }
+    if (bar && state.bytes_total != total) {
+      bar->start(total = state.bytes_total);
+      shown = 0;
+    }
+    if (state.bytes_loaded != shown) last_progress = clock_.now();
+    if (bar && state.bytes_loaded > shown) bar->advance(state.bytes_loaded - shown);
     shown = state.bytes_loaded;
-    if (state.ready) break;
+    if (state.*done) return;
+    if (state.ready && clock_.now() - last_progress > kWarmPatience) {
+      log_warn("{}: {} of {} read, and no more for a minute: goes on without", label,
+               format_bytes(state.bytes_loaded), format_bytes(state.bytes_total));
+      return;
+    }
     std::this_thread::sleep_for(kLoadPollInterval);
   }
+}
+
+void Deployment::wait_until_warm() {
+  wait_for_nodes("warming", &coordinator::Cluster::LoadState::warm);
 }
 
 std::vector<Deployment::NodeReport> Deployment::node_reports() {
@@ -301,6 +326,23 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
       .add_option("--chunk", options->chunk, "Tokens per step of prefill (and rows per dispatch)")
       ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))
       ->capture_default_str();
+  add_memory_options(command, &options->memory);
+  command
+      .add_option_function<std::string>(
+          "--prefetch",
+          [options](const std::string& text) {
+            options->prefetch =
+                text == "off" ? coordinator::Prefetch::kOff : coordinator::Prefetch::kNextLayer;
+          },
+          "Foretell the next layer's experts, so that nodes read missing ones ahead: off or "
+          "next-layer (in steps of up to 16 rows); off unless given")
+      ->check(CLI::IsMember({"off", "next-layer"}))
+      ->type_name("off|next-layer");
+}
+
+void add_cold_start_option(CLI::App& command, bool* cold) {
+  command.add_flag("--cold-start", *cold,
+                   "Begin while experts that are to stay in RAM are still being read");
 }
 
 }  // namespace atl::cli

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/thread_team.h"
 #include "cli/child_nodes.h"
+#include "cli/memory_options.h"
 #include "cli/numerics.h"
 #include "coordinator/cluster.h"
 #include "coordinator/dispatcher.h"
@@ -50,7 +51,9 @@ struct LoadedModel {
   NumericsProfile settle(const NumericsProfile& numerics) const;
   // The following take a settled profile. Checkpoint and packs of it have the same identity.
   transport::ModelIdentity identity(const NumericsProfile& numerics) const;
-  std::unique_ptr<storage::TileStore> tiles(const NumericsProfile& numerics) const;
+  // LoadError if the model can't be kept as asked for.
+  std::unique_ptr<storage::TileStore> tiles(const NumericsProfile& numerics,
+                                            const MemoryOptions& memory) const;
   model::ModelTensors tensors() const;  // what the coordinator loads
 };
 
@@ -66,22 +69,33 @@ struct DeploymentOptions {
   topology::PinMode pin = topology::PinMode::kAuto;  // of the coordinator and child nodes
   int64_t chunk = 512;                               // tokens per step
   int64_t cache_tokens = 0;                          // room in the KV cache
-  bool progress = true;                              // draw a progress bar
-  std::string node_program = "/proc/self/exe";       // what child nodes are started with
+  MemoryOptions memory;                              // of each node
+  coordinator::Prefetch prefetch = coordinator::Prefetch::kOff;
+  bool progress = true;                         // draw a progress bar
+  std::string node_program = "/proc/self/exe";  // what child nodes are started with
 };
 
 // Describes those options to the parser; *options is borrowed for the life of the program.
 void add_deployment_options(CLI::App& command, DeploymentOptions* options);
 
+// --cold-start of commands that wait_until_warm() unless it is given, into *cold.
+void add_cold_start_option(CLI::App& command, bool* cold);
+
 // --transport auto|shm|tcp into *kind (borrowed likewise).
 void add_transport_option(CLI::App& command, transport::TransportKind* kind);
 
-// A model ready to run, with its nodes. The destructor ends child nodes.
+// A model ready to run, with its nodes. Nodes may go on loading experts in the background; what is
+// asked for meanwhile and not there yet is read at once. The destructor ends child nodes.
 class Deployment {
  public:
   // LoadError says in one line what prevents the start.
   explicit Deployment(const DeploymentOptions& options);
   ~Deployment();
+
+  // Returns when every expert that the nodes are to keep in RAM is there, drawing the progress:
+  // before measurements. Gives up with a log line if nothing is read for a minute. LoadError if a
+  // node failed.
+  void wait_until_warm();
 
   coordinator::Engine& engine() { return *engine_; }
   const model::ModelConfig& config() const { return model_->config; }
@@ -98,7 +112,7 @@ class Deployment {
   std::vector<pid_t> child_pids() const {
     return children_ ? children_->pids() : std::vector<pid_t>{};
   }
-  double load_seconds() const { return load_seconds_; }
+  double load_seconds() const { return load_seconds_; }  // until all were ready
   // Where the coordinator's threads run (and the experts' with nodes == 0).
   const topology::TeamPlan& threads() const { return threads_.coordinator; }
   // For the thread that calls the engine, once it has started all other threads: it stays on its
@@ -110,6 +124,7 @@ class Deployment {
   void start_child_nodes(const topology::Placement& placement);
   void join_cluster(const topology::Placement& placement);
   void load_weights();
+  void wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done);
 
   const DeploymentOptions options_;
   SteadyClock clock_;

@@ -32,6 +32,7 @@ struct EvalOptions {
   int64_t row_length = 0;
   std::string dtype = "u16";
   std::string logits_out;
+  bool cold_start = false;
   bool stats = false;
   bool json = false;
 };
@@ -158,6 +159,7 @@ void eval(const EvalOptions& options) {
   deployment_options.cache_tokens =
       rows_open * round_up(options.row_length, kernels::kAttentionBlock);
   Deployment deployment(deployment_options);
+  if (!options.cold_start) deployment.wait_until_warm();
   const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 
   coordinator::EvaluateOptions evaluate_options;
@@ -219,6 +221,7 @@ void add_eval_command(CLI::App& app, int* exit_code) {
       ->add_option("--logits-out", options->logits_out,
                    "Write all logits, float32 [rows * row length, vocabulary]")
       ->type_name("FILE");
+  add_cold_start_option(*command, &options->cold_start);
   command->add_flag("--stats", options->stats, "Time per part and work per node, on stderr");
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer(

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <memory>
 #include <string>
@@ -28,6 +29,8 @@ struct NodeCommandOptions {
   std::string listen = "127.0.0.1:0";
   transport::TransportKind transport = transport::TransportKind::kAuto;
   NumericsProfile numerics;
+  MemoryOptions memory;
+  uint32_t rows_max = 512;
   topology::TeamRequest threads;
   std::vector<int> cpus;  // instead of a plan
   bool spin = false;
@@ -68,17 +71,18 @@ void serve(const NodeCommandOptions& options) {
   const std::unique_ptr<LoadedModel> model = LoadedModel::open(options.model_dir);
   const NumericsProfile numerics = model->settle(options.numerics);
   ThreadTeam team(threads.num_threads, threads.cpus);
-  const std::unique_ptr<storage::TileStore> tiles = model->tiles(numerics);
+  const std::unique_ptr<storage::TileStore> tiles = model->tiles(numerics, options.memory);
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
   ucx.spin = options.spin;
-  transport::WireLimits
-      largest;  // before a handshake, any number of FP32 rows that it may agree on
-  largest.rows_max = transport::kDispatchRowsMax;
+  transport::WireLimits largest;  // what a handshake may agree on at most: FP32 rows
+  largest.rows_max = options.rows_max;
   largest.hidden_size = static_cast<uint32_t>(model->catalog.hidden_size);
   largest.top_k = static_cast<uint32_t>(model->catalog.num_experts_per_tok);
+  largest.n_routed_experts = static_cast<uint32_t>(model->catalog.n_routed_experts);
   largest.row_type = transport::WireRowType::kF32;
-  ucx.message_bytes_max = largest.dispatch_payload_bytes_max();
+  ucx.message_bytes_max =
+      std::max(largest.dispatch_payload_bytes_max(), largest.hint_payload_bytes_max());
   const std::unique_ptr<transport::Transport> transport = transport::make_ucx_transport(ucx);
 
   expert_node::NodeOptions node_options;
@@ -129,6 +133,12 @@ void add_node_command(CLI::App& app, int* exit_code) {
                    "NUMA domain to run in, with all memory from it (the kernel's number)")
       ->check(CLI::Range(0, 1 << 16))
       ->type_name("K");
+  add_memory_options(*command, &options->memory);
+  command
+      ->add_option("--rows-max", options->rows_max,
+                   "Most rows of one dispatch that this node takes; it reserves room for them")
+      ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))
+      ->capture_default_str();
   command->add_flag("--spin", options->spin,
                     "Wait by spinning for a while: only if every thread has a core of its own");
   command->footer(

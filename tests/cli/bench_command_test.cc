@@ -118,7 +118,7 @@ TEST_F(SmallModel, bench_decode_reports_every_part_and_its_floor) {
   for (const json& one : report["cases"]) {
     expect_figures(one, {"tokens_per_second", "seconds_per_step", "floor_seconds_per_step",
                          "expert_bytes_per_second", "experts_of_read", "of_floor"});
-    EXPECT_EQ(one["part_seconds_per_step"].size(), 8u);
+    EXPECT_EQ(one["part_seconds_per_step"].size(), 9u);
     EXPECT_EQ(one["attention_seconds_per_step"].size(), 3u);
     if (one["repeats"] == 0) continue;
     double parts = 0, details = 0, floors = 0;

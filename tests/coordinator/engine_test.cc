@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <map>
+#include <set>
 
 #include "cli/deployment.h"
 #include "coordinator/generate.h"
@@ -210,6 +213,110 @@ TEST(Engine, a_value_out_of_range_names_layer_and_expert_and_spares_the_other_ro
   auto alone = step(deployment.engine(), good, good_tokens);
   ASSERT_TRUE(alone);
   EXPECT_EQ(good_logits, *alone);
+}
+
+// ---- Hints -----------------------------------------------------------------------------------
+
+// What a step's layers chose and what they were foretold, to count anew what the engine counts.
+class HintObserver final : public StepObserver {
+ public:
+  void on_routes(int64_t layer, std::span<const int32_t> ids, std::span<const float>) override {
+    routes_by_layer[layer].push_back({ids.begin(), ids.end()});
+    const auto hint = open_.find(layer);
+    if (hint == open_.end()) return;
+    const std::set<int32_t> chosen(ids.begin(), ids.end());
+    ++counted.layers;
+    counted.hinted += hint->second.size();
+    counted.chosen += chosen.size();
+    for (const int32_t expert : chosen) {
+      counted.foretold += std::count(hint->second.begin(), hint->second.end(), expert);
+    }
+    open_.erase(hint);
+  }
+  void on_hidden(int64_t, std::span<const float>) override {}
+  void on_hint(int64_t layer, std::span<const int32_t> experts) override {
+    EXPECT_TRUE(std::is_sorted(experts.begin(), experts.end()));
+    EXPECT_EQ(std::adjacent_find(experts.begin(), experts.end()), experts.end());
+    EXPECT_TRUE(open_.empty());  // only the very next layer is foretold
+    open_[layer] = {experts.begin(), experts.end()};
+    hints_by_layer[layer].push_back({experts.begin(), experts.end()});
+  }
+
+  HintStats counted;
+  std::map<int64_t, std::vector<std::vector<int32_t>>> routes_by_layer, hints_by_layer;
+
+ private:
+  std::map<int64_t, std::vector<int32_t>> open_;
+};
+
+// Logits of `num_steps` steps of `num_sequences` sequences, one token each.
+std::vector<float> decode(Engine& engine, int num_sequences, int num_steps,
+                          StepObserver* observer = nullptr) {
+  std::vector<Sequence> sequences(num_sequences);
+  std::vector<float> all;
+  for (int at = 0; at < num_steps; ++at) {
+    std::vector<std::vector<int32_t>> tokens;
+    std::vector<SequenceRows> rows;
+    for (int s = 0; s < num_sequences; ++s) tokens.push_back({(s * 131 + at * 977) % 3328});
+    for (int s = 0; s < num_sequences; ++s) {
+      rows.push_back({&sequences[s], tokens[s], WantLogits::kLast});
+    }
+    std::vector<std::optional<Error>> errors(num_sequences);
+    EXPECT_TRUE(engine.step(
+        rows,
+        [&](size_t, size_t, std::span<const float> row) {
+          all.insert(all.end(), row.begin(), row.end());
+        },
+        errors, observer));
+  }
+  for (Sequence& sequence : sequences) engine.release(sequence);
+  return all;
+}
+
+TEST(Prefetch, changes_no_bit_and_counts_what_its_hints_were_worth) {
+  cli::DeploymentOptions options = options_for(tiny(), 2048);
+  cli::Deployment without(options);
+  options.prefetch = Prefetch::kNextLayer;
+  cli::Deployment with(options);
+  for (const int sequences : {1, 3, static_cast<int>(kHintRowsMax)}) {
+    HintObserver observer;
+    const HintStats before = with.engine().hint_stats();
+    const std::vector<float> logits = decode(with.engine(), sequences, 4, &observer);
+    EXPECT_EQ(decode(without.engine(), sequences, 4), logits) << sequences;
+    const HintStats stats = with.engine().hint_stats();
+    EXPECT_EQ(stats.layers - before.layers, observer.counted.layers);
+    EXPECT_EQ(stats.hinted - before.hinted, observer.counted.hinted);
+    EXPECT_EQ(stats.chosen - before.chosen, observer.counted.chosen);
+    EXPECT_EQ(stats.foretold - before.foretold, observer.counted.foretold);
+    // Of 6 layers the first is dense, the second has no layer with experts before it.
+    EXPECT_EQ(observer.counted.layers, 4u * 4);
+  }
+  EXPECT_EQ(without.engine().hint_stats(), HintStats{});
+  EXPECT_EQ(without.engine().times().prefetch, 0);
+  EXPECT_GT(with.engine().times().prefetch, 0);
+  EXPECT_EQ(with.node_reports()[0].traffic.hints, 3u * 4 * 4);
+  EXPECT_EQ(without.node_reports()[0].traffic.hints, 0u);
+}
+
+// The model has learnt, so its residual stream changes little from layer to layer: a blind choice
+// of 4 of 32 experts would be right in one case of eight.
+TEST(Prefetch, foretells_far_better_than_chance) {
+  cli::DeploymentOptions options = options_for(tiny(), 2048);
+  options.prefetch = Prefetch::kNextLayer;
+  cli::Deployment deployment(options);
+  decode(deployment.engine(), 1, 40);
+  const HintStats stats = deployment.engine().hint_stats();
+  EXPECT_GT(stats.recall(), 0.4);
+  EXPECT_LT(stats.waste(), 0.6);
+}
+
+TEST(Prefetch, steps_of_more_rows_get_no_hint) {
+  cli::DeploymentOptions options = options_for(tiny(), 4096);
+  options.prefetch = Prefetch::kNextLayer;
+  cli::Deployment deployment(options);
+  decode(deployment.engine(), static_cast<int>(kHintRowsMax) + 1, 2);
+  EXPECT_EQ(deployment.engine().hint_stats(), HintStats{});
+  EXPECT_EQ(deployment.node_reports()[0].traffic.hints, 0u);
 }
 
 TEST(Generate, the_same_seed_gives_the_same_tokens_and_another_seed_others) {

@@ -1,0 +1,80 @@
+#include "cli/memory_options.h"
+
+#include <CLI/CLI.hpp>
+
+#include "base/units.h"
+
+namespace atl::cli {
+
+MemoryOptions MemoryOptions::of_node(std::string_view name) const {
+  MemoryOptions options = *this;
+  if (!usage_file.empty()) {
+    options.usage_file += '.';
+    options.usage_file += name;
+  }
+  return options;
+}
+
+std::vector<std::string> MemoryOptions::arguments() const {
+  std::vector<std::string> arguments = {"--evict", evict == Evict::kLru ? "lru" : "lfu", "--io",
+                                        io == ReaderIo::kThreads ? "threads" : "auto"};
+  if (ram_budget) {
+    arguments.insert(arguments.end(), {"--ram-budget", std::to_string(*ram_budget)});
+  }
+  if (!usage_file.empty()) {
+    arguments.insert(arguments.end(), {"--usage-file", usage_file.string()});
+  }
+  for (const std::filesystem::path& stripe : stripes) {
+    arguments.insert(arguments.end(), {"--stripe", stripe.string()});
+  }
+  return arguments;
+}
+
+void add_memory_options(CLI::App& command, MemoryOptions* options) {
+  command
+      .add_option_function<std::string>(
+          "--ram-budget",
+          [options](const std::string& text) { options->ram_budget = *parse_bytes(text); },
+          "RAM that each expert node may take in all, such as 8GiB, 500MiB or plain bytes; tiles "
+          "beyond it are read when asked for. Unless given, all tiles stay in RAM")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            const Result<uint64_t> bytes = parse_bytes(text);
+            return bytes ? std::string() : bytes.error().message;
+          },
+          ""))
+      ->type_name("SIZE");
+  command
+      .add_option_function<std::string>(
+          "--evict",
+          [options](const std::string& text) {
+            options->evict = text == "lru" ? Evict::kLru : Evict::kLfu;
+          },
+          "What leaves RAM first: the expert that was wanted longest ago (lru) or least often "
+          "(lfu); lfu unless given")
+      ->check(CLI::IsMember({"lru", "lfu"}))
+      ->type_name("lru|lfu");
+  command
+      .add_option("--usage-file", options->usage_file,
+                  "Where a node saves how often it wanted each expert, to begin with those next "
+                  "time; child nodes have a file each, PATH.n0, PATH.n1, ...")
+      ->type_name("PATH");
+  command
+      .add_option("--stripe", options->stripes,
+                  "A further pack directory of the same source, on another drive; may be given "
+                  "several times")
+      ->type_name("DIR")
+      ->allow_extra_args(false);
+  command
+      .add_option_function<std::string>(
+          "--io",
+          [options](const std::string& text) {
+            options->io = text == "threads" ? ReaderIo::kThreads : ReaderIo::kAuto;
+          },
+          "How packs are read: auto (io_uring where the system has it) or threads; auto unless "
+          "given")
+      ->check(CLI::IsMember({"auto", "threads"}))
+      ->type_name("auto|threads");
+}
+
+}  // namespace atl::cli
