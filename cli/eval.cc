@@ -177,11 +177,12 @@ void eval(const EvalOptions& options) {
   const double perplexity = std::exp(result->nll);
   const double rate = seconds > 0 ? static_cast<double>(result->tokens) / seconds : 0;
   if (options.json) {
-    const nlohmann::json json = {{"tokens", result->tokens},
-                                 {"nll", result->nll},
-                                 {"perplexity", perplexity},
-                                 {"seconds", seconds},
-                                 {"tokens_per_second", rate}};
+    nlohmann::json json = {{"tokens", result->tokens},
+                           {"nll", result->nll},
+                           {"perplexity", perplexity},
+                           {"seconds", seconds},
+                           {"tokens_per_second", rate}};
+    json.update(nlohmann::json::parse(nodes_json(deployment)));
     write_stdout(json.dump() + "\n");
   } else {
     write_stdout(fmt::format(
@@ -192,7 +193,7 @@ void eval(const EvalOptions& options) {
   }
   if (options.stats) {
     print_step_times(deployment.engine().times());
-    print_nodes(deployment.node_reports());
+    print_nodes(deployment);
   }
 }
 

@@ -2,16 +2,41 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "base/memory.h"
 #include "base/units.h"
+#include "cli/table.h"
 
 namespace atl::cli {
 namespace {
 
 double rate(double count, double seconds) { return seconds > 0 ? count / seconds : 0; }
+
+nlohmann::json cache_to_json(const ExpertCacheStats& cache) {
+  return {{"slot_bytes", cache.slot_bytes},
+          {"slots", cache.slots},
+          {"slots_used", cache.slots_used},
+          {"hits", cache.hits},
+          {"misses", cache.misses},
+          {"late", cache.late},
+          {"evictions", cache.evictions},
+          {"bytes_read", cache.bytes_read},
+          {"tiles_reread", cache.tiles_reread},
+          {"tiles_bad", cache.tiles_bad},
+          {"hinted", cache.hinted},
+          {"hints_used", cache.hints_used},
+          {"hints_wasted", cache.hints_wasted},
+          {"read_latency_log2_us", cache.read_latency},
+          {"stall_seconds_by_layer", cache.stall_seconds}};
+}
+
+nlohmann::json hints_to_json(const coordinator::HintStats& hints) {
+  return {{"layers", hints.layers},     {"hinted", hints.hinted},   {"chosen", hints.chosen},
+          {"foretold", hints.foretold}, {"recall", hints.recall()}, {"waste", hints.waste()}};
+}
 
 nlohmann::json nodes_to_json(const std::vector<Deployment::NodeReport>& nodes) {
   nlohmann::json list = nlohmann::json::array();
@@ -26,7 +51,10 @@ nlohmann::json nodes_to_json(const std::vector<Deployment::NodeReport>& nodes) {
                     {"bytes_in", node.stats.bytes_in},
                     {"bytes_out", node.stats.bytes_out},
                     {"tiles_computed", node.stats.tiles_computed},
-                    {"compute_seconds", node.stats.compute_seconds}});
+                    {"refused", node.stats.refused},
+                    {"hints", node.traffic.hints},
+                    {"compute_seconds", node.stats.compute_seconds},
+                    {"cache", cache_to_json(node.stats.cache)}});
   }
   return list;
 }
@@ -63,6 +91,7 @@ std::string run_json(const RunFigures& figures, const std::string& text,
       {"pinned_to", deployment.threads().cpus},
       {"memory_bytes", memory.memory_bytes},
       {"huge_page_bytes", memory.huge_bytes},
+      {"prefetch", hints_to_json(deployment.engine().hint_stats())},
       {"nodes", nodes_to_json(deployment.node_reports())}};
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
@@ -79,11 +108,13 @@ void print_step_times(const coordinator::StepTimes& times) {
                         {"shared experts", times.shared_experts},
                         {"combine (wait)", times.combine},
                         {"dense FFN", times.dense_ffn},
-                        {"head", times.head}};
+                        {"head", times.head},
+                        {"prefetch", times.prefetch}};
   double sum = 0;
   for (const Part& part : parts) sum += part.seconds;
   fmt::print(stderr, "\n{} steps, {} rows; mean per step:\n", times.steps, times.rows);
   for (const Part& part : parts) {
+    if (part.seconds == 0) continue;
     fmt::print(stderr, "  {:<15} {:>10}  {:>4.1f} %\n", part.name,
                format_duration(part.seconds / static_cast<double>(times.steps)),
                sum > 0 ? 100 * part.seconds / sum : 0);
@@ -95,7 +126,87 @@ void print_step_times(const coordinator::StepTimes& times) {
   }
 }
 
-void print_nodes(const std::vector<Deployment::NodeReport>& nodes) {
+std::optional<ReadLatency> read_latency(const ExpertCacheStats& stats, double q) {
+  uint64_t all = 0;
+  for (const uint64_t n : stats.read_latency) all += n;
+  if (all == 0) return std::nullopt;
+  const auto wanted = static_cast<uint64_t>(std::ceil(q * static_cast<double>(all)));
+  uint64_t seen = 0;
+  size_t bucket = 0;
+  while ((seen += stats.read_latency[bucket]) < wanted) ++bucket;
+  const bool last = bucket + 1 == ExpertCacheStats::kLatencyBuckets;
+  return ReadLatency{std::ldexp(1e-6, static_cast<int>(last ? bucket : bucket + 1)), last};
+}
+
+double stall_seconds(const ExpertCacheStats& stats) {
+  double sum = 0;
+  for (const double seconds : stats.stall_seconds) sum += seconds;
+  return sum;
+}
+
+std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
+                       const coordinator::HintStats& hints, uint64_t num_steps) {
+  const auto latency = [](const ExpertCacheStats& cache, double q) -> std::string {
+    const std::optional<ReadLatency> time = read_latency(cache, q);
+    if (!time) return "-";
+    return (time->at_least ? "> " : "< ") + format_duration(time->seconds);
+  };
+  std::string text;
+  Table table({{"expert cache", Align::kLeft},
+               {"slots", Align::kRight},
+               {"used", Align::kRight},
+               {"hits", Align::kRight},
+               {"misses", Align::kRight},
+               {"late", Align::kRight},
+               {"hit rate", Align::kRight},
+               {"read", Align::kRight},
+               {"p50", Align::kRight},
+               {"p99", Align::kRight},
+               {"stall/step", Align::kRight},
+               {"evicted", Align::kRight}});
+  bool any = false;
+  for (const Deployment::NodeReport& node : nodes) {
+    const ExpertCacheStats& cache = node.stats.cache;
+    const uint64_t asked = cache.hits + cache.misses;
+    any = any || asked > 0;
+    const double stall = num_steps ? stall_seconds(cache) / static_cast<double>(num_steps) : 0;
+    table.add_row({node.name, format_count(cache.slots), format_count(cache.slots_used),
+                   format_count(cache.hits), format_count(cache.misses), format_count(cache.late),
+                   asked ? fmt::format("{:.1f} %", 100 * rate(static_cast<double>(cache.hits),
+                                                              static_cast<double>(asked)))
+                         : "-",
+                   format_bytes(cache.bytes_read), latency(cache, 0.5), latency(cache, 0.99),
+                   format_duration(stall), format_count(cache.evictions)});
+    if (cache.tiles_reread || cache.tiles_bad) {
+      text +=
+          fmt::format("{}: {} tiles were read again because they were wrong, {} stayed so\n",
+                      node.name, format_count(cache.tiles_reread), format_count(cache.tiles_bad));
+    }
+    if (cache.hinted) {
+      text +=
+          fmt::format("{}: {} experts read ahead, {} of them wanted in time, {} evicted before\n",
+                      node.name, format_count(cache.hinted), format_count(cache.hints_used),
+                      format_count(cache.hints_wasted));
+    }
+  }
+  if (any) text = table.to_string("") + text;
+  if (hints.layers) {
+    text += fmt::format(
+        "prefetch: {:.1f} % of the experts that the routers chose were foretold, {:.1f} % of those "
+        "foretold were not chosen\n",
+        100 * hints.recall(), 100 * hints.waste());
+  }
+  return text;
+}
+
+std::string nodes_json(Deployment& deployment) {
+  return nlohmann::json{{"prefetch", hints_to_json(deployment.engine().hint_stats())},
+                        {"nodes", nodes_to_json(deployment.node_reports())}}
+      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+void print_nodes(Deployment& deployment) {
+  const std::vector<Deployment::NodeReport> nodes = deployment.node_reports();
   fmt::print(stderr, "\n{:<8} {:>5} {:>7}  {:<18} {:>10} {:>10} {:>12} {:>10} {:>10} {:>10}\n",
              "node", "tiles", "threads", "links", "dispatches", "rows", "expert rows", "in", "out",
              "compute");
@@ -106,6 +217,9 @@ void print_nodes(const std::vector<Deployment::NodeReport>& nodes) {
                format_count(node.stats.expert_rows), format_bytes(node.stats.bytes_in),
                format_bytes(node.stats.bytes_out), format_duration(node.stats.compute_seconds));
   }
+  const std::string caches =
+      cache_text(nodes, deployment.engine().hint_stats(), deployment.engine().times().steps);
+  if (!caches.empty()) fmt::print(stderr, "\n{}", caches);
 }
 
 // Where this process's threads run and what of its memory lies on huge pages.
@@ -128,7 +242,7 @@ void print_stats(const RunFigures& figures, Deployment& deployment) {
       figures.decode_tokens_per_second());
   print_placement(deployment);
   print_step_times(deployment.engine().times());
-  print_nodes(deployment.node_reports());
+  print_nodes(deployment);
 }
 
 }  // namespace atl::cli
