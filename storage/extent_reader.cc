@@ -74,6 +74,7 @@ class PreadReader final : public ExtentReader {
   }
 
   uint64_t file_bytes(size_t file) const override { return files_.at(file).bytes(); }
+  int direct_fd(size_t file) const override { return direct_ ? files_.at(file).fd() : -1; }
 
   Status read(size_t file, uint64_t offset, std::span<std::byte> out) override {
     CHECK_EQ(offset % kExtentAlign, 0u);
@@ -99,10 +100,7 @@ class PreadReader final : public ExtentReader {
 
  private:
   Status failure(size_t file, uint64_t offset, size_t done, size_t wanted, int error) const {
-    return Error{
-        ErrorCode::kCorrupt,
-        fmt::format("{}: read {} of {} bytes at offset {}: {}", paths_[file].string(), done, wanted,
-                    offset, error != 0 ? std::strerror(error) : "the file shrank")};
+    return extent_error(paths_[file], offset, done, wanted, error);
   }
 
   const std::vector<std::filesystem::path> paths_;
@@ -111,6 +109,13 @@ class PreadReader final : public ExtentReader {
 };
 
 }  // namespace
+
+Error extent_error(const std::filesystem::path& file, uint64_t offset, size_t done, size_t wanted,
+                   int error) {
+  return {error != 0 ? ErrorCode::kUnavailable : ErrorCode::kCorrupt,
+          fmt::format("{}: read {} of {} bytes at offset {}: {}", file.string(), done, wanted,
+                      offset, error != 0 ? std::strerror(error) : "the file shrank")};
+}
 
 std::unique_ptr<ExtentReader> open_extent_files(std::vector<std::filesystem::path> files) {
   return std::make_unique<PreadReader>(std::move(files));

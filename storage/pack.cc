@@ -138,6 +138,16 @@ bool Pack::tile_is_right(size_t place, int64_t expert, int tile,
   return checksum(data) == checksums_[place][geometry_.sum_index(expert, tile)];
 }
 
+Error Pack::wrong_tile(size_t place, int64_t expert, int tile,
+                       std::span<const std::byte> data) const {
+  return {ErrorCode::kCorrupt,
+          fmt::format("{}: tile {} of expert {}/{}: checksum {:016x} of {} bytes at offset {}, "
+                      "expected {:016x}: the file is damaged: remove it and pack again",
+                      layer_file(place).string(), tile, params().layers[place], expert,
+                      checksum(data), data.size(), geometry_.offset(expert, tile),
+                      checksums_[place][geometry_.sum_index(expert, tile)])};
+}
+
 Status Pack::read_tiles(size_t place, int64_t expert, int first, int count,
                         std::span<std::byte> out) const {
   CHECK(geometry_.tile_begin() <= first && count > 0 && first + count <= geometry_.tile_end());
@@ -154,12 +164,7 @@ Status Pack::read_tiles(size_t place, int64_t expert, int first, int count,
                layer_file(place).string(), tile, expert, offset);
       continue;
     }
-    return Error{ErrorCode::kCorrupt,
-                 fmt::format("{}: tile {} of expert {}/{}: checksum {:016x} of {} bytes at offset "
-                             "{}, expected {:016x}: the file is damaged: remove it and pack again",
-                             layer_file(place).string(), tile, params().layers[place], expert,
-                             checksum(data), data.size(), offset,
-                             checksums_[place][geometry_.sum_index(expert, tile)])};
+    return wrong_tile(place, expert, tile, data);
   }
   return {};
 }

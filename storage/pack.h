@@ -44,6 +44,13 @@ class Pack {
   std::optional<size_t> find_layer(int32_t layer) const;
   std::filesystem::path layer_file(size_t place) const;
 
+  // The layer files, by place; nullptr without layers. It lives as long as the pack.
+  ExtentReader* extents() const { return reader_.get(); }
+  // Whether the bytes of a tile are those that were packed.
+  bool tile_is_right(size_t place, int64_t expert, int tile, std::span<const std::byte> data) const;
+  // kCorrupt, of a tile that is not right: file, offset and both checksums.
+  Error wrong_tile(size_t place, int64_t expert, int tile, std::span<const std::byte> data) const;
+
   // Reads tiles [first, first + count) of an expert, which are here, into memory where they lie
   // one after the other (4 KiB aligned), and checks each. A tile whose checksum is wrong is read
   // once more; kCorrupt, with file and offset, if it is wrong again.
@@ -52,7 +59,6 @@ class Pack {
 
  private:
   Pack(std::filesystem::path directory, PackHeader header);
-  bool tile_is_right(size_t place, int64_t expert, int tile, std::span<const std::byte> data) const;
   void open_layer_files(const OpenExtents& open_extents);
   void check_carried_files() const;
 

@@ -1,7 +1,12 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/log.h"
 #include "base/result.h"
 #include "storage/pack.h"
+#include "storage/pack_reader.h"
 #include "storage/tile_source.h"
 
 namespace atl::storage {
@@ -9,14 +14,42 @@ namespace {
 
 using kernels::TileLayout;
 
+void check_shape(const Pack& pack, const ExpertCatalog& catalog) {
+  const PackParams& params = pack.params();
+  const auto check = [&](const char* name, int64_t found, int64_t expected) {
+    if (found == expected) return;
+    throw LoadError(fmt::format("{}: {} of the pack is {}, config.json says {}",
+                                pack.directory().string(), name, found, expected));
+  };
+  check("hidden_size", params.hidden_size, catalog.hidden_size);
+  check("moe_intermediate_size", params.moe_intermediate_size, catalog.moe_intermediate_size);
+  check("n_routed_experts", params.n_routed_experts, catalog.n_routed_experts);
+}
+
+// Two packs of the same tiles in the same form may leave out different ones.
+void check_same_form(const Pack& pack, const Pack& first) {
+  PackParams params = pack.params();
+  params.layers = first.params().layers;
+  params.tile_begin = first.params().tile_begin;
+  params.tile_end = first.params().tile_end;
+  const std::string differs = difference(params, first.params());
+  if (differs.empty()) return;
+  throw LoadError(fmt::format("{}: can't be read together with {}: {}", pack.directory().string(),
+                              first.directory().string(), differs));
+}
+
 class PackTiles final : public TileSource {
  public:
-  PackTiles(const Pack& pack, const ExpertCatalog& catalog, HeldFormat format)
-      : pack_(pack), catalog_(catalog) {
-    check_shape();
-    check_format(format);
-    for (const int32_t layer : catalog.moe_layers) places_.push_back(pack.find_layer(layer));
-    PackParams params = pack.params();
+  PackTiles(std::span<const Pack* const> packs, const ExpertCatalog& catalog, HeldFormat format)
+      : packs_(packs.begin(), packs.end()), catalog_(catalog) {
+    check_packs_fit(packs, catalog);
+    const Pack& first = *packs_.front();
+    check_format(first, format);
+    for (const Pack* pack : packs_) {
+      auto& places = places_.emplace_back();
+      for (const int32_t layer : catalog.moe_layers) places.push_back(pack->find_layer(layer));
+    }
+    PackParams params = first.params();
     if (params.format == kernels::WeightFormat::kInt4) params.activations = format.activations;
     const PackGeometry geometry(params);
     layouts_.assign(geometry.layouts().begin(), geometry.layouts().end());
@@ -24,13 +57,18 @@ class PackTiles final : public TileSource {
 
   std::span<const TileLayout> layouts() const override { return layouts_; }
   Status has(size_t place, int tile) const override {
-    const PackGeometry& geometry = pack_.geometry();
-    if (!places_[place]) return missing(fmt::format("layer {}", catalog_.moe_layers[place]));
-    if (tile < geometry.tile_begin() || tile >= geometry.tile_end()) {
-      return missing(fmt::format("tile {} (it has tiles {}-{})", tile, geometry.tile_begin(),
-                                 geometry.tile_end() - 1));
+    bool layer_here = false;
+    for (size_t p = 0; p < packs_.size(); ++p) {
+      if (holds(p, place, tile)) return {};
+      layer_here = layer_here || places_[p][place].has_value();
     }
-    return {};
+    if (!layer_here) return missing(fmt::format("layer {}", catalog_.moe_layers[place]));
+    std::string tiles;
+    for (const Pack* pack : packs_) {
+      tiles += fmt::format("{}{}-{}", tiles.empty() ? "" : ", ", pack->geometry().tile_begin(),
+                           pack->geometry().tile_end() - 1);
+    }
+    return missing(fmt::format("tile {} (it has tiles {})", tile, tiles));
   }
   uint64_t read_bytes(std::span<const int> tiles) const override {
     uint64_t bytes = 0;
@@ -45,55 +83,90 @@ class PackTiles final : public TileSource {
   void read(size_t place, int64_t expert, int64_t, std::span<const TileTarget> tiles,
             std::span<std::byte>, Progress& progress) const override {
     while (!tiles.empty()) {
+      const std::vector<size_t> holders = holders_of(place, expert, tiles[0].layout->tile);
       size_t count = 1;
       size_t bytes = tiles[0].layout->bytes;
       while (count < tiles.size() && tiles[count].data == tiles[0].data + bytes &&
-             tiles[count].layout->tile == tiles[count - 1].layout->tile + 1) {
+             tiles[count].layout->tile == tiles[count - 1].layout->tile + 1 &&
+             std::all_of(holders.begin(), holders.end(),
+                         [&](size_t p) { return holds(p, place, tiles[count].layout->tile); })) {
         bytes += tiles[count++].layout->bytes;
       }
-      const Status status = pack_.read_tiles(*places_[place], expert, tiles[0].layout->tile,
-                                             static_cast<int>(count), {tiles[0].data, bytes});
-      if (!status) throw LoadError(status.error().message);
+      read_run(holders, place, expert, tiles.first(count), {tiles[0].data, bytes});
       progress.advance(bytes);
       tiles = tiles.subspan(count);
     }
   }
 
  private:
+  bool holds(size_t p, size_t place, int tile) const {
+    const PackGeometry& geometry = packs_[p]->geometry();
+    return places_[p][place] && tile >= geometry.tile_begin() && tile < geometry.tile_end();
+  }
+  // Experts begin with each pack in turn, so that drives share the work.
+  std::vector<size_t> holders_of(size_t place, int64_t expert, int tile) const {
+    std::vector<size_t> holders;
+    for (size_t i = 0; i < packs_.size(); ++i) {
+      const size_t p = (i + static_cast<size_t>(expert)) % packs_.size();
+      if (holds(p, place, tile)) holders.push_back(p);
+    }
+    CHECK(!holders.empty());
+    return holders;
+  }
+  void read_run(std::span<const size_t> holders, size_t place, int64_t expert,
+                std::span<const TileTarget> tiles, std::span<std::byte> out) const {
+    const int first = tiles.front().layout->tile;
+    const auto count = static_cast<int>(tiles.size());
+    for (size_t i = 0; i < holders.size(); ++i) {
+      const size_t p = holders[i];
+      const Status status = packs_[p]->read_tiles(*places_[p][place], expert, first, count, out);
+      if (status) return;
+      if (i + 1 == holders.size()) throw LoadError(status.error().message);
+      log_warn("{}: read from another copy instead", status.error().message);
+    }
+  }
   Status missing(const std::string& what) const {
+    std::string directories;
+    for (const Pack* pack : packs_) {
+      directories += (directories.empty() ? "" : ", ") + pack->directory().string();
+    }
     return Error{ErrorCode::kUnavailable,
                  fmt::format("{}: the pack leaves out {}: pack it, too, or use a pack that has it",
-                             pack_.directory().string(), what)};
+                             directories, what)};
   }
-  void check_shape() const {
-    const PackParams& params = pack_.params();
-    const auto check = [&](const char* name, int64_t found, int64_t expected) {
-      if (found == expected) return;
-      throw LoadError(fmt::format("{}: {} of the pack is {}, config.json says {}",
-                                  pack_.directory().string(), name, found, expected));
-    };
-    check("hidden_size", params.hidden_size, catalog_.hidden_size);
-    check("moe_intermediate_size", params.moe_intermediate_size, catalog_.moe_intermediate_size);
-    check("n_routed_experts", params.n_routed_experts, catalog_.n_routed_experts);
-  }
-  void check_format(HeldFormat format) const {
-    if (format.format_of(pack_.params().format) == pack_.params().format) return;
+  static void check_format(const Pack& pack, HeldFormat format) {
+    const kernels::WeightFormat held = pack.params().format;
+    if (format.format_of(held) == held) return;
     throw LoadError(fmt::format(
         "{}: the pack holds experts in {}, not in {}: leave --format out, or pack again with it",
-        pack_.directory().string(), to_string(pack_.params().format), to_string(*format.weights)));
+        pack.directory().string(), to_string(held), to_string(*format.weights)));
   }
 
-  const Pack& pack_;
+  const std::vector<const Pack*> packs_;
   const ExpertCatalog& catalog_;
-  std::vector<std::optional<size_t>> places_;  // by place in the catalog
+  std::vector<std::vector<std::optional<size_t>>> places_;  // by pack, then by place in the catalog
   std::vector<TileLayout> layouts_;
 };
 
 }  // namespace
 
+void check_packs_fit(std::span<const Pack* const> packs, const ExpertCatalog& catalog) {
+  CHECK(!packs.empty());
+  for (const Pack* pack : packs) {
+    check_shape(*pack, catalog);
+    check_same_form(*pack, *packs.front());
+  }
+}
+
+std::unique_ptr<TileSource> make_pack_tiles(std::span<const Pack* const> packs,
+                                            const ExpertCatalog& catalog, HeldFormat format) {
+  return std::make_unique<PackTiles>(packs, catalog, format);
+}
+
 std::unique_ptr<TileSource> make_pack_tiles(const Pack& pack, const ExpertCatalog& catalog,
                                             HeldFormat format) {
-  return std::make_unique<PackTiles>(pack, catalog, format);
+  const Pack* const one = &pack;
+  return make_pack_tiles(std::span(&one, 1), catalog, format);
 }
 
 }  // namespace atl::storage
