@@ -105,19 +105,32 @@ transport::ModelIdentity LoadedModel::identity(const NumericsProfile& numerics) 
   identity.model = fmt::format("{}, {} layers, hidden {}, {} experts of {}", config.model_type,
                                config.num_hidden_layers, config.hidden_size,
                                config.n_routed_experts, config.moe_intermediate_size);
-  identity.checkpoint_fingerprint =
-      pack ? pack->params().source_fingerprint : checkpoint.fingerprint();
+  identity.checkpoint_fingerprint = fingerprint();
   identity.profile = "f32 arithmetic, absorbed attention, " + numerics.describe(catalog.format);
   return identity;
 }
 
 std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& numerics,
-                                                       const MemoryOptions& memory) const {
-  if (memory.ram_budget || !memory.usage_file.empty() || !memory.stripes.empty()) {
-    throw LoadError("--ram-budget, --usage-file and --stripe are not supported yet");
+                                                       const MemoryOptions& memory,
+                                                       int num_threads) const {
+  if (memory.ram_budget || !memory.stripes.empty()) {
+    throw LoadError("--ram-budget and --stripe are not supported yet");
   }
-  if (pack) return std::make_unique<storage::TileStore>(*pack, catalog, numerics.experts());
-  return std::make_unique<storage::TileStore>(checkpoint, catalog, numerics.experts());
+  storage::TileStoreOptions options;
+  options.eviction =
+      memory.evict == Evict::kLru ? storage::Eviction::kLru : storage::Eviction::kLfu;
+  options.usage_file = memory.usage_file;
+  options.checkpoint_fingerprint = fingerprint();
+  options.num_threads = num_threads;
+  options.window_bytes = kStagingWindowBytes;
+  if (pack) {
+    return std::make_unique<storage::TileStore>(*pack, catalog, numerics.experts(), options);
+  }
+  return std::make_unique<storage::TileStore>(checkpoint, catalog, numerics.experts(), options);
+}
+
+std::string LoadedModel::fingerprint() const {
+  return pack ? pack->params().source_fingerprint : checkpoint.fingerprint();
 }
 
 model::ModelTensors LoadedModel::tensors() const {
@@ -161,13 +174,11 @@ void Deployment::start_local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
   transport_ = std::move(pair.near_end);
   local_end_ = std::move(pair.far_end);
-  local_tiles_ = model_->tiles(numerics_, options_.memory);
+  local_tiles_ = model_->tiles(numerics_, options_.memory, team_.num_threads());
   expert_node::NodeOptions node_options;
   node_options.name = "local";
   node_options.identity = model_->identity(numerics_);
   node_options.row_type = numerics_.wire_row_type();
-  node_options.num_loader_threads = team_.num_threads();
-  node_options.staging_window_bytes = kStagingWindowBytes;
   local_node_ =
       std::make_unique<expert_node::ExpertNode>(node_options, team_, *local_tiles_, *local_end_);
   transport::set_in_process_pump(*transport_, [this] { local_node_->serve_some(); });

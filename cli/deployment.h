@@ -51,9 +51,10 @@ struct LoadedModel {
   NumericsProfile settle(const NumericsProfile& numerics) const;
   // The following take a settled profile. Checkpoint and packs of it have the same identity.
   transport::ModelIdentity identity(const NumericsProfile& numerics) const;
-  // LoadError if the model can't be kept as asked for.
+  // Of a checkpoint, read by num_threads. LoadError if the model can't be kept as asked for.
   std::unique_ptr<storage::TileStore> tiles(const NumericsProfile& numerics,
-                                            const MemoryOptions& memory) const;
+                                            const MemoryOptions& memory, int num_threads) const;
+  std::string fingerprint() const;      // of the checkpoint
   model::ModelTensors tensors() const;  // what the coordinator loads
 };
 

@@ -71,7 +71,8 @@ void serve(const NodeCommandOptions& options) {
   const std::unique_ptr<LoadedModel> model = LoadedModel::open(options.model_dir);
   const NumericsProfile numerics = model->settle(options.numerics);
   ThreadTeam team(threads.num_threads, threads.cpus);
-  const std::unique_ptr<storage::TileStore> tiles = model->tiles(numerics, options.memory);
+  const std::unique_ptr<storage::TileStore> tiles =
+      model->tiles(numerics, options.memory, team.num_threads());
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
   ucx.spin = options.spin;
@@ -89,8 +90,6 @@ void serve(const NodeCommandOptions& options) {
   node_options.name = options.name;
   node_options.identity = model->identity(numerics);
   node_options.row_type = numerics.wire_row_type();
-  node_options.num_loader_threads = team.num_threads();
-  node_options.staging_window_bytes = kStagingWindowBytes;
   expert_node::ExpertNode node(node_options, team, *tiles, *transport);
   const std::unique_ptr<transport::ControlServer> control =
       transport::serve_control(options.listen, node);

@@ -9,12 +9,10 @@
 namespace atl::expert_node {
 namespace {
 
-// Tiles that had to be read from disk for one wave; bounds the memory of a Dispatch whose tiles are
-// not resident.
-constexpr size_t kColdWaveBytes = 256 * kMiB;
 // A piece of about this many bytes leaves for the coordinator while the next one is computed: large
 // enough for the link's full rate, small enough that a reply overlaps most of the work.
 constexpr size_t kPieceBytes = 1 * kMiB;
+
 std::vector<int> wanted_tiles(const transport::Dispatch& dispatch) {
   std::vector<int> tiles;
   for (const transport::TileRange& range : dispatch.tiles) {
@@ -31,18 +29,12 @@ Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
   group_by_expert(dispatch);
   widen_rows(dispatch);
 
-  const size_t num_tile_work = experts_.size() * wanted.size();
+  order_reads();
+  const auto batch = compute_all_but_last_down(dispatch, wanted);
+  if (!batch) return batch.error();
+
   const int64_t hidden = dispatch.hidden_size;
   const int64_t num_panels = ceil_div(hidden, kernels::kPanelWidth);
-  size_t next = 0;
-  do {
-    auto end = pin_wave(dispatch, wanted, next);
-    if (!end) return end.error();
-    next = *end;
-    phases_.gate_up(wave_);
-    if (next < num_tile_work) phases_.down(0, num_panels);  // more waves follow: keep the sums
-  } while (next < num_tile_work);
-
   const int64_t row_panel_bytes = dispatch.num_rows * kernels::kPanelWidth * 6;
   const int64_t panels_per_piece =
       std::clamp<int64_t>(static_cast<int64_t>(kPieceBytes) / row_panel_bytes, 1, num_panels);
@@ -59,8 +51,57 @@ Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
     sink(piece);
   }
   wave_.clear();
-  pinned_.clear();
-  return ExecutorCounts{pair_row_.size(), num_tile_work};
+  return ExecutorCounts{pair_row_.size(), experts_.size() * wanted.size()};
+}
+
+// Both phases of all tiles but the second one of the last wave, whose tiles stay pinned as long as
+// the batch that comes back lives.
+Result<storage::TileBatch> Executor::compute_all_but_last_down(const transport::Dispatch& dispatch,
+                                                               std::span<const int> wanted) {
+  const auto layer = static_cast<int32_t>(dispatch.names.layer);
+  const int64_t num_panels = ceil_div(int64_t{dispatch.hidden_size}, kernels::kPanelWidth);
+  const auto at_once = static_cast<size_t>(tiles_.tiles_at_once());  // less than wanted: scarce RAM
+  for (size_t first = 0;; first += at_once) {
+    const auto tiles = wanted.subspan(first, std::min(at_once, wanted.size() - first));
+    const bool last_tiles = first + tiles.size() == wanted.size();
+    auto batch = tiles_.request(layer, read_ids_, tiles);
+    if (!batch) return batch.error();
+    bool more = true;
+    while (more) {
+      const auto ready = batch->next();
+      if (!ready) return ready.error();
+      take_wave(*batch, *ready, tiles.size());
+      phases_.gate_up(wave_);
+      more = !batch->all_handed_out();
+      if (!more && last_tiles) return batch;
+      phases_.down(0, num_panels);
+      batch->release();
+    }
+  }
+}
+
+// Reading takes as long for each expert, computing takes longer the more rows there are: those with
+// the most rows are read first, so that little is left to compute when the last one has come.
+void Executor::order_reads() {
+  read_order_.resize(experts_.size());
+  std::iota(read_order_.begin(), read_order_.end(), size_t{0});
+  std::stable_sort(read_order_.begin(), read_order_.end(), [this](size_t a, size_t b) {
+    return experts_[a].pair_end - experts_[a].pair_begin >
+           experts_[b].pair_end - experts_[b].pair_begin;
+  });
+  read_ids_.clear();
+  for (const size_t place : read_order_) read_ids_.push_back(experts_[place].expert);
+}
+
+void Executor::take_wave(const storage::TileBatch& batch, std::span<const size_t> ready,
+                         size_t num_tiles) {
+  wave_.clear();
+  for (const size_t place : ready) {
+    const ExpertRows& rows = experts_[read_order_[place]];
+    for (size_t tile = 0; tile < num_tiles; ++tile) {
+      wave_.push_back({batch.tile(place, tile), rows.pair_begin, rows.pair_end});
+    }
+  }
 }
 
 // Lists the rows of each chosen expert, experts ascending, rows ascending (a counting sort).
@@ -108,29 +149,6 @@ void Executor::widen_rows(const transport::Dispatch& dispatch) {
     pair_sum_[pair] = &sums_[pair_row_[pair] * hidden];
   }
   phases_.start({pair_x_, pair_weight_, pair_sum_});
-}
-
-// Pins (expert, tile) pairs from place `next` on, in the order expert by expert, until all are
-// pinned or those read from disk fill kColdWaveBytes. Returns the place after the last one.
-Result<size_t> Executor::pin_wave(const transport::Dispatch& dispatch, std::span<const int> wanted,
-                                  size_t next) {
-  wave_.clear();
-  pinned_.clear();
-  size_t cold_bytes = 0;
-  const size_t num_tile_work = experts_.size() * wanted.size();
-  for (; next < num_tile_work && cold_bytes < kColdWaveBytes; ++next) {
-    const size_t expert_index = next / wanted.size();
-    const ExpertRows& rows = experts_[expert_index];
-    const int tile = wanted[next % wanted.size()];
-    const uint64_t cold_before = tiles_.cold_reads();
-    auto pinned =
-        tiles_.pin(ExpertKey{static_cast<int32_t>(dispatch.names.layer), rows.expert}, tile);
-    if (!pinned) return pinned.error();
-    if (tiles_.cold_reads() != cold_before) cold_bytes += tiles_.layout(tile).bytes;
-    wave_.push_back({pinned->view(), rows.pair_begin, rows.pair_end});
-    pinned_.push_back(std::move(*pinned));
-  }
-  return next;
 }
 
 // Rows with a bad contribution so far, each with its lowest expert (pairs ascend by expert).

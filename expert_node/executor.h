@@ -2,7 +2,8 @@
 //
 // Expert-major: the two phases (expert_node/tile_phases.h) go over a wave of pinned tiles, each
 // tile with all the rows that chose its expert, so that it is read once per Dispatch whatever the
-// number of rows.
+// number of rows. The first wave has the experts that are in RAM; each further one those that have
+// come from disk meanwhile.
 #pragma once
 
 #include <cstdint>
@@ -54,8 +55,10 @@ class Executor {
   };
   void group_by_expert(const transport::Dispatch& dispatch);
   void widen_rows(const transport::Dispatch& dispatch);
-  Result<size_t> pin_wave(const transport::Dispatch& dispatch, std::span<const int> wanted,
-                          size_t next_tile_work);
+  void order_reads();
+  Result<storage::TileBatch> compute_all_but_last_down(const transport::Dispatch& dispatch,
+                                                       std::span<const int> wanted);
+  void take_wave(const storage::TileBatch& batch, std::span<const size_t> ready, size_t num_tiles);
   std::vector<transport::FailedRow> take_failed_rows();
 
   ThreadTeam& team_;
@@ -63,13 +66,14 @@ class Executor {
   TilePhases phases_;
 
   std::vector<ExpertRows> experts_;
-  std::vector<int32_t> pair_row_;            // [pairs] row of the dispatch
-  std::vector<float> pair_weight_;           // [pairs]
-  std::vector<const float*> pair_x_;         // [pairs]
-  std::vector<int64_t*> pair_sum_;           // [pairs]
-  std::vector<float> x_;                     // [rows, hidden] FP32
-  std::vector<int64_t> sums_;                // [rows, hidden]
-  std::vector<storage::PinnedTile> pinned_;  // of the wave
+  std::vector<int32_t> pair_row_;     // [pairs] row of the dispatch
+  std::vector<float> pair_weight_;    // [pairs]
+  std::vector<const float*> pair_x_;  // [pairs]
+  std::vector<int64_t*> pair_sum_;    // [pairs]
+  std::vector<float> x_;              // [rows, hidden] FP32
+  std::vector<int64_t> sums_;         // [rows, hidden]
+  std::vector<size_t> read_order_;    // places in experts_
+  std::vector<int32_t> read_ids_;     // their ids
   std::vector<TileWork> wave_;
 };
 

@@ -71,7 +71,7 @@ void ExpertNode::answer(transport::PeerId peer, const transport::Message& messag
     return send_refusal(*session, {session->id, transport::kUnreadableDispatch, {}, 0},
                         frame.error());
   }
-  if (frame->kind == transport::Frame::Kind::kHint) return;  // never needed
+  if (frame->kind == transport::Frame::Kind::kHint) return take_hint(frame->hint);
   if (frame->kind != transport::Frame::Kind::kDispatch) {
     log_warn("frame from {} refused: a node takes only dispatches and hints", session->coordinator);
     return;
@@ -85,6 +85,16 @@ void ExpertNode::answer(transport::PeerId peer, const transport::Message& messag
     return;
   }
   compute(*session, frame->dispatch);
+}
+
+// A hint is never needed: what can't be followed is left.
+void ExpertNode::take_hint(const transport::Hint& hint) {
+  if (!plan_is_loaded()) return;
+  std::vector<int> tiles;
+  for (const transport::TileRange& range : hint.tiles) {
+    for (int tile = range.begin; tile < range.end; ++tile) tiles.push_back(tile);
+  }
+  tiles_.hint(static_cast<int32_t>(hint.names.layer), hint.experts, tiles);
 }
 
 void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) {
@@ -329,7 +339,7 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
   if (!sessions_.contains(session)) {
     return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is not open", session.value)};
   }
-  const std::span<const int> resident = tiles_.resident_tiles();
+  const std::span<const int> resident = tiles_.planned_tiles();
   if (plan_state_.phase == transport::NodeState::Phase::kLoading) {
     return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
   }
@@ -351,20 +361,30 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
   return {};
 }
 
-// Loader thread.
-void ExpertNode::load(Epoch epoch, std::vector<int> tiles) {
-  std::string error;
+// Loader thread. What a pack holds can be computed before it is in RAM: the node is ready as soon
+// as there are slots. From a checkpoint it would take too long.
+void ExpertNode::load(Epoch epoch, const std::vector<int>& tiles) {
+  const auto settle = [&](const std::string& error) {
+    const std::lock_guard lock(mutex_);
+    plan_state_.epoch = epoch;
+    plan_state_.error = error;
+    plan_state_.phase =
+        error.empty() ? transport::NodeState::Phase::kReady : transport::NodeState::Phase::kFailed;
+  };
+  const bool ready_at_once = tiles_.reads_tiles_alone();
   try {
-    tiles_.load(tiles, options_.num_loader_threads, options_.staging_window_bytes, *load_progress_);
+    tiles_.plan(tiles);
+    if (ready_at_once) settle("");
+    tiles_.fill(*load_progress_);
   } catch (const std::exception& failure) {
-    error = failure.what();
+    if (ready_at_once && tiles_.is_planned()) {
+      log_error("{}: loading experts: {}", options_.name, failure.what());
+      return;
+    }
+    settle(failure.what());
+    return;
   }
-  std::lock_guard lock(mutex_);
-  plan_state_.epoch = epoch;
-  plan_state_.error = error;
-  plan_state_.resident_bytes = error.empty() ? tiles_.resident_bytes(tiles) : 0;
-  plan_state_.phase =
-      error.empty() ? transport::NodeState::Phase::kReady : transport::NodeState::Phase::kFailed;
+  if (!ready_at_once) settle("");
 }
 
 // Ready means: the plan is loaded and the data plane knows the coordinator. A Dispatch that came
@@ -381,6 +401,9 @@ transport::NodeState ExpertNode::state(SessionId session) {
     state.bytes_loaded = load_progress_->done();
     state.bytes_total = load_progress_->total();
   }
+  if (plan_state_.phase == transport::NodeState::Phase::kReady) {
+    state.resident_bytes = tiles_.held_bytes();
+  }
   return state;
 }
 
@@ -389,7 +412,7 @@ transport::NodeStats ExpertNode::stats(SessionId session) {
   const auto found = sessions_.find(session);
   transport::NodeStats stats =
       found == sessions_.end() ? transport::NodeStats{} : found->second->stats;
-  stats.cache.misses = tiles_.cold_reads();
+  stats.cache = tiles_.stats();
   return stats;
 }
 
@@ -406,6 +429,7 @@ void ExpertNode::close_session(SessionId session) {
 
 void ExpertNode::stop() {
   stopping_ = true;
+  tiles_.stop_filling();
   transport_.wake();
 }
 

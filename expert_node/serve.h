@@ -30,8 +30,6 @@ struct NodeOptions {
   std::string name = "node";
   transport::ModelIdentity identity;
   transport::WireRowType row_type = transport::WireRowType::kBf16;
-  int num_loader_threads = 1;
-  size_t staging_window_bytes = 4 << 20;  // per loader thread
 };
 
 class ExpertNode final : public transport::NodeControl {
@@ -69,6 +67,7 @@ class ExpertNode final : public transport::NodeControl {
 
   void connect_and_close_sessions();
   void answer(transport::PeerId peer, const transport::Message& message);
+  void take_hint(const transport::Hint& hint);
   bool plan_is_loaded();
   void compute(Session& session, const transport::Dispatch& dispatch);
   size_t send_piece(Session& session, const transport::Dispatch& dispatch, const Piece& piece);
@@ -78,7 +77,7 @@ class ExpertNode final : public transport::NodeControl {
   void send(Session& session, std::span<const std::byte> header, transport::SharedBuffer payload,
             size_t payload_bytes);
   transport::SharedBuffer free_buffer(size_t bytes);
-  void load(Epoch epoch, std::vector<int> tiles);
+  void load(Epoch epoch, const std::vector<int>& tiles);
   std::shared_ptr<Session> session_of(transport::PeerId peer);
 
   const NodeOptions options_;

@@ -146,7 +146,8 @@ TEST_F(ExecutorTest, all_tiles_give_the_weighted_sum_of_the_experts) {
   storage::TileStore tiles(*checkpoint_, *catalog_);
   NoProgress silent;
   const std::vector<int> all = {0, 1, 2, 3, 4};
-  tiles.load(all, 2, 1 << 20, silent);
+  tiles.plan(all);
+  tiles.fill(silent);
   Executor executor(team, tiles);
   const auto request = this->request(3, {{0, 5}});
   const Outcome outcome = run(executor, request->dispatch);
@@ -165,15 +166,17 @@ TEST_F(ExecutorTest, all_tiles_give_the_weighted_sum_of_the_experts) {
           << "row " << row << ", output " << o;
     }
   }
-  EXPECT_EQ(tiles.cold_reads(), 0u);
+  EXPECT_EQ(tiles.stats().misses, 0u);
 }
 
 TEST_F(ExecutorTest, parts_of_the_tiles_add_up_and_cold_ones_give_the_same) {
   ThreadTeam team(1);
   NoProgress silent;
   storage::TileStore resident(*checkpoint_, *catalog_), cold(*checkpoint_, *catalog_);
-  resident.load(std::vector<int>{0, 1, 2, 3, 4}, 1, 1 << 20, silent);
-  cold.load(std::vector<int>{2}, 1, 1 << 20, silent);
+  resident.plan(std::vector<int>{0, 1, 2, 3, 4});
+  resident.fill(silent);
+  cold.plan(std::vector<int>{2});
+  cold.fill(silent);
   Executor executor(team, resident), cold_executor(team, cold);
   const Outcome whole = run(executor, request(4, {{0, 5}})->dispatch);
   std::vector<int64_t> sum(whole.sums.size(), 0);
@@ -183,14 +186,15 @@ TEST_F(ExecutorTest, parts_of_the_tiles_add_up_and_cold_ones_give_the_same) {
   add(run(executor, request(4, {{1, 2}, {4, 5}})->dispatch));
   add(run(cold_executor, request(4, {{0, 1}, {2, 4}})->dispatch));
   EXPECT_EQ(sum, whole.sums);
-  EXPECT_GT(cold.cold_reads(), 0u);
+  EXPECT_GT(cold.stats().misses, 0u);
 }
 
 TEST_F(ExecutorTest, many_rows_come_in_several_pieces_and_equal_single_rows) {
   ThreadTeam team(3);
   NoProgress silent;
   storage::TileStore tiles(*checkpoint_, *catalog_);
-  tiles.load(std::vector<int>{0, 1, 2, 3, 4}, 2, 1 << 20, silent);
+  tiles.plan(std::vector<int>{0, 1, 2, 3, 4});
+  tiles.fill(silent);
   Executor executor(team, tiles);
   const auto many = request(1500, {{0, 5}});
   const Outcome together = run(executor, many->dispatch);
@@ -211,7 +215,8 @@ TEST_F(ExecutorTest, a_row_out_of_range_is_named_with_its_lowest_expert) {
   ThreadTeam team(2);
   NoProgress silent;
   storage::TileStore tiles(*checkpoint_, *catalog_);
-  tiles.load(std::vector<int>{0, 1, 2, 3, 4}, 1, 1 << 20, silent);
+  tiles.plan(std::vector<int>{0, 1, 2, 3, 4});
+  tiles.fill(silent);
   Executor executor(team, tiles);
   for (const float huge :
        {3e38f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
@@ -226,6 +231,7 @@ TEST_F(ExecutorTest, a_row_out_of_range_is_named_with_its_lowest_expert) {
 TEST_F(ExecutorTest, rows_without_a_choice_are_zero_and_a_wrong_layer_is_refused) {
   ThreadTeam team(1);
   storage::TileStore tiles(*checkpoint_, *catalog_);
+  tiles.plan({});
   Executor executor(team, tiles);
   auto request = this->request(2, {{0, 5}});
   std::fill(request->ids.begin(), request->ids.end(), -1);

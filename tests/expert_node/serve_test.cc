@@ -211,7 +211,7 @@ TEST_F(ServeTest, a_node_without_tiles_of_its_own_computes_what_it_is_asked) {
   load_plan({});
   send_dispatch(kSession, 1);
   EXPECT_EQ(receive().kind, Frame::Kind::kPartial);
-  EXPECT_EQ(node_->stats(kSession).cache.misses, 12u);
+  EXPECT_EQ(node_->stats(kSession).cache.misses, 3u);
 }
 
 TEST_F(ServeTest, a_dispatch_of_another_session_is_refused_with_both_keys) {

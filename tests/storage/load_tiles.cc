@@ -17,11 +17,15 @@ int main(int argc, char** argv) {
     const atl::model::ModelConfig config = atl::model::load_config(argv[1]);
     const auto checkpoint = atl::storage::Checkpoint::open(argv[1]);
     const auto catalog = atl::model::map_experts(config, checkpoint);
-    atl::storage::TileStore store(checkpoint, catalog);
+    atl::storage::TileStoreOptions options;
+    options.num_threads = std::atoi(argv[4]);
+    options.window_bytes = static_cast<size_t>(std::atoll(argv[5]));
+    atl::storage::TileStore store(checkpoint, catalog, {}, options);
     std::vector<int> tiles(static_cast<size_t>(std::atoi(argv[3]) - std::atoi(argv[2]) + 1));
     std::iota(tiles.begin(), tiles.end(), std::atoi(argv[2]));
     atl::NoProgress progress;
-    store.load(tiles, std::atoi(argv[4]), static_cast<size_t>(std::atoll(argv[5])), progress);
+    store.plan(tiles);
+    store.fill(progress);
     std::printf("%llu\n", static_cast<unsigned long long>(store.resident_bytes(tiles)));
   } catch (const atl::LoadError& error) {
     std::fprintf(stderr, "%s\n", error.what());

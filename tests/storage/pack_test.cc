@@ -116,6 +116,7 @@ std::vector<int> all_tiles(const TileStore& store) {
 }
 
 std::string tile_bytes(TileStore& store) {
+  if (!store.is_planned()) store.plan({});
   std::string bytes;
   for (const int32_t layer : store.catalog().moe_layers) {
     for (int32_t expert = 0; expert < store.catalog().n_routed_experts; ++expert) {
@@ -205,7 +206,8 @@ TEST_P(PackFormats, holds_the_tiles_and_tensors_of_the_checkpoint) {
   EXPECT_EQ(tile_bytes(from_pack) == expected, true) << "cold";
   NoProgress progress;
   for (const std::vector<int>& tiles : {std::vector<int>{0, 1, 2, 3, 4}, {0, 2, 3}}) {
-    from_pack.load(tiles, 2, 0, progress);
+    from_pack.plan(tiles);
+    from_pack.fill(progress);
     EXPECT_EQ(tile_bytes(from_pack) == expected, true) << tiles.size() << " tiles resident";
   }
   const Checkpoint carried = Checkpoint::open(pack);
@@ -251,21 +253,23 @@ TEST(Pack, is_asked_for_tiles_and_layers_that_it_leaves_out) {
   NoProgress progress;
   TileStore store(pack, catalog);
   const auto load = [&](std::vector<int> tiles) {
-    return message_of<LoadError>(dir / "pack", [&] { store.load(tiles, 1, 0, progress); });
+    return message_of<LoadError>(dir / "pack", [&] { store.plan(tiles); });
   };
   EXPECT_EQ(load({1}), "DIR: the pack leaves out layer 1: pack it, too, or use a pack that has it");
   catalog.moe_layers = {2};
   TileStore one_layer(pack, catalog);
   EXPECT_EQ(message_of<LoadError>(dir / "pack",
                                   [&] {
-                                    one_layer.load(std::vector{0, 1}, 1, 0, progress);
+                                    one_layer.plan(std::vector{0, 1});
                                   }),
             "DIR: the pack leaves out tile 0 (it has tiles 1-2): pack it, too, or use a pack that "
             "has it");
-  one_layer.load(std::vector{1, 2}, 1, 0, progress);
+  one_layer.plan(std::vector{1, 2});
+  one_layer.fill(progress);
   EXPECT_EQ(one_layer.pin({2, 0}, 3).error().code, ErrorCode::kUnavailable);
   ExpertCatalog whole = five_tiles().with_mtp;
   TileStore expected(five_tiles().checkpoint, whole);
+  expected.plan({});
   const auto found = one_layer.pin({2, 3}, 2), wanted = expected.pin({2, 3}, 2);
   ASSERT_TRUE(found && wanted);
   EXPECT_EQ(std::memcmp(found->view().data, wanted->view().data, expected.layout(2).bytes), 0);
@@ -427,6 +431,7 @@ TEST(Pack, names_what_is_damaged) {
     ExpertCatalog catalog = five_tiles().catalog;
     catalog.experts.clear();
     TileStore store(pack, catalog);
+    store.plan({});
     const auto pinned = store.pin({1, 2}, 3);
     ASSERT_FALSE(pinned);
     EXPECT_EQ(pinned.error().code, ErrorCode::kCorrupt);
@@ -435,9 +440,11 @@ TEST(Pack, names_what_is_damaged) {
                       HasSubstr(fmt::format("at offset {}", offset))));
     EXPECT_TRUE(store.pin({1, 2}, 2));
     NoProgress progress;
-    EXPECT_THAT(message_of<LoadError>(bad, [&] { store.load(all_tiles(store), 2, 0, progress); }),
+    store.plan(all_tiles(store));
+    EXPECT_THAT(message_of<LoadError>(bad, [&] { store.fill(progress); }),
                 HasSubstr("DIR/layer-00001.tiles: tile 3 of expert 1/2"));
-    EXPECT_THAT(store.resident_tiles(), SizeIs(0));
+    EXPECT_TRUE(store.pin({1, 3}, 3));  // the others are here
+    EXPECT_EQ(store.pin({1, 2}, 3).error().code, ErrorCode::kCorrupt);
     EXPECT_THAT(verify(bad), SizeIs(1));
   }
   fresh();
@@ -544,6 +551,7 @@ TEST(Pack, reads_a_wrong_tile_once_more_and_passes_on_io_errors) {
     ExpertCatalog catalog = five_tiles().catalog;
     catalog.experts.clear();
     TileStore store(pack, catalog);
+    store.plan({});
     plan.reads = 0;
     if (flips > 0) plan.flip_at = 0;
     plan.flip_for = flips;
@@ -566,6 +574,7 @@ TEST(Pack, a_file_that_shrinks_while_open_is_an_error) {
   ExpertCatalog catalog = five_tiles().catalog;
   catalog.experts.clear();
   TileStore store(pack, catalog);
+  store.plan({});
   fs::resize_file(dir / "pack/layer-00001.tiles", pack.geometry().offset(3, 4) + 100);
   EXPECT_THAT(store.pin({1, 3}, 4).error().message, HasSubstr("the file shrank"));
   EXPECT_TRUE(store.pin({1, 0}, 0));

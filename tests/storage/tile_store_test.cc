@@ -189,6 +189,19 @@ void expect_tiles_equal_naive(TileStore& store, const OpenModel& model,
   }
 }
 
+TileStoreOptions reading(int num_threads, size_t window_bytes) {
+  TileStoreOptions options;
+  options.num_threads = num_threads;
+  options.window_bytes = window_bytes;
+  return options;
+}
+
+void load(TileStore& store, std::span<const int> tiles) {
+  NoProgress progress;
+  store.plan(tiles);
+  store.fill(progress);
+}
+
 std::vector<int> all_tiles(const TileStore& store) {
   std::vector<int> tiles(static_cast<size_t>(store.num_tiles()));
   std::iota(tiles.begin(), tiles.end(), 0);
@@ -215,12 +228,11 @@ TEST(TileStore, tiles_of_published_style_models_equal_naive_dequantisation) {
   for (const char* name : {"tiny-fp8", "tiny-bf16", "rand-ragged", "rand-v2", "rand-long"}) {
     SCOPED_TRACE(name);
     const OpenModel model(kModels / name);
-    TileStore store(model.checkpoint, model.catalog);
+    TileStore store(model.checkpoint, model.catalog, {}, reading(2, 1 << 20));
     const std::vector<int> tiles = all_tiles(store);
-    NoProgress progress;
-    store.load(tiles, 2, 1 << 20, progress);
+    load(store, tiles);
     expect_tiles_equal_naive(store, model, tiles);
-    EXPECT_EQ(store.cold_reads(), 0u);
+    EXPECT_EQ(store.stats().misses, 0u);
   }
 }
 
@@ -238,13 +250,11 @@ TEST_P(GeneratedTiles, equal_naive_dequantisation_resident_or_cold) {
   spec.format = GetParam().format;
   model::write_synthetic_checkpoint(dir.path(), spec);
   const OpenModel model(dir.path());
-  TileStore store(model.checkpoint, model.catalog);
+  TileStore store(model.checkpoint, model.catalog, {}, reading(2, 1 << 16));
   ASSERT_EQ(store.num_tiles(), GetParam().num_tiles);
-  const std::vector<int> resident = {0, 2, store.num_tiles() - 1};
-  NoProgress progress;
-  store.load(resident, 2, 1 << 16, progress);
+  load(store, std::vector<int>{0, 2, store.num_tiles() - 1});
   expect_tiles_equal_naive(store, model, all_tiles(store));
-  EXPECT_EQ(store.cold_reads(), 2u * (static_cast<uint64_t>(store.num_tiles()) - 3));
+  EXPECT_EQ(store.stats().misses, 2u * (static_cast<uint64_t>(store.num_tiles()) - 3));
 }
 
 INSTANTIATE_TEST_SUITE_P(TileStore, GeneratedTiles,
@@ -266,26 +276,27 @@ TEST(TileStore, bytes_do_not_depend_on_threads_window_or_other_tiles) {
   const OpenModel model(dir.path());
   const std::vector<int> scattered = {1, 2, 5, 10};
   TileStore cold(model.checkpoint, model.catalog);
+  cold.plan({});
   const std::string expected = tile_bytes(cold, scattered);
-  EXPECT_EQ(cold.cold_reads(), 16u);
+  EXPECT_EQ(cold.stats().misses, 16u);
 
   const size_t one_row = 1408;  // of down; a row of gate has 320 bytes
   for (const int threads : {1, 2, 7}) {
     for (const size_t window : {one_row, size_t{5000}, size_t{4} << 20}) {
-      TileStore store(model.checkpoint, model.catalog);
+      TileStore store(model.checkpoint, model.catalog, {}, reading(threads, window));
       CountingProgress progress;
-      store.load(scattered, threads, window, progress);
+      store.plan(scattered);
+      store.fill(progress);
       EXPECT_TRUE(tile_bytes(store, scattered) == expected)
           << threads << " threads, window " << window;
-      EXPECT_EQ(store.cold_reads(), 0u);
+      EXPECT_EQ(store.stats().misses, 0u);
       EXPECT_EQ(progress.total, store.read_bytes(scattered));
       EXPECT_EQ(progress.done, store.read_bytes(scattered));
     }
   }
   // All tiles in RAM: those four are the same bytes again.
-  TileStore store(model.checkpoint, model.catalog);
-  NoProgress progress;
-  store.load(all_tiles(store), 2, 1 << 16, progress);
+  TileStore store(model.checkpoint, model.catalog, {}, reading(2, 1 << 16));
+  load(store, all_tiles(store));
   EXPECT_TRUE(tile_bytes(store, scattered) == expected);
 }
 
@@ -301,12 +312,12 @@ TEST(TileStore, converted_tiles_are_packed_from_the_whole_matrix_whatever_the_wi
   for (const HeldFormat& format : formats) {
     SCOPED_TRACE(to_string(*format.weights));
     TileStore cold(model.checkpoint, model.catalog, format);
+    cold.plan({});
     const std::vector<int> tiles = all_tiles(cold);
     const std::string expected = tile_bytes(cold, tiles);
     for (const size_t window : {size_t{600}, size_t{1} << 20}) {
-      TileStore store(model.checkpoint, model.catalog, format);
-      NoProgress progress;
-      store.load(tiles, 2, window, progress);
+      TileStore store(model.checkpoint, model.catalog, format, reading(2, window));
+      load(store, tiles);
       EXPECT_TRUE(tile_bytes(store, tiles) == expected) << "window " << window;
     }
     const auto pinned = cold.pin({model.catalog.moe_layers[0], 1}, 4);  // columns 512 to 600
@@ -340,17 +351,21 @@ TEST(TileStore, says_beforehand_what_it_reads_and_keeps) {
   EXPECT_EQ(store.read_bytes(std::vector<int>{3, 4, 9}), 2 * (down + 3 * gate_up));
   EXPECT_EQ(store.resident_bytes(std::vector<int>{3, 4}), 2 * 2 * store.layout(3).bytes);
   CountingProgress progress;
-  store.load({}, 3, 16, progress);
+  store.plan({});
+  store.fill(progress);
   EXPECT_EQ(progress.done, 0u);
-  EXPECT_TRUE(store.resident_tiles().empty());
-  store.load(std::vector<int>{3, 4, 9}, 3, 1 << 16, progress);
+  EXPECT_TRUE(store.planned_tiles().empty());
+  store.plan(std::vector<int>{3, 4, 9});
+  store.fill(progress);
   EXPECT_EQ(progress.done, store.read_bytes(std::vector<int>{3, 4, 9}));
-  EXPECT_THAT(store.resident_tiles(), testing::ElementsAre(3, 4, 9));
+  EXPECT_THAT(store.planned_tiles(), testing::ElementsAre(3, 4, 9));
+  EXPECT_EQ(store.held_bytes(), store.resident_bytes(std::vector<int>{3, 4, 9}));
 }
 
 TEST(TileStore, refuses_what_the_model_does_not_have) {
   const OpenModel model(kModels / "tiny-fp8");
   TileStore store(model.checkpoint, model.catalog);
+  store.plan({});
   const auto error_of = [&](ExpertKey key, int tile) {
     const auto pinned = store.pin(key, tile);
     return pinned ? "no error"
@@ -364,18 +379,17 @@ TEST(TileStore, refuses_what_the_model_does_not_have) {
               testing::HasSubstr("expert 1/32: expected an expert from 0 to 31"));
   EXPECT_THAT(error_of({1, -1}, 0), testing::HasSubstr("expert 1/-1: expected"));
   EXPECT_THAT(error_of({1, 3}, 4),
-              testing::HasSubstr("tile 4 of expert 1/3: expected a tile from 0 to 3"));
-  EXPECT_THAT(error_of({1, 3}, -1), testing::HasSubstr("tile -1 of expert 1/3"));
+              testing::HasSubstr("tile 4 of layer 1: expected a tile from 0 to 3"));
+  EXPECT_THAT(error_of({1, 3}, -1), testing::HasSubstr("tile -1 of layer 1"));
   EXPECT_EQ(error_of({5, 31}, 3), "no error");
-  EXPECT_EQ(store.cold_reads(), 1u);
+  EXPECT_EQ(store.stats().misses, 1u);
 }
 
 TEST(TileStore, refuses_tile_lists_and_windows_that_cannot_be) {
   const OpenModel model(kModels / "tiny-fp8");
-  TileStore store(model.checkpoint, model.catalog);
-  NoProgress progress;
-  const auto error_of = [&](std::vector<int> tiles, size_t window) {
-    return test::message_of<LoadError>("/none", [&] { store.load(tiles, 1, window, progress); });
+  const auto error_of = [&](const std::vector<int>& tiles, size_t window) {
+    TileStore store(model.checkpoint, model.catalog, {}, reading(1, window));
+    return test::message_of<LoadError>("/none", [&] { load(store, tiles); });
   };
   EXPECT_EQ(error_of({4}, 4096), "tile 4 in a tile list: expected ascending tiles from 0 to 3");
   EXPECT_EQ(error_of({-1}, 4096), "tile -1 in a tile list: expected ascending tiles from 0 to 3");
@@ -383,7 +397,6 @@ TEST(TileStore, refuses_tile_lists_and_windows_that_cannot_be) {
   EXPECT_EQ(error_of({2, 1}, 4096), "tile 1 in a tile list: expected ascending tiles from 0 to 3");
   EXPECT_EQ(error_of({1}, 255),
             "a staging window of 255 bytes is too small: one row of a matrix has 256 bytes");
-  EXPECT_TRUE(store.resident_tiles().empty());
 }
 
 TEST(TileStore, says_so_when_the_tiles_do_not_fit_into_the_address_space) {
@@ -396,14 +409,14 @@ TEST(TileStore, says_so_when_the_tiles_do_not_fit_into_the_address_space) {
   catalog.experts.resize(1);
   catalog.experts[0].resize(1 << 16);
   TileStore store(model.checkpoint, catalog);
-  NoProgress progress;
-  // Two tiles of 3 * 128 * 2^20 * 4 B = 1.5 GiB of 65536 experts: 192 TiB.
+  // Two tiles of 3 * 128 * 2^20 * 4 B = 1.5 GiB of 65536 experts: 192 TiB; all 8192 tiles of two
+  // more: 24 TiB.
   EXPECT_EQ(test::message_of<LoadError>("/none",
                                         [&] {
-                                          store.load(std::vector<int>{0, 1}, 1, 1 << 23, progress);
+                                          store.plan(std::vector<int>{0, 1});
                                         }),
-            "cannot map 192 TiB of memory: Cannot allocate memory");
-  EXPECT_TRUE(store.resident_tiles().empty());
+            "cannot map 216 TiB of memory: Cannot allocate memory");
+  EXPECT_TRUE(store.planned_tiles().empty());
 }
 
 // Overwrites bytes of a tensor in its file.
@@ -448,17 +461,12 @@ TEST(TileStore, names_file_tensor_and_place_of_a_damaged_value_once) {
     damage(model, *c.tensor, c.at, c.bytes);
     const std::string expected =
         "DIR/" + model.checkpoint.shards()[c.tensor->shard].file_name + ": " + c.message;
-    TileStore store(model.checkpoint, model.catalog);
-    NoProgress progress;
-    for (const int threads : {1, 4}) {
-      EXPECT_EQ(test::message_of<LoadError>(
-                    dir.path(),
-                    [&] {
-                      store.load(std::vector<int>{0, 1, 4}, threads, 2000, progress);
-                    }),
-                expected);
-      EXPECT_TRUE(store.resident_tiles().empty());
-    }
+    TileStore store(model.checkpoint, model.catalog, {}, reading(4, 2000));
+    EXPECT_EQ(test::message_of<LoadError>(dir.path(),
+                                          [&] {
+                                            load(store, std::vector<int>{0, 1, 4});
+                                          }),
+              expected);
     const auto pinned = store.pin({1, 2}, 1);
     ASSERT_FALSE(pinned);
     EXPECT_EQ(pinned.error().code, ErrorCode::kCorrupt);
@@ -475,10 +483,8 @@ TEST(TileStore, refuses_bf16_weights_that_are_not_finite) {
   const OpenModel model(dir.path());
   damage(model, *model.catalog.experts[0][1].gate.weight, 2 * (3 * 256 + 5),
          std::string("\x80\xff", 2));
-  TileStore store(model.checkpoint, model.catalog);
-  NoProgress progress;
-  EXPECT_THAT(test::message_of<LoadError>(
-                  dir.path(), [&] { store.load(std::vector<int>{0}, 2, 1 << 16, progress); }),
+  TileStore store(model.checkpoint, model.catalog, {}, reading(2, 1 << 16));
+  EXPECT_THAT(test::message_of<LoadError>(dir.path(), [&] { load(store, std::vector<int>{0}); }),
               testing::HasSubstr("experts.1.gate_proj.weight\": value [3, 5] is not finite"));
 }
 
