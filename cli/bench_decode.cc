@@ -21,6 +21,8 @@
 #include "cli/output.h"
 #include "cli/table.h"
 #include "kernels/attention.h"
+#include "storage/disk_probe.h"
+#include "storage/pack.h"
 #include "storage/tile_store.h"
 #include "topology/machine_limit.h"
 
@@ -34,6 +36,9 @@ using coordinator::WantLogits;
 using topology::MachineLimit;
 using Json = nlohmann::ordered_json;
 
+// Reads under way in the probes of the drive.
+constexpr std::array kProbeDepths = {4, 8, 16, 32};
+
 struct EngineBenchOptions {
   DeploymentOptions deployment;
   std::vector<int64_t> rows{1, 2, 4, 8, 16};  // decode
@@ -42,6 +47,7 @@ struct EngineBenchOptions {
   int64_t tokens = 512;                       // prefill
   uint64_t seed = 1;
   int repeats = 5;
+  double disk_gb_per_second = 0;  // of the cold tier's bound; 0: see disk_rate()
   bool cold_start = false;
   bool json = false;
 };
@@ -52,6 +58,8 @@ struct Measured {
   StepTimes times;
   double expert_bytes = 0;    // weights of experts read, over all nodes
   double expert_seconds = 0;  // of the node that computed longest
+  double disk_bytes = 0;      // read by all nodes
+  double resident_bytes = 0;  // of expert_bytes, those that were in RAM when asked for
 };
 
 // The parts of a step; the first details are of attention, and together they are its time.
@@ -186,11 +194,16 @@ struct EngineCase {
   std::array<PartFigures, kNumParts> parts;
   std::vector<double> expert_bytes_per_step, expert_bytes_per_second, experts_of_read;
   std::vector<double> of_floor;
+  // With a cold tier: per step, of all nodes.
+  struct Cold {
+    std::vector<double> disk_bytes, resident_bytes, coordinator_seconds, bound_seconds, of_bound;
+  } cold;
   int voided = 0;
 };
 
 struct EngineReport {
   std::vector<double> read, fma, int8;  // of the counted repeats
+  double disk_bytes_per_second = 0;     // 0: no cold tier
   std::vector<EngineCase> cases;
 };
 
@@ -206,6 +219,31 @@ StepTimes difference(const StepTimes& after, const StepTimes& before) {
   times.rows -= before.rows;
   times.moe_layers -= before.moe_layers;
   return times;
+}
+
+// The drives' own rate where nodes are to read from packs: what the user says, or the best of a few
+// short probes of the packs' files; 0 where nothing is to be read.
+double disk_rate(const EngineBenchOptions& options) {
+  if (options.disk_gb_per_second > 0) return options.disk_gb_per_second * 1e9;
+  if (!options.deployment.memory.ram_budget) return 0;
+  std::vector<std::filesystem::path> files;
+  size_t smallest = SIZE_MAX;
+  std::vector<std::filesystem::path> dirs = options.deployment.memory.stripes;
+  dirs.insert(dirs.begin(), options.deployment.model_dir);
+  for (const std::filesystem::path& dir : dirs) {
+    if (!storage::Pack::is_pack(dir)) return 0;  // a checkpoint is re-laid: no bound by the disk
+    const storage::Pack pack = storage::Pack::open(dir);
+    for (size_t place = 0; place < pack.params().layers.size(); ++place) {
+      files.push_back(pack.layer_file(place));
+      smallest = std::min<size_t>(smallest, std::filesystem::file_size(files.back()));
+    }
+  }
+  if (files.empty()) return 0;
+  const size_t block = std::min<size_t>(2 * kMiB, smallest / 4096 * 4096);
+  const auto probe = storage::make_disk_probe(files, block * kProbeDepths.back());
+  double best = 0;
+  for (const int depth : kProbeDepths) best = std::max(best, probe->run(block, depth, 0.5));
+  return best;
 }
 
 // The model, its sequences and the probe. Steps take random tokens, so that the router's choices
@@ -290,6 +328,9 @@ class EngineBench {
             result.expert_bytes_per_second.push_back(rate);
             result.experts_of_read.push_back(rate / limit.read_bytes_per_second);
           }
+          if (report->disk_bytes_per_second > 0) {
+            add_cold(measured, limit, report->disk_bytes_per_second, &result.cold);
+          }
           result.floor_per_step.push_back(floor / steps);
           result.of_floor.push_back(floor / measured.seconds);
           report->read.push_back(limit.read_bytes_per_second);
@@ -368,8 +409,24 @@ class EngineBench {
     return all;
   }
 
+  // What no cold tier could beat: the missing experts at the drive's rate while the resident ones
+  // are read from RAM, and what the coordinator does besides waiting.
+  static void add_cold(const Measured& measured, const MachineLimit& limit, double disk_rate,
+                       EngineCase::Cold* cold) {
+    const auto steps = static_cast<double>(measured.times.steps);
+    const double coordinator = measured.seconds - measured.times.combine;
+    const double bound = std::max(measured.disk_bytes / disk_rate,
+                                  measured.resident_bytes / limit.read_bytes_per_second) +
+                         coordinator;
+    cold->disk_bytes.push_back(measured.disk_bytes / steps);
+    cold->resident_bytes.push_back(measured.resident_bytes / steps);
+    cold->coordinator_seconds.push_back(coordinator / steps);
+    cold->bound_seconds.push_back(bound / steps);
+    cold->of_bound.push_back(bound / measured.seconds);
+  }
+
   struct NodeTotals {
-    std::vector<uint64_t> tiles;
+    std::vector<uint64_t> tiles, hits, misses, disk_bytes;
     std::vector<double> seconds;
   };
   NodeTotals node_totals() {
@@ -377,6 +434,9 @@ class EngineBench {
     for (const Deployment::NodeReport& node : deployment_.node_reports()) {
       totals.tiles.push_back(node.stats.tiles_computed);
       totals.seconds.push_back(node.stats.compute_seconds);
+      totals.hits.push_back(node.stats.cache.hits);
+      totals.misses.push_back(node.stats.cache.misses);
+      totals.disk_bytes.push_back(node.stats.cache.bytes_read);
     }
     return totals;
   }
@@ -397,7 +457,12 @@ class EngineBench {
         static_cast<double>(kernels::num_tiles(config().moe_intermediate_size));
     for (size_t n = 0; n < after.tiles.size(); ++n) {
       const auto tiles = static_cast<double>(after.tiles[n] - before.tiles[n]);
-      measured.expert_bytes += tiles / tiles_per_expert * expert_.bytes;
+      const double bytes = tiles / tiles_per_expert * expert_.bytes;
+      const auto hits = static_cast<double>(after.hits[n] - before.hits[n]);
+      const auto asked = hits + static_cast<double>(after.misses[n] - before.misses[n]);
+      measured.expert_bytes += bytes;
+      measured.resident_bytes += asked > 0 ? bytes * hits / asked : bytes;
+      measured.disk_bytes += static_cast<double>(after.disk_bytes[n] - before.disk_bytes[n]);
       measured.expert_seconds =
           std::max(measured.expert_seconds, after.seconds[n] - before.seconds[n]);
     }
@@ -435,9 +500,9 @@ EngineReport measure_decode(const EngineBenchOptions& options) {
   DeploymentOptions deployment = options.deployment;
   deployment.chunk = std::max(deployment.chunk, rows_max);
   deployment.cache_tokens = rows_max * round_up(end, kernels::kAttentionBlock);
-  EngineBench bench(options, deployment, rows_max);
-
   EngineReport report;
+  report.disk_bytes_per_second = disk_rate(options);
+  EngineBench bench(options, deployment, rows_max);
   for (const int64_t context : options.contexts) {
     bench.fill_contexts(context);
     for (const int64_t rows : options.rows) {
@@ -469,6 +534,8 @@ EngineReport measure_prefill(const EngineBenchOptions& options) {
   check_positions(options, options.tokens, "--tokens");
   DeploymentOptions deployment = options.deployment;
   deployment.cache_tokens = options.tokens;
+  EngineReport report;
+  report.disk_bytes_per_second = disk_rate(options);
   EngineBench bench(options, deployment, 1);
   const auto run = [&] {
     bench.rewind(1, 0);
@@ -476,7 +543,6 @@ EngineReport measure_prefill(const EngineBenchOptions& options) {
   };
   run();  // touches buffers and pages
   const int64_t chunk = options.deployment.chunk;
-  EngineReport report;
   report.cases.push_back(
       bench.measure(options.tokens, options.tokens, &report, run, [&](const Measured& measured) {
         StepWork work;
@@ -518,6 +584,21 @@ std::string parts_text(const EngineCase& c) {
   return table.to_string("  ");
 }
 
+// What bounds a case with a cold tier, in one line.
+std::string cold_text(const EngineCase& c, double disk_bytes_per_second) {
+  const double disk = summarize(c.cold.disk_bytes).median;
+  const double resident = summarize(c.cold.resident_bytes).median;
+  const double bound = summarize(c.cold.bound_seconds).median;
+  return fmt::format(
+      "  cold tier: {} a step from disk at {} = {}; {} from RAM; coordinator {}; bound {}, {:.4g} "
+      "tokens/s; of bound {}\n",
+      format_bytes(static_cast<uint64_t>(disk)), format_rate(disk_bytes_per_second),
+      format_duration(disk / disk_bytes_per_second), format_bytes(static_cast<uint64_t>(resident)),
+      format_duration(summarize(c.cold.coordinator_seconds).median), format_duration(bound),
+      summarize(c.tokens_per_second).median / summarize(c.cold.of_bound).median,
+      median_text(c.cold.of_bound, "{:.3f}"));
+}
+
 // `heading` of the rows (decode) or tokens (prefill), with a column for the context in decode.
 std::string to_text(const EngineReport& report, const char* heading, bool with_context) {
   std::vector<Table::Column> columns;
@@ -544,12 +625,21 @@ std::string to_text(const EngineReport& report, const char* heading, bool with_c
     parts += with_context ? fmt::format("\n{} {}, context {}:\n", c.rows, heading, c.context)
                           : fmt::format("\n{} {}:\n", c.rows, heading);
     parts += parts_text(c);
+    if (!c.cold.of_bound.empty()) parts += cold_text(c, report.disk_bytes_per_second);
   }
   return fmt::format("limits: read {} GB/s, FMA {} GFLOP/s, int8 {} Gop/s\n",
                      median_text(in_giga(report.read), "{:.2f}"),
                      median_text(in_giga(report.fma), "{:.1f}"),
                      median_text(in_giga(report.int8), "{:.1f}")) +
          table.to_string("") + parts;
+}
+
+Json cold_json(const EngineCase& c) {
+  return {{"disk_bytes_per_step", summary_json<Json>(c.cold.disk_bytes)},
+          {"resident_bytes_per_step", summary_json<Json>(c.cold.resident_bytes)},
+          {"coordinator_seconds_per_step", summary_json<Json>(c.cold.coordinator_seconds)},
+          {"bound_seconds_per_step", summary_json<Json>(c.cold.bound_seconds)},
+          {"of_bound", summary_json<Json>(c.cold.of_bound)}};
 }
 
 Json case_json(const EngineCase& c, const char* rows_key) {
@@ -583,13 +673,15 @@ Json to_json(const EngineBenchOptions& options, const EngineReport& report, cons
   for (const EngineCase& c : report.cases) {
     cases.push_back(case_json(c, rows_key));
     if (with_context) cases.back()["context"] = c.context;
+    if (report.disk_bytes_per_second > 0) cases.back()["cold_tier"] = cold_json(c);
   }
   return {{"nodes", options.deployment.nodes},
           {"chunk", options.deployment.chunk},
           {"limit",
            {{"read_bytes_per_second", summary_json<Json>(report.read)},
             {"fma_flop_per_second", summary_json<Json>(report.fma)},
-            {"int8_op_per_second", summary_json<Json>(report.int8)}}},
+            {"int8_op_per_second", summary_json<Json>(report.int8)},
+            {"disk_bytes_per_second", report.disk_bytes_per_second}}},
           {"cases", cases}};
 }
 
@@ -597,6 +689,12 @@ void add_shared_options(CLI::App& command, EngineBenchOptions* options) {
   add_deployment_options(command, &options->deployment);
   add_repeats_option(command, &options->repeats);
   add_cold_start_option(command, &options->cold_start);
+  command
+      .add_option("--disk-rate", options->disk_gb_per_second,
+                  "Rate of the drives, for the bound of a cold tier; with --ram-budget and a pack "
+                  "it is measured before unless given")
+      ->check(CLI::Range(1e-3, 1e6))
+      ->type_name("GB/s");
   command.add_option("--seed", options->seed, "Of the random tokens")->capture_default_str();
   command.add_flag("--json", options->json, "One JSON object in place of the table");
 }

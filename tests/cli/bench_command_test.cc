@@ -182,6 +182,32 @@ TEST_F(SmallModel, bench_decode_reads_the_same_bytes_over_nodes) {
   }
 }
 
+// With everything in RAM nothing comes from the disk, and the bound is what RAM and coordinator
+// take.
+TEST_F(SmallModel, bench_decode_bounds_a_cold_tier) {
+  const CommandResult result =
+      atoll({"bench", "decode", model(), "--rows", "1", "--context", "3", "--steps", "2",
+             "--repeats", "1", "--disk-rate", "2.5", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json report = json::parse(result.out);
+  EXPECT_EQ(report["limit"]["disk_bytes_per_second"], 2.5e9);
+  const json& one = report["cases"][0];
+  ASSERT_TRUE(one.contains("cold_tier"));
+  if (one["repeats"] == 0) GTEST_SKIP() << "the machine is too unsteady";
+  const auto median = [](const json& summary) { return summary["median"].get<double>(); };
+  const json& cold = one["cold_tier"];
+  EXPECT_EQ(median(cold["disk_bytes_per_step"]), 0);
+  EXPECT_EQ(median(cold["resident_bytes_per_step"]), kExpertBytesPerStep);
+  double coordinator = median(one["seconds_per_step"]);
+  coordinator -= median(one["part_seconds_per_step"]["combine"]);
+  EXPECT_NEAR(median(cold["coordinator_seconds_per_step"]), coordinator, 1e-9);
+  const double read = median(report["limit"]["read_bytes_per_second"]);
+  EXPECT_NEAR(median(cold["bound_seconds_per_step"]), coordinator + kExpertBytesPerStep / read,
+              1e-9);
+  EXPECT_NEAR(median(cold["of_bound"]),
+              median(cold["bound_seconds_per_step"]) / median(one["seconds_per_step"]), 1e-9);
+}
+
 TEST_F(SmallModel, bench_prefill_counts_its_tokens) {
   const CommandResult result = atoll(
       {"bench", "prefill", model(), "--tokens", "70", "--chunk", "32", "--repeats", "1", "--json"});
