@@ -21,10 +21,15 @@ constexpr int kMessagesPerRound = 64;
 // Bytes read by the loader, seen by state().
 class ExpertNode::LoadProgress final : public Progress {
  public:
-  void start(uint64_t total_bytes) override { total_ = total_bytes; }
+  void start(uint64_t total_bytes) override {
+    total_ = total_bytes;
+    if (on_start) on_start();
+  }
   void advance(uint64_t bytes) override { done_.fetch_add(bytes, std::memory_order_relaxed); }
   uint64_t done() const { return done_.load(std::memory_order_relaxed); }
   uint64_t total() const { return total_.load(std::memory_order_relaxed); }
+
+  std::function<void()> on_start;  // loader thread; total() is right from there on
 
  private:
   std::atomic<uint64_t> total_{0}, done_{0};
@@ -362,7 +367,8 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
 }
 
 // Loader thread. What a pack holds can be computed before it is in RAM: the node is ready as soon
-// as there are slots. From a checkpoint it would take too long.
+// as there are slots and it can say how much will be loaded. From a checkpoint it would take too
+// long.
 void ExpertNode::load(Epoch epoch, const std::vector<int>& tiles) {
   const auto settle = [&](const std::string& error) {
     const std::lock_guard lock(mutex_);
@@ -371,20 +377,24 @@ void ExpertNode::load(Epoch epoch, const std::vector<int>& tiles) {
     plan_state_.phase =
         error.empty() ? transport::NodeState::Phase::kReady : transport::NodeState::Phase::kFailed;
   };
-  const bool ready_at_once = tiles_.reads_tiles_alone();
+  bool is_ready = false;
+  if (tiles_.reads_tiles_alone()) {
+    load_progress_->on_start = [&] {
+      settle("");
+      is_ready = true;
+    };
+  }
   try {
     tiles_.plan(tiles);
-    if (ready_at_once) settle("");
     tiles_.fill(*load_progress_);
+    if (!is_ready) settle("");
   } catch (const std::exception& failure) {
-    if (ready_at_once && tiles_.is_planned()) {
+    if (is_ready) {
       log_error("{}: loading experts: {}", options_.name, failure.what());
-      return;
+    } else {
+      settle(failure.what());
     }
-    settle(failure.what());
-    return;
   }
-  if (!ready_at_once) settle("");
 }
 
 // Ready means: the plan is loaded and the data plane knows the coordinator. A Dispatch that came

@@ -57,8 +57,8 @@ struct Plan {
 };
 
 // A node is ready as soon as it can answer. Experts that the plan wants in RAM may load on
-// afterwards: bytes_loaded then grows until it equals bytes_total and the node is warm. An expert
-// whose load was given up or is not needed any more counts as loaded.
+// afterwards: bytes_total does not change any more, and bytes_loaded grows until it equals that and
+// the node is warm. An expert whose load was given up or is not needed any more counts as loaded.
 struct NodeState {
   enum class Phase : uint8_t { kIdle, kLoading, kReady, kFailed };
   Phase phase = Phase::kIdle;
