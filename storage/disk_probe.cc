@@ -5,6 +5,7 @@
 #include <liburing.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -75,9 +76,8 @@ class Places {
 
 class Probe final : public DiskProbe {
  public:
-  Probe(const std::vector<std::filesystem::path>& files, size_t in_flight_bytes_max,
-        bool registered)
-      : buffer_(in_flight_bytes_max) {
+  Probe(const std::vector<std::filesystem::path>& files, size_t memory_bytes, bool registered)
+      : buffer_(memory_bytes) {
     for (const std::filesystem::path& file : files) files_.push_back(open_direct(file));
     std::memset(buffer_.data(), 1, buffer_.size());
     uring_ = io_uring_queue_init(kRingEntries, &ring_, 0) == 0;
@@ -90,10 +90,14 @@ class Probe final : public DiskProbe {
 
   bool uses_io_uring() const override { return uring_; }
 
-  double run(size_t block_bytes, int depth, double seconds) override {
+  double run(size_t block_bytes, int depth, double seconds, ProbeMemory memory) override {
     CHECK(block_bytes % kExtentAlign == 0 && depth > 0);
     CHECK(depth <= static_cast<int>(kRingEntries));
     CHECK_LE(block_bytes * static_cast<size_t>(depth), buffer_.size());
+    CHECK(std::any_of(files_.begin(), files_.end(),
+                      [&](const ProbeFile& file) { return file.bytes >= block_bytes; }));
+    num_blocks_ =
+        memory == ProbeMemory::kSame ? static_cast<size_t>(depth) : buffer_.size() / block_bytes;
     return uring_ ? run_ring(block_bytes, depth, seconds)
                   : run_threads(block_bytes, depth, seconds);
   }
@@ -112,18 +116,24 @@ class Probe final : public DiskProbe {
   struct Flight {
     const ProbeFile* file;
     uint64_t offset;
+    std::byte* memory;
   };
 
+  // Of a read that starts now. With as many blocks as reads each keeps its own.
+  std::byte* block(size_t slot, size_t block_bytes) {
+    const size_t number = num_blocks_ == flights_.size() ? slot : next_block_++ % num_blocks_;
+    return buffer_.data() + number * block_bytes;
+  }
+
   void submit(size_t block_bytes, size_t slot, Places& places) {
-    std::byte* memory = buffer_.data() + slot * block_bytes;
     const auto [file, offset] = places.next(block_bytes);
-    flights_[slot] = {file, offset};
+    const Flight& flight = flights_[slot] = {file, offset, block(slot, block_bytes)};
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
     const auto bytes = static_cast<unsigned>(block_bytes);
     if (registered_) {
-      io_uring_prep_read_fixed(sqe, file->fd, memory, bytes, offset, 0);
+      io_uring_prep_read_fixed(sqe, file->fd, flight.memory, bytes, offset, 0);
     } else {
-      io_uring_prep_read(sqe, file->fd, memory, bytes, offset);
+      io_uring_prep_read(sqe, file->fd, flight.memory, bytes, offset);
     }
     sqe->user_data = slot;
   }
@@ -170,12 +180,16 @@ class Probe final : public DiskProbe {
     std::vector<std::thread> threads;
     for (int t = 0; t < depth; ++t) {
       threads.emplace_back([&, t] {
-        std::byte* memory = buffer_.data() + static_cast<size_t>(t) * block_bytes;
+        // Each has a stretch of the blocks for itself.
+        const size_t share = num_blocks_ / static_cast<size_t>(depth);
+        std::byte* memory = buffer_.data() + static_cast<size_t>(t) * share * block_bytes;
+        size_t turn = 0;
         Places places(files_);
         for (int skip = 0; skip < 1000 * t; ++skip) places.next(block_bytes);
         while (seconds_between(begin, clock.now()) < seconds && failed > 0) {
           const auto [file, offset] = places.next(block_bytes);
-          const ssize_t got = ::pread(file->fd, memory, block_bytes, static_cast<off_t>(offset));
+          const ssize_t got = ::pread(file->fd, memory + turn++ % share * block_bytes, block_bytes,
+                                      static_cast<off_t>(offset));
           if (got == static_cast<ssize_t>(block_bytes)) {
             bytes += block_bytes;
           } else {
@@ -194,13 +208,14 @@ class Probe final : public DiskProbe {
   io_uring ring_{};
   bool uring_ = false, registered_ = false;
   std::vector<Flight> flights_;
+  size_t num_blocks_ = 0, next_block_ = 0;  // of buffer_ in this run
 };
 
 }  // namespace
 
 std::unique_ptr<DiskProbe> make_disk_probe(const std::vector<std::filesystem::path>& files,
-                                           size_t in_flight_bytes_max, bool registered) {
-  return std::make_unique<Probe>(files, in_flight_bytes_max, registered);
+                                           size_t memory_bytes, bool registered) {
+  return std::make_unique<Probe>(files, memory_bytes, registered);
 }
 
 }  // namespace atl::storage
