@@ -168,7 +168,7 @@ WorkItem expert_work(const DeploymentOptions& options) {
   const auto loaded = LoadedModel::open(options.model_dir);
   WorkItem expert;
   if (loaded->catalog.moe_layers.empty()) return expert;
-  const auto tiles = loaded->tiles(loaded->settle(options.numerics), options.memory, 1);
+  const auto tiles = loaded->tiles(loaded->settle(options.numerics), {});
   for (int tile = 0; tile < tiles->num_tiles(); ++tile) {
     const kernels::TileLayout& layout = tiles->layout(tile);
     for (const auto* shape : {&layout.gate_up, &layout.gate_up, &layout.down}) {

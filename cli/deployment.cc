@@ -81,14 +81,20 @@ topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
 
 }  // namespace
 
-std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir) {
+std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir,
+                                               std::span<const std::filesystem::path> stripe_dirs) {
   std::optional<storage::Pack> pack;
   if (storage::Pack::is_pack(model_dir)) pack = storage::Pack::open(model_dir);
+  if (!pack && !stripe_dirs.empty()) {
+    throw LoadError(
+        fmt::format("{}: not an expert pack: --stripe adds packs to a pack", model_dir.string()));
+  }
   model::ModelConfig config = model::load_config(model_dir);
   storage::Checkpoint checkpoint =
       pack ? storage::Checkpoint::open(*pack) : storage::Checkpoint::open(model_dir);
   auto loaded = std::unique_ptr<LoadedModel>(
-      new LoadedModel{std::move(config), std::move(pack), std::move(checkpoint), {}});
+      new LoadedModel{std::move(config), std::move(pack), {}, std::move(checkpoint), {}});
+  for (const auto& dir : stripe_dirs) loaded->stripes.push_back(storage::Pack::open(dir));
   loaded->catalog = loaded->pack ? model::map_packed_experts(loaded->config, *loaded->pack)
                                  : model::map_experts(loaded->config, loaded->checkpoint);
   return loaded;
@@ -111,22 +117,36 @@ transport::ModelIdentity LoadedModel::identity(const NumericsProfile& numerics) 
 }
 
 std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& numerics,
-                                                       const MemoryOptions& memory,
-                                                       int num_threads) const {
-  if (memory.ram_budget || !memory.stripes.empty()) {
-    throw LoadError("--ram-budget and --stripe are not supported yet");
-  }
+                                                       const TileStorePlan& plan) const {
+  const MemoryOptions& memory = plan.memory;
   storage::TileStoreOptions options;
+  if (memory.ram_budget) {
+    options.ram_bytes_max = *memory.ram_budget - std::min(*memory.ram_budget, plan.reserved_bytes);
+  }
   options.eviction =
       memory.evict == Evict::kLru ? storage::Eviction::kLru : storage::Eviction::kLfu;
   options.usage_file = memory.usage_file;
   options.checkpoint_fingerprint = fingerprint();
-  options.num_threads = num_threads;
+  options.allow_io_uring = memory.io == ReaderIo::kAuto;
+  options.num_threads = plan.num_threads;
   options.window_bytes = kStagingWindowBytes;
+  std::unique_ptr<storage::TileStore> tiles;
   if (pack) {
-    return std::make_unique<storage::TileStore>(*pack, catalog, numerics.experts(), options);
+    std::vector<const storage::Pack*> packs = {&*pack};
+    for (const storage::Pack& stripe : stripes) packs.push_back(&stripe);
+    tiles = std::make_unique<storage::TileStore>(packs, catalog, numerics.experts(), options);
+  } else {
+    tiles = std::make_unique<storage::TileStore>(checkpoint, catalog, numerics.experts(), options);
   }
-  return std::make_unique<storage::TileStore>(checkpoint, catalog, numerics.experts(), options);
+  const uint64_t least = plan.reserved_bytes + tiles->ram_bytes_min();
+  if (memory.ram_budget && *memory.ram_budget < least) {
+    throw LoadError(fmt::format(
+        "--ram-budget {}: expected at least {}: {} for the buffers of a step, {} for tables, "
+        "reading and two tiles; fewer rows per step need less (--chunk, or --rows-max of a node)",
+        format_bytes(*memory.ram_budget), format_bytes(least), format_bytes(plan.reserved_bytes),
+        format_bytes(tiles->ram_bytes_min())));
+  }
+  return tiles;
 }
 
 std::string LoadedModel::fingerprint() const {
@@ -141,7 +161,7 @@ model::ModelTensors LoadedModel::tensors() const {
 
 Deployment::Deployment(const DeploymentOptions& options)
     : options_(options),
-      model_(LoadedModel::open(options.model_dir)),
+      model_(LoadedModel::open(options.model_dir, options.memory.stripes)),
       numerics_(model_->settle(options.numerics)),
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
@@ -174,11 +194,15 @@ void Deployment::start_local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
   transport_ = std::move(pair.near_end);
   local_end_ = std::move(pair.far_end);
-  local_tiles_ = model_->tiles(numerics_, options_.memory, team_.num_threads());
   expert_node::NodeOptions node_options;
   node_options.name = "local";
   node_options.identity = model_->identity(numerics_);
   node_options.row_type = numerics_.wire_row_type();
+  node_options.rows_max = static_cast<uint32_t>(options_.chunk);
+  local_tiles_ = model_->tiles(numerics_, {options_.memory,
+                                           expert_node::node_buffer_bytes(
+                                               node_options, model_->catalog, team_.num_threads()),
+                                           team_.num_threads()});
   local_node_ =
       std::make_unique<expert_node::ExpertNode>(node_options, team_, *local_tiles_, *local_end_);
   transport::set_in_process_pump(*transport_, [this] { local_node_->serve_some(); });

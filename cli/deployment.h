@@ -38,22 +38,31 @@ namespace atl::cli {
 // matrix must fit (dense down_proj of V3: 18432 bytes).
 inline constexpr size_t kStagingWindowBytes = size_t{8} << 20;
 
+// How a node keeps its tiles.
+struct TileStorePlan {
+  MemoryOptions memory;
+  uint64_t reserved_bytes = 0;  // of the budget, for what is not tiles
+  int num_threads = 1;          // that read a checkpoint
+};
+
 // A checkpoint or an expert pack opened and matched with its model; what coordinator and node both
 // start from.
 struct LoadedModel {
   model::ModelConfig config;
   std::optional<storage::Pack> pack;
-  storage::Checkpoint checkpoint;  // with a pack: all but the routed experts
+  std::vector<storage::Pack> stripes;  // further ones, on other drives
+  storage::Checkpoint checkpoint;      // with a pack: all but the routed experts
   storage::ExpertCatalog catalog;
 
-  static std::unique_ptr<LoadedModel> open(const std::filesystem::path& model_dir);
+  static std::unique_ptr<LoadedModel> open(const std::filesystem::path& model_dir,
+                                           std::span<const std::filesystem::path> stripe_dirs = {});
   // The profile that the model runs with if this one is asked for. LoadError if it can't be.
   NumericsProfile settle(const NumericsProfile& numerics) const;
   // The following take a settled profile. Checkpoint and packs of it have the same identity.
   transport::ModelIdentity identity(const NumericsProfile& numerics) const;
-  // Of a checkpoint, read by num_threads. LoadError if the model can't be kept as asked for.
+  // LoadError if the model can't be kept as asked for.
   std::unique_ptr<storage::TileStore> tiles(const NumericsProfile& numerics,
-                                            const MemoryOptions& memory, int num_threads) const;
+                                            const TileStorePlan& plan) const;
   std::string fingerprint() const;      // of the checkpoint
   model::ModelTensors tensors() const;  // what the coordinator loads
 };

@@ -123,7 +123,7 @@ NodeNeed need_of_node(const storage::TileStore& store, int num_nodes) {
 
 TileFacts tile_facts(const LoadedModel& loaded) {
   const storage::ExpertCatalog& catalog = loaded.catalog;
-  const std::unique_ptr<storage::TileStore> tiles = loaded.tiles(loaded.settle({}), {}, 1);
+  const std::unique_ptr<storage::TileStore> tiles = loaded.tiles(loaded.settle({}), {});
   const storage::TileStore& store = *tiles;
   TileFacts facts;
   facts.format = catalog.format;

@@ -68,11 +68,19 @@ topology::TeamPlan place_threads(const NodeCommandOptions& options) {
 void serve(const NodeCommandOptions& options) {
   // First of all: the memory of everything that follows is to come from the domain.
   const topology::TeamPlan threads = place_threads(options);
-  const std::unique_ptr<LoadedModel> model = LoadedModel::open(options.model_dir);
+  const std::unique_ptr<LoadedModel> model =
+      LoadedModel::open(options.model_dir, options.memory.stripes);
   const NumericsProfile numerics = model->settle(options.numerics);
   ThreadTeam team(threads.num_threads, threads.cpus);
-  const std::unique_ptr<storage::TileStore> tiles =
-      model->tiles(numerics, options.memory, team.num_threads());
+  expert_node::NodeOptions node_options;
+  node_options.name = options.name;
+  node_options.identity = model->identity(numerics);
+  node_options.row_type = numerics.wire_row_type();
+  node_options.rows_max = options.rows_max;
+  const std::unique_ptr<storage::TileStore> tiles = model->tiles(
+      numerics, {options.memory,
+                 expert_node::node_buffer_bytes(node_options, model->catalog, team.num_threads()),
+                 team.num_threads()});
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
   ucx.spin = options.spin;
@@ -86,10 +94,6 @@ void serve(const NodeCommandOptions& options) {
       std::max(largest.dispatch_payload_bytes_max(), largest.hint_payload_bytes_max());
   const std::unique_ptr<transport::Transport> transport = transport::make_ucx_transport(ucx);
 
-  expert_node::NodeOptions node_options;
-  node_options.name = options.name;
-  node_options.identity = model->identity(numerics);
-  node_options.row_type = numerics.wire_row_type();
   expert_node::ExpertNode node(node_options, team, *tiles, *transport);
   const std::unique_ptr<transport::ControlServer> control =
       transport::serve_control(options.listen, node);

@@ -23,6 +23,26 @@ std::vector<int> wanted_tiles(const transport::Dispatch& dispatch) {
 
 }  // namespace
 
+uint64_t Executor::buffer_bytes(const StepLimits& limits, int num_threads) {
+  const auto values = static_cast<uint64_t>(limits.num_rows * limits.hidden_size);
+  const auto pairs = static_cast<uint64_t>(limits.num_rows * limits.top_k);
+  return values * (sizeof(float) + sizeof(int64_t)) +
+         pairs * (sizeof(int32_t) + sizeof(float) + sizeof(float*) + sizeof(int64_t*)) +
+         TilePhases::buffer_bytes(limits, num_threads);
+}
+
+void Executor::reserve(const StepLimits& limits) {
+  const auto values = static_cast<size_t>(limits.num_rows * limits.hidden_size);
+  const auto pairs = static_cast<size_t>(limits.num_rows * limits.top_k);
+  x_.reserve(values);
+  sums_.reserve(values);
+  pair_row_.reserve(pairs);
+  pair_weight_.reserve(pairs);
+  pair_x_.reserve(pairs);
+  pair_sum_.reserve(pairs);
+  phases_.reserve(limits);
+}
+
 Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
                                      const std::function<void(const Piece&)>& sink) {
   const std::vector<int> wanted = wanted_tiles(dispatch);

@@ -42,6 +42,11 @@ class Executor {
   Executor(ThreadTeam& team, storage::TileStore& tiles)
       : team_(team), tiles_(tiles), phases_(team) {}
 
+  // RAM that Dispatches of up to these limits take beside the tiles, and taking it at once; without
+  // that, buffers grow as needed.
+  static uint64_t buffer_bytes(const StepLimits& limits, int num_threads);
+  void reserve(const StepLimits& limits);
+
   // Computes the dispatch and hands its pieces to `sink` in ascending output order; together they
   // cover every output once. On an error (a tile that can't be had) nothing has been handed out.
   Result<ExecutorCounts> run(const transport::Dispatch& dispatch,

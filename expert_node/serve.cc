@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -15,6 +16,13 @@ namespace {
 constexpr auto kSendDeadline = std::chrono::seconds(30);
 constexpr auto kIdleWait = std::chrono::milliseconds(500);
 constexpr int kMessagesPerRound = 64;
+// Dispatches that have come in and are not computed yet, of each coordinator.
+constexpr uint64_t kDispatchesWaiting = 2;
+
+StepLimits step_limits(const NodeOptions& options, const storage::ExpertCatalog& catalog) {
+  return {options.rows_max, catalog.hidden_size, catalog.num_experts_per_tok,
+          catalog.moe_intermediate_size};
+}
 
 }  // namespace
 
@@ -34,6 +42,19 @@ class ExpertNode::LoadProgress final : public Progress {
  private:
   std::atomic<uint64_t> total_{0}, done_{0};
 };
+
+uint64_t node_buffer_bytes(const NodeOptions& options, const storage::ExpertCatalog& catalog,
+                           int num_threads) {
+  transport::WireLimits limits;
+  limits.rows_max = options.rows_max;
+  limits.hidden_size = static_cast<uint32_t>(catalog.hidden_size);
+  limits.top_k = static_cast<uint32_t>(catalog.num_experts_per_tok);
+  limits.row_type = options.row_type;
+  // The transport's buffers are powers of two.
+  return Executor::buffer_bytes(step_limits(options, catalog), num_threads) +
+         kDispatchesWaiting * std::bit_ceil(limits.dispatch_payload_bytes_max()) +
+         uint64_t{limits.rows_max} * limits.hidden_size * sizeof(int64_t);
+}
 
 // ---- The data plane: take, compute, send -----------------------------------------------------
 
@@ -268,7 +289,9 @@ ExpertNode::ExpertNode(NodeOptions options, ThreadTeam& team, storage::TileStore
       tiles_(tiles),
       transport_(transport),
       data_address_(transport.address()),
-      executor_(team, tiles) {}
+      executor_(team, tiles) {
+  executor_.reserve(step_limits(options_, tiles.catalog()));
+}
 
 ExpertNode::~ExpertNode() {
   stop();
@@ -285,10 +308,10 @@ Result<transport::HelloReply> ExpertNode::hello(const transport::Hello& hello) {
     return Error{ErrorCode::kInvalid, fmt::format("{} differs: {} has {}, the coordinator {}", what,
                                                   options_.name, ours, theirs)};
   };
-  if (limits.rows_max < 1 || limits.rows_max > transport::kDispatchRowsMax) {
+  if (limits.rows_max < 1 || limits.rows_max > options_.rows_max) {
     return Error{ErrorCode::kInvalid,
                  fmt::format("dispatches of up to {} rows: {} takes 1 to {}", limits.rows_max,
-                             options_.name, transport::kDispatchRowsMax)};
+                             options_.name, options_.rows_max)};
   }
   if (limits.hidden_size != catalog.hidden_size)
     return differs("hidden_size", catalog.hidden_size, limits.hidden_size);

@@ -30,7 +30,13 @@ struct NodeOptions {
   std::string name = "node";
   transport::ModelIdentity identity;
   transport::WireRowType row_type = transport::WireRowType::kBf16;
+  uint32_t rows_max = 512;  // of a Dispatch: larger ones are not agreed on
 };
+
+// RAM that a node takes beside the tiles and what the tile store tells: the buffers of one Dispatch
+// of rows_max rows and of its answer. All of it is taken when the node starts, or has this bound.
+uint64_t node_buffer_bytes(const NodeOptions& options, const storage::ExpertCatalog& catalog,
+                           int num_threads);
 
 class ExpertNode final : public transport::NodeControl {
  public:

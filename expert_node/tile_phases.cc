@@ -20,6 +20,11 @@ constexpr int64_t kGateUpPanelsMax = 8;
 constexpr int64_t kDownPanelsMax = 64;
 constexpr int64_t kDownManyPanelsMax = 32;
 constexpr size_t kDownRows = 64;
+// What a kernel makes ready at once for each thread: 64 rows, each block of 128 values apart from
+// the next (kernels/cpu/panel_kernel-inl.h), with some bytes for each block.
+constexpr uint64_t kScratchRowBytesPerBlock = 640;
+constexpr uint64_t kScratchRows = 64;
+constexpr int64_t kTileWidth = 128;
 // From here on making rows ready costs enough to share it between tiles.
 constexpr size_t kManyRows = 9;
 
@@ -31,7 +36,37 @@ int64_t panels_per_unit(int64_t panels, int num_threads, int64_t max) {
   return share < kGateUpPanelsMax ? share : share / kGateUpPanelsMax * kGateUpPanelsMax;
 }
 
+// Floats of gate's values that are kept beside up's, which happens only while tiles are few.
+uint64_t up_values_max(const StepLimits& limits, int num_threads) {
+  const int64_t panels_per_tile = kTileWidth / kernels::kPanelWidth;
+  const int64_t tiles = ceil_div(kUnitsPerThread * num_threads, panels_per_tile);
+  const int64_t values = std::min(tiles * kTileWidth, limits.top_k * limits.moe_intermediate_size);
+  return static_cast<uint64_t>(limits.num_rows * values);
+}
+
+uint64_t h_values_max(const StepLimits& limits) {
+  return static_cast<uint64_t>(limits.num_rows * limits.top_k * limits.moe_intermediate_size);
+}
+
 }  // namespace
+
+uint64_t TilePhases::buffer_bytes(const StepLimits& limits, int num_threads) {
+  const auto pairs = static_cast<uint64_t>(limits.num_rows * limits.top_k);
+  const auto threads = static_cast<uint64_t>(num_threads);
+  const uint64_t rows = std::min(static_cast<uint64_t>(limits.num_rows), kScratchRows);
+  const auto blocks = static_cast<uint64_t>(ceil_div(limits.hidden_size, kernels::kScaleBlock));
+  const uint64_t scratch = rows * blocks * kScratchRowBytesPerBlock;
+  return (h_values_max(limits) + up_values_max(limits, num_threads)) * sizeof(float) +
+         threads * (pairs + scratch);
+}
+
+void TilePhases::reserve(const StepLimits& limits) {
+  h_.reserve(h_values_max(limits));
+  up_.reserve(up_values_max(limits, team_.num_threads()));
+  for (std::vector<uint8_t>& bad : bad_) {
+    bad.reserve(static_cast<size_t>(limits.num_rows * limits.top_k));
+  }
+}
 
 void TilePhases::start(const Pairs& pairs) {
   CHECK_EQ(pairs.x.size(), pairs.weights.size());

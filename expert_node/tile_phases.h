@@ -25,6 +25,11 @@ struct Pairs {
   std::span<int64_t* const> sums;   // [pairs] rows [hidden], added to in units of 2^-24
 };
 
+// The largest step.
+struct StepLimits {
+  int64_t num_rows = 0, hidden_size = 0, top_k = 0, moe_intermediate_size = 0;
+};
+
 // A tile and the pairs [pair_begin, pair_end) that go through it.
 struct TileWork {
   kernels::TileView tile;
@@ -36,6 +41,10 @@ class TilePhases {
  public:
   // The team is borrowed and must outlive this.
   explicit TilePhases(ThreadTeam& team) : team_(team), bad_(team.num_threads()) {}
+
+  // RAM that steps of up to num_rows rows take here and in the kernels, and taking it at once.
+  static uint64_t buffer_bytes(const StepLimits& limits, int num_threads);
+  void reserve(const StepLimits& limits);
 
   // Starts a step: no pair is bad. Borrowed until the last down().
   void start(const Pairs& pairs);

@@ -163,10 +163,4 @@ std::unique_ptr<TileSource> make_pack_tiles(std::span<const Pack* const> packs,
   return std::make_unique<PackTiles>(packs, catalog, format);
 }
 
-std::unique_ptr<TileSource> make_pack_tiles(const Pack& pack, const ExpertCatalog& catalog,
-                                            HeldFormat format) {
-  const Pack* const one = &pack;
-  return make_pack_tiles(std::span(&one, 1), catalog, format);
-}
-
 }  // namespace atl::storage

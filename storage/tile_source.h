@@ -49,8 +49,5 @@ class TileSource {
 // Both are borrowed and must outlive the source.
 std::unique_ptr<TileSource> make_checkpoint_tiles(const Checkpoint& checkpoint,
                                                   const ExpertCatalog& catalog, HeldFormat format);
-// LoadError if the pack is of another shape than the catalog, or of another format than asked for.
-std::unique_ptr<TileSource> make_pack_tiles(const Pack& pack, const ExpertCatalog& catalog,
-                                            HeldFormat format);
 
 }  // namespace atl::storage

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "storage/pack_reader.h"
 #include "storage/usage_file.h"
 
 namespace atl::storage {
@@ -19,6 +20,8 @@ using TileState = ExpertCache::TileState;
 
 // Uses lose half of their weight in as many Dispatches as this many tokens have.
 constexpr double kHalfLifeTokens = 1024;
+// Rings, and what stands for the reads under way, of each drive.
+constexpr uint64_t kPackReaderBytes = 1 * kMiB;
 // Experts that fill() has under way: enough to keep drives busy, few enough to hold nobody up.
 constexpr size_t kFillReads = 4;
 // Experts that are read because of hints at the same time.
@@ -45,15 +48,22 @@ size_t latency_bucket(double seconds) {
 
 TileStore::TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format,
                      TileStoreOptions options)
-    : TileStore(make_checkpoint_tiles(checkpoint, catalog, format), catalog, std::move(options)) {}
+    : TileStore(make_checkpoint_tiles(checkpoint, catalog, format), {}, catalog,
+                std::move(options)) {}
+
+TileStore::TileStore(std::span<const Pack* const> packs, const ExpertCatalog& catalog,
+                     HeldFormat format, TileStoreOptions options)
+    : TileStore(make_pack_tiles(packs, catalog, format), {packs.begin(), packs.end()}, catalog,
+                std::move(options)) {}
 
 TileStore::TileStore(const Pack& pack, const ExpertCatalog& catalog, HeldFormat format,
                      TileStoreOptions options)
-    : TileStore(make_pack_tiles(pack, catalog, format), catalog, std::move(options)) {}
+    : TileStore(std::vector<const Pack*>{&pack}, catalog, format, std::move(options)) {}
 
-TileStore::TileStore(std::unique_ptr<TileSource> source, const ExpertCatalog& catalog,
-                     TileStoreOptions options)
+TileStore::TileStore(std::unique_ptr<TileSource> source, std::vector<const Pack*> packs,
+                     const ExpertCatalog& catalog, TileStoreOptions options)
     : source_(std::move(source)),
+      packs_(std::move(packs)),
       catalog_(catalog),
       options_(std::move(options)),
       layouts_(source_->layouts()) {
@@ -83,17 +93,26 @@ uint64_t TileStore::read_bytes(std::span<const int> tiles) const {
   return source_->read_bytes(tiles);
 }
 
-uint64_t TileStore::overhead_bytes(uint64_t slot_bytes) const {
+// Tables, and what reading takes.
+uint64_t TileStore::overhead_bytes(uint64_t slots) const {
   const size_t experts =
       catalog_.moe_layers.size() * static_cast<size_t>(catalog_.n_routed_experts);
-  const uint64_t windows =
-      source_->window_bytes_min() == 0
-          ? 0
-          : options_.window_bytes * static_cast<uint64_t>(options_.num_threads);
-  return ExpertCache::table_bytes(experts, num_tiles(), slot_bytes / slot_bytes_) + windows;
+  uint64_t bytes = ExpertCache::table_bytes(experts, num_tiles(), slots);
+  for (const Pack* pack : packs_) {
+    bytes += kPackReaderBytes + pack->params().layers.size() * pack->geometry().head_bytes();
+  }
+  if (packs_.empty()) bytes += options_.window_bytes * static_cast<uint64_t>(options_.num_threads);
+  return bytes;
 }
 
-uint64_t TileStore::slot_bytes_min() const { return 2 * slot_bytes_; }
+std::unique_ptr<ExpertReader> TileStore::make_reader() const {
+  if (packs_.empty()) {
+    return make_threaded_expert_reader(*source_, options_.num_threads, options_.window_bytes);
+  }
+  ExtentQueueOptions queue;
+  queue.allow_io_uring = options_.allow_io_uring;
+  return make_pack_expert_reader(packs_, catalog_, queue);
+}
 
 void TileStore::check_tiles(std::span<const int> tiles) const {
   for (size_t i = 0; i < tiles.size(); ++i) {
@@ -120,14 +139,16 @@ size_t TileStore::num_slots(std::span<const int> tiles) const {
   const uint64_t experts =
       catalog_.moe_layers.size() * static_cast<uint64_t>(catalog_.n_routed_experts);
   const uint64_t all = experts * static_cast<uint64_t>(num_tiles());
-  if (options_.slot_bytes_max) {
-    const uint64_t slots = *options_.slot_bytes_max / slot_bytes_;
-    if (slots < 2) {
-      throw LoadError(fmt::format("{} for expert tiles: expected at least {}, two tiles",
-                                  format_bytes(*options_.slot_bytes_max),
-                                  format_bytes(slot_bytes_min())));
+  if (options_.ram_bytes_max) {
+    const uint64_t ram = *options_.ram_bytes_max;
+    if (ram < ram_bytes_min()) {
+      throw LoadError(fmt::format("{} of RAM for expert tiles: expected at least {}",
+                                  format_bytes(ram), format_bytes(ram_bytes_min())));
     }
-    return std::min(slots, all);
+    const uint64_t overhead =
+        overhead_bytes(ram / slot_bytes_);  // of more slots than there will be
+    const uint64_t slots = ram > overhead ? (ram - overhead) / slot_bytes_ : 0;
+    return std::clamp<uint64_t>(slots, 2, all);
   }
   const uint64_t spare = std::max<uint64_t>(kSpareSlotBytes / slot_bytes_, 2 * layouts_.size());
   return std::min(experts * tiles.size() + spare, all);
@@ -156,7 +177,7 @@ void TileStore::plan(std::span<const int> tiles) {
   stats_.slot_bytes = slot_bytes_;
   stats_.slots = slots;
   stats_.stall_seconds.assign(static_cast<size_t>(catalog_.num_layers), 0);
-  reader_ = make_threaded_expert_reader(*source_, options_.num_threads, options_.window_bytes);
+  reader_ = make_reader();
   reader_->use_memory(arena_.span());
   planned_.assign(tiles.begin(), tiles.end());
   log_debug("expert tiles: {} slots of {}, read by {}", slots, format_bytes(slot_bytes_),

@@ -32,13 +32,15 @@
 namespace atl::storage {
 
 struct TileStoreOptions {
-  // RAM for slots; unset: all tiles of the plan, and kSpareSlotBytes for others.
-  std::optional<uint64_t> slot_bytes_max;
+  // RAM for slots, tables and reading; unset: all tiles of the plan, and kSpareSlotBytes for
+  // others.
+  std::optional<uint64_t> ram_bytes_max;
   Eviction eviction = Eviction::kLfu;
   // How often each expert was used: read when the plan comes, so that the most used are loaded
   // first, and written by save_usage(). Empty: none.
   std::filesystem::path usage_file;
   std::string checkpoint_fingerprint;  // whose experts the usage file counts
+  bool allow_io_uring = true;          // for packs
   // Of checkpoints: threads that read, each with a window of this many bytes (at least one row of
   // a matrix).
   int num_threads = 1;
@@ -104,8 +106,11 @@ class TileStore {
   // Checkpoint and catalog are borrowed and must outlive the store.
   TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format = {},
             TileStoreOptions options = {});
-  // Of packs: tiles are read to where they stay and checked against their checksums. LoadError if
-  // the pack is of another shape or format.
+  // Of packs, each on a drive of its own: tiles are read to where they stay and checked against
+  // their checksums. LoadError if a pack is of another shape or format, or of other experts than
+  // the first one. The packs are borrowed and must outlive the store.
+  TileStore(std::span<const Pack* const> packs, const ExpertCatalog& catalog,
+            HeldFormat format = {}, TileStoreOptions options = {});
   TileStore(const Pack& pack, const ExpertCatalog& catalog, HeldFormat format = {},
             TileStoreOptions options = {});
   ~TileStore();
@@ -123,10 +128,8 @@ class TileStore {
   // are ascending and in range.
   uint64_t resident_bytes(std::span<const int> tiles) const;
   uint64_t read_bytes(std::span<const int> tiles) const;
-  // RAM beside the slots: tables, and what reading takes.
-  uint64_t overhead_bytes(uint64_t slot_bytes) const;
-  // The least that slot_bytes_max can be.
-  uint64_t slot_bytes_min() const;
+  // The least that ram_bytes_max can be: two tiles, tables, and what reading takes.
+  uint64_t ram_bytes_min() const { return overhead_bytes(2) + 2 * slot_bytes_; }
 
   // Takes slots for these tiles (ascending, in range) of every expert, in place of what was: all is
   // empty then. LoadError if the source leaves one of them out, if the usage file is of another
@@ -167,10 +170,12 @@ class TileStore {
     bool hint = false;
   };
 
-  TileStore(std::unique_ptr<TileSource> source, const ExpertCatalog& catalog,
-            TileStoreOptions options);
+  TileStore(std::unique_ptr<TileSource> source, std::vector<const Pack*> packs,
+            const ExpertCatalog& catalog, TileStoreOptions options);
+  std::unique_ptr<ExpertReader> make_reader() const;
   void check_tiles(std::span<const int> tiles) const;
   void require(std::span<const int> tiles) const;
+  uint64_t overhead_bytes(uint64_t slots) const;
   size_t num_slots(std::span<const int> tiles) const;
   Status check_request(int32_t layer, std::span<const int32_t> experts,
                        std::span<const int> tiles) const;
@@ -199,6 +204,7 @@ class TileStore {
   }
 
   const std::unique_ptr<TileSource> source_;
+  const std::vector<const Pack*> packs_;  // none: a checkpoint
   const ExpertCatalog& catalog_;
   const TileStoreOptions options_;
   const std::span<const kernels::TileLayout> layouts_;  // by tile, of source_

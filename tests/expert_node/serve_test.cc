@@ -146,7 +146,7 @@ TEST_F(ServeTest, other_shapes_are_refused_with_both_values) {
   other.limits.rows_max = 8193;
   reply = node_->hello(other);
   ASSERT_FALSE(reply);
-  EXPECT_EQ(reply.error().message, "dispatches of up to 8193 rows: n7 takes 1 to 8192");
+  EXPECT_EQ(reply.error().message, "dispatches of up to 8193 rows: n7 takes 1 to 512");
   other = hello();
   other.limits.num_tiles = 16;
   reply = node_->hello(other);
