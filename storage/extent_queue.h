@@ -37,7 +37,7 @@ struct ExtentQueueOptions {
   bool allow_io_uring = true;
   int num_threads = 4;  // where io_uring is not used
   // For tests: sees what the ring says of each read (bytes or -errno), says what we take it for.
-  std::function<int(size_t file, uint64_t offset, int result)> filter;
+  std::function<int(size_t file, uint64_t offset, int result)> filter = nullptr;
 };
 
 // Any thread.
