@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <set>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -139,6 +141,7 @@ class PackExpertReader final : public ExpertReader {
         if (drives_[d]->holds(read.place, read.targets[t].layout->tile)) holders[t].push_back(d);
       }
       CHECK(!holders[t].empty());
+      if (any_bad_) leave_out_bad(read, t, &holders[t]);
     }
     std::vector<uint64_t> waiting;
     for (const auto& drive : drives_) waiting.push_back(drive->waiting_bytes);
@@ -163,6 +166,16 @@ class PackExpertReader final : public ExpertReader {
     }
     for (std::vector<size_t>& share : shares) std::sort(share.begin(), share.end());
     return shares;
+  }
+
+  // Unless nobody has it better.
+  void leave_out_bad(const Read& read, size_t t, std::vector<size_t>* holders) const {
+    const std::lock_guard lock(mutex_);
+    std::vector<size_t> sound;
+    for (const size_t d : *holders) {
+      if (!bad_.contains(name_of(d, read, t))) sound.push_back(d);
+    }
+    if (!sound.empty()) *holders = std::move(sound);
   }
 
   void queue_tiles(size_t d, const std::shared_ptr<Read>& read,
@@ -215,10 +228,13 @@ class PackExpertReader final : public ExpertReader {
   // False: no other holds the tile.
   bool try_next_drive(const std::shared_ptr<Read>& read, size_t t, const Error& error) {
     Tile& tile = read->tiles[t];
+    const size_t failed = drive_of(tile);
     while (++tile.turn < drives_.size()) {
       const size_t d = drive_of(tile);
       if (!drives_[d]->holds(read->place, read->targets[t].layout->tile)) continue;
-      log_warn("{}: trying {}", error.message, drives_[d]->pack->directory().string());
+      if (error.code != ErrorCode::kCorrupt || mark_bad(failed, *read, t)) {
+        log_warn("{}: trying {}", error.message, drives_[d]->pack->directory().string());
+      }
       tile.errors += error.message + "; ";
       tile.attempts = 0;
       ++tiles_reread_;
@@ -226,6 +242,19 @@ class PackExpertReader final : public ExpertReader {
       return true;
     }
     return false;
+  }
+
+  // Later reads begin with another drive. False if it was known.
+  bool mark_bad(size_t d, const Read& read, size_t t) {
+    const std::lock_guard lock(mutex_);
+    any_bad_ = true;
+    return bad_.insert(name_of(d, read, t)).second;
+  }
+
+  // Drive, place, expert and tile.
+  using TileName = std::tuple<size_t, size_t, int64_t, int>;
+  static TileName name_of(size_t d, const Read& read, size_t t) {
+    return {d, read.place, read.expert, read.targets[t].layout->tile};
   }
 
   size_t drive_of(const Tile& tile) const { return (tile.first + tile.turn) % drives_.size(); }
@@ -243,8 +272,10 @@ class PackExpertReader final : public ExpertReader {
   const size_t piece_bytes_;
   std::vector<std::unique_ptr<Drive>> drives_;
   std::atomic<uint64_t> last_ticket_{0}, tiles_reread_{0};
-  std::mutex mutex_;
+  std::atomic<bool> any_bad_{false};
+  mutable std::mutex mutex_;                                   // of the following
   std::unordered_map<uint64_t, std::shared_ptr<Read>> reads_;  // that have not ended
+  std::set<TileName> bad_;                                     // wrong twice where others hold it
 };
 
 }  // namespace
