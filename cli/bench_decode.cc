@@ -36,8 +36,11 @@ using coordinator::WantLogits;
 using topology::MachineLimit;
 using Json = nlohmann::ordered_json;
 
-// Reads under way in the probes of the drive.
+// Of the probe of the drive: the largest block, the memory that blocks go to in turn, as experts go
+// to slots, and how many reads are under way.
+constexpr size_t kProbeBlockBytes = 2 * kMiB, kProbeBytes = 256 * kMiB;
 constexpr std::array kProbeDepths = {4, 8, 16, 32};
+static_assert(kProbeBytes >= kProbeBlockBytes * kProbeDepths.back());
 
 struct EngineBenchOptions {
   DeploymentOptions deployment;
@@ -239,10 +242,12 @@ double disk_rate(const EngineBenchOptions& options) {
     }
   }
   if (files.empty()) return 0;
-  const size_t block = std::min<size_t>(2 * kMiB, smallest / 4096 * 4096);
-  const auto probe = storage::make_disk_probe(files, block * kProbeDepths.back());
+  const size_t block = std::min<size_t>(kProbeBlockBytes, smallest / 4096 * 4096);
+  const auto probe = storage::make_disk_probe(files, kProbeBytes);
   double best = 0;
-  for (const int depth : kProbeDepths) best = std::max(best, probe->run(block, depth, 0.5));
+  for (const int depth : kProbeDepths) {
+    best = std::max(best, probe->run(block, depth, 0.5, storage::ProbeMemory::kInTurn));
+  }
   return best;
 }
 
@@ -307,6 +312,10 @@ class EngineBench {
   void rewind(int64_t num_sequences, int64_t num_tokens) {
     for (int64_t s = 0; s < num_sequences; ++s) sequences_[s].num_tokens = num_tokens;
   }
+
+  // Tokens of the following steps are others than those before, so that a cache of experts does not
+  // hold what the last pass has left.
+  void begin_pass() { ++pass_; }
 
   // Runs `work` in counted repeats; `tokens` and `work` describe one of them.
   template <typename Run>
@@ -470,8 +479,9 @@ class EngineBench {
   }
 
   int32_t random_token(int64_t sequence, int64_t position) const {
-    const double u = uniform_f64(options_.seed, {.sample_index = static_cast<uint64_t>(sequence),
-                                                 .position = static_cast<uint64_t>(position)});
+    const double u =
+        uniform_f64(options_.seed, {.sample_index = (pass_ << 32) + static_cast<uint64_t>(sequence),
+                                    .position = static_cast<uint64_t>(position)});
     return static_cast<int32_t>(u * static_cast<double>(config().vocab_size));
   }
 
@@ -482,6 +492,7 @@ class EngineBench {
   const std::unique_ptr<ScopedThreadPin> pin_ = deployment_.pin_engine_thread();
   topology::MachineProbe probe_;
   std::vector<Sequence> sequences_;
+  uint64_t pass_ = 0;
 };
 
 void check_positions(const EngineBenchOptions& options, int64_t positions, const char* what) {
@@ -508,6 +519,7 @@ EngineReport measure_decode(const EngineBenchOptions& options) {
     for (const int64_t rows : options.rows) {
       const auto run = [&] {
         bench.rewind(rows, context);
+        bench.begin_pass();
         for (int64_t i = 0; i < options.steps; ++i) bench.step(rows, 1, WantLogits::kLast);
       };
       run();  // touches buffers and pages
@@ -539,6 +551,7 @@ EngineReport measure_prefill(const EngineBenchOptions& options) {
   EngineBench bench(options, deployment, 1);
   const auto run = [&] {
     bench.rewind(1, 0);
+    bench.begin_pass();
     bench.prefill(0, options.tokens, WantLogits::kLast);
   };
   run();  // touches buffers and pages

@@ -188,6 +188,7 @@ Deployment::Deployment(const DeploymentOptions& options)
 
 Deployment::~Deployment() {
   if (cluster_) cluster_->close(coordinator::Cluster::Nodes::kStop);
+  if (local_tiles_) local_tiles_->save_usage();
 }
 
 void Deployment::start_local_node() {

@@ -15,6 +15,7 @@
 #include "cli/commands.h"
 #include "cli/deployment.h"
 #include "cli/output.h"
+#include "cli/stop_signals.h"
 #include "cli/thread_options.h"
 #include "expert_node/serve.h"
 #include "topology/machine.h"
@@ -71,6 +72,7 @@ void serve(const NodeCommandOptions& options) {
   const std::unique_ptr<LoadedModel> model =
       LoadedModel::open(options.model_dir, options.memory.stripes);
   const NumericsProfile numerics = model->settle(options.numerics);
+  StopSignals signals;
   ThreadTeam team(threads.num_threads, threads.cpus);
   expert_node::NodeOptions node_options;
   node_options.name = options.name;
@@ -99,8 +101,10 @@ void serve(const NodeCommandOptions& options) {
       transport::serve_control(options.listen, node);
   const std::string host = options.listen.substr(0, options.listen.rfind(':'));
   write_stdout(fmt::format("listening {}:{}\n", host, control->port()));
+  signals.watch([&node] { node.stop(); });
   const std::unique_ptr<ScopedThreadPin> pin = team.pin_caller();  // all other threads are there
   node.serve_until_stopped();
+  tiles->save_usage();
 }
 
 }  // namespace

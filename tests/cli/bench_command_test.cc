@@ -347,7 +347,7 @@ TEST(BenchCommandLine, mistakes_end_with_one_line_that_names_the_inner_command) 
     std::string about;
   } kCases[] = {
       {{"bench"},
-       "a command is required: one of kernels, decode, prefill (see 'atoll bench --help')"},
+       "a command is required: one of kernels, decode, prefill, disk (see 'atoll bench --help')"},
       {{"bench", "kernel"},
        "unknown command 'kernel'; did you mean 'kernels'? (see 'atoll bench --help')"},
       {{"bench", "kernels", "--row", "1"},
@@ -370,7 +370,7 @@ TEST(BenchCommandLine, mistakes_end_with_one_line_that_names_the_inner_command) 
 }
 
 TEST(BenchCommandLine, every_command_has_help_with_an_example) {
-  for (const std::string name : {"kernels", "decode", "prefill"}) {
+  for (const std::string name : {"kernels", "decode", "prefill", "disk"}) {
     const CommandResult result = atoll({"bench", name, "--help"});
     EXPECT_EQ(result.exit_code, 0) << name;
     EXPECT_THAT(result.out, HasSubstr("Usage: atoll bench " + name));

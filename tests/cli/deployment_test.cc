@@ -64,5 +64,158 @@ TEST_F(PackDeployment, is_warm_when_every_expert_was_read_once) {
   }
 }
 
+// Logits of two sequences over some steps, and the counts of the node with the most misses.
+struct Outcome {
+  std::vector<float> logits;
+  ExpertCacheStats cache;
+  coordinator::HintStats hints;
+};
+
+Outcome decode(const DeploymentOptions& options) {
+  Deployment deployment(options);
+  deployment.wait_until_warm();
+  Outcome outcome;
+  coordinator::Sequence sequences[2];
+  for (int32_t at = 0; at < 20; ++at) {
+    const std::vector<int32_t> tokens[2] = {{(at * 977) % 3328}, {(at * 389 + 5) % 3328}};
+    const coordinator::SequenceRows rows[2] = {
+        {&sequences[0], tokens[0], coordinator::WantLogits::kLast},
+        {&sequences[1], tokens[1], coordinator::WantLogits::kLast}};
+    std::optional<Error> errors[2];
+    const Status status = deployment.engine().step(
+        rows,
+        [&](size_t, size_t, std::span<const float> row) {
+          outcome.logits.insert(outcome.logits.end(), row.begin(), row.end());
+        },
+        errors);
+    EXPECT_TRUE(status.ok()) << status.error().message;
+    EXPECT_FALSE(errors[0] || errors[1]);
+  }
+  for (const Deployment::NodeReport& node : deployment.node_reports()) {
+    if (node.stats.cache.misses >= outcome.cache.misses) outcome.cache = node.stats.cache;
+  }
+  outcome.hints = deployment.engine().hint_stats();
+  return outcome;
+}
+
+// RAM of a node for this share of the tiles that it owns, beside what it needs for a step.
+uint64_t budget_for(const DeploymentOptions& options, double share) {
+  const auto model = LoadedModel::open(options.model_dir);
+  expert_node::NodeOptions node;
+  node.rows_max = static_cast<uint32_t>(options.chunk);
+  const uint64_t reserved = expert_node::node_buffer_bytes(node, model->catalog, 1);
+  const auto tiles = model->tiles(model->settle(options.numerics), {});
+  const uint64_t of_node = kAllTiles * tiles->layout(0).bytes / std::max(1, options.nodes);
+  return reserved + tiles->ram_bytes_min() +
+         static_cast<uint64_t>(share * static_cast<double>(of_node));
+}
+
+TEST_F(PackDeployment, gives_the_same_bits_within_any_budget) {
+  const Outcome all = decode(options(0));
+  EXPECT_EQ(all.cache.misses, 0u);
+  for (const int nodes : {0, 2}) {
+    for (const double share : {0.25, 0.0}) {
+      for (const Evict evict : {Evict::kLru, Evict::kLfu}) {
+        DeploymentOptions cold = options(nodes);
+        cold.memory.ram_budget = budget_for(cold, share);
+        cold.memory.evict = evict;
+        const Outcome outcome = decode(cold);
+        EXPECT_EQ(outcome.logits, all.logits) << nodes << " nodes, share " << share;
+        EXPECT_GT(outcome.cache.misses, 0u);
+        EXPECT_GT(outcome.cache.evictions, 0u);
+        EXPECT_LT(outcome.cache.slots, kAllTiles / 3);
+      }
+    }
+  }
+}
+
+TEST_F(PackDeployment, gives_the_same_bits_with_experts_read_ahead) {
+  const Outcome all = decode(options(0));
+  for (const int nodes : {0, 2}) {
+    DeploymentOptions cold = options(nodes);
+    cold.memory.ram_budget = budget_for(cold, 0.25);
+    cold.prefetch = coordinator::Prefetch::kNextLayer;
+    const Outcome outcome = decode(cold);
+    EXPECT_EQ(outcome.logits, all.logits) << nodes;
+    EXPECT_GT(outcome.cache.hinted, 0u) << nodes;
+    EXPECT_GT(outcome.cache.hints_used, 0u) << nodes;
+    EXPECT_GT(outcome.hints.recall(), 0.4) << nodes;
+  }
+}
+
+TEST_F(PackDeployment, reads_from_two_packs_and_by_threads_with_the_same_bits) {
+  const Outcome all = decode(options(0));
+  std::filesystem::copy(pack(), *dir_ / "stripe");
+  for (const int nodes : {0, 2}) {
+    DeploymentOptions striped = options(nodes);
+    striped.memory.ram_budget = budget_for(striped, 0.25);
+    striped.memory.stripes = {*dir_ / "stripe"};
+    EXPECT_EQ(decode(striped).logits, all.logits) << nodes;
+    striped.memory.io = ReaderIo::kThreads;
+    EXPECT_EQ(decode(striped).logits, all.logits) << nodes;
+  }
+}
+
+template <typename Change>
+std::string start_error(DeploymentOptions options, Change change) {
+  change(options);
+  try {
+    Deployment deployment(options);
+  } catch (const LoadError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST_F(PackDeployment, refuses_a_budget_that_is_too_small_and_names_the_least) {
+  const auto budget = [](uint64_t bytes) {
+    return [bytes](DeploymentOptions& options) { options.memory.ram_budget = bytes; };
+  };
+  EXPECT_THAT(start_error(options(0), budget(1000)),
+              HasSubstr("--ram-budget 1000 B: expected at least "));
+  EXPECT_THAT(start_error(options(2), budget(1000)), HasSubstr("expert node n0"));
+  const uint64_t least = budget_for(options(0), 0);
+  EXPECT_THAT(start_error(options(0), budget(least - 1)), HasSubstr("--ram-budget"));
+  EXPECT_EQ(start_error(options(0), budget(least)), "no error");
+}
+
+TEST_F(PackDeployment, refuses_stripes_that_do_not_belong_to_it) {
+  const std::filesystem::path checkpoint = test::tests_dir() / "models/tiny-fp8";
+  EXPECT_THAT(
+      start_error(options(0), [&](DeploymentOptions& o) { o.memory.stripes = {checkpoint}; }),
+      HasSubstr("tiny-fp8"));
+  EXPECT_THAT(start_error(options(0),
+                          [&](DeploymentOptions& o) {
+                            o.model_dir = checkpoint;
+                            o.memory.stripes = {pack()};
+                          }),
+              HasSubstr("not an expert pack: --stripe adds packs to a pack"));
+}
+
+TEST_F(PackDeployment, saves_what_was_used_and_begins_with_it) {
+  for (const int nodes : {0, 2}) {
+    const std::filesystem::path file = *dir_ / ("usage" + std::to_string(nodes));
+    DeploymentOptions cold = options(nodes);
+    cold.memory.ram_budget = budget_for(cold, 0.25);
+    cold.memory.usage_file = file;
+    const Outcome first = decode(cold);
+    const std::vector<std::string> suffixes =
+        nodes == 0 ? std::vector<std::string>{""} : std::vector<std::string>{".n0", ".n1"};
+    for (const std::string& suffix : suffixes) {
+      EXPECT_TRUE(std::filesystem::exists(file.string() + suffix)) << file << suffix;
+    }
+    const Outcome second = decode(cold);  // the same tokens: its experts are there from the start
+    EXPECT_EQ(second.logits, first.logits);
+    EXPECT_LT(second.cache.misses, first.cache.misses) << nodes;
+  }
+}
+
+TEST_F(PackDeployment, refuses_a_usage_file_of_another_model) {
+  const std::filesystem::path file = *dir_ / "usage-of-another";
+  test::write_file(file, R"({"atoll_expert_usage": 1, "checkpoint": "other", "layers": []})");
+  EXPECT_THAT(start_error(options(0), [&](DeploymentOptions& o) { o.memory.usage_file = file; }),
+              HasSubstr("usage-of-another"));
+}
+
 }  // namespace
 }  // namespace atl::cli
