@@ -90,6 +90,12 @@ TEST_F(SmallModel, runs_and_is_evaluated) {
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_EQ(json::parse(run.out)["generated_tokens"], 4);
   EXPECT_EQ(json::parse(run.out)["prompt_tokens"], 1 + 9);  // BOS and a token for each byte
+  const json node = json::parse(run.out)["nodes"][0];
+  EXPECT_EQ(node["cache"]["slots_used"], 8 * 4);  // all tiles of all experts
+  EXPECT_EQ(node["cache"]["misses"], 0);
+  EXPECT_EQ(node["cache"]["read_latency_log2_us"].size(), 24u);
+  EXPECT_EQ(node["cache"]["stall_seconds_by_layer"].size(), 2u);
+  EXPECT_EQ(json::parse(run.out)["prefetch"]["layers"], 0);
 
   const std::string text = (dir_->path() / "text").string();
   std::ofstream(text) << "Some text of forty letters, to be scored";
@@ -97,6 +103,7 @@ TEST_F(SmallModel, runs_and_is_evaluated) {
       atoll({"eval", model(), "--text", text, "--row-length", "32", "--json"});
   ASSERT_EQ(eval.exit_code, 0) << eval.err;
   EXPECT_EQ(json::parse(eval.out)["tokens"], 40);
+  EXPECT_GT(json::parse(eval.out)["nodes"][0]["cache"]["hits"], 0);
   // Random weights know nothing, but not less: about the log of 512 tokens.
   EXPECT_NEAR(json::parse(eval.out)["nll"].get<double>(), 6.24, 1.5);
 }

@@ -3,7 +3,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
+#include "base/child_process.h"
 #include "tests/support/command.h"
 #include "tests/support/golden.h"
 #include "tests/support/temp_dir.h"
@@ -215,6 +217,21 @@ TEST_F(PackDeployment, refuses_a_usage_file_of_another_model) {
   test::write_file(file, R"({"atoll_expert_usage": 1, "checkpoint": "other", "layers": []})");
   EXPECT_THAT(start_error(options(0), [&](DeploymentOptions& o) { o.memory.usage_file = file; }),
               HasSubstr("usage-of-another"));
+}
+
+TEST_F(PackDeployment, a_node_takes_sigterm_and_sigint_as_a_request_to_stop) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    ChildOptions child;
+    child.argv = {ATOLL_BINARY, "node", pack().string(), "--listen", "127.0.0.1:0"};
+    child.pipe_stdout = true;
+    ChildProcess node = ChildProcess::start(child);
+    const auto line = node.read_line(std::chrono::seconds(30));
+    ASSERT_TRUE(line) << line.error().message;
+    node.send_signal(signal);
+    const auto end = node.wait(std::chrono::seconds(30));
+    ASSERT_TRUE(end) << end.error().message;
+    EXPECT_EQ(*end, "exit code 0");
+  }
 }
 
 }  // namespace
