@@ -69,9 +69,9 @@ ExtentPiece ExtentPieces::cut(const std::shared_ptr<ExtentRequest>& request) con
   return piece;
 }
 
-bool ExtentPieces::next(ExtentPiece* piece) {
+bool ExtentPieces::next(ExtentPiece* piece, AheadReads ahead) {
   Requests& requests = now_.empty() ? ahead_ : now_;
-  if (requests.empty()) return false;
+  if (requests.empty() || (now_.empty() && ahead == AheadReads::kMustWait)) return false;
   *piece = cut(requests.front());
   const ExtentRequest& request = *requests.front();
   if (request.next_part == request.parts.size()) requests.pop_front();

@@ -45,6 +45,8 @@ struct FinishedPart {
   void tell() const { request->done(part, status); }
 };
 
+enum class AheadReads : uint8_t { kMayStart, kMustWait };
+
 // Not thread-safe.
 class ExtentPieces {
  public:
@@ -54,8 +56,8 @@ class ExtentPieces {
   void add(std::shared_ptr<ExtentRequest> request, ReadUrgency urgency);
   // Puts what has not started of a request behind all others that somebody waits for.
   void raise(uint64_t ticket);
-  // Cuts the next piece off; false if there is none.
-  bool next(ExtentPiece* piece);
+  // Cuts the next piece off; false if there is none that may start.
+  bool next(ExtentPiece* piece, AheadReads ahead = AheadReads::kMayStart);
   // Appends the parts that have ended with this piece, to be told to the caller by tell().
   static void finish(const ExtentPiece& piece, const Status& status,
                      std::deque<FinishedPart>* finished);

@@ -31,9 +31,12 @@ struct ExtentPart {
 };
 
 struct ExtentQueueOptions {
-  size_t piece_bytes = 1 * kMiB;
+  size_t piece_bytes = 2 * kMiB;
   // Small pieces are under way in greater number: what counts is the bytes.
-  size_t in_flight_bytes = 4 * kMiB;
+  size_t in_flight_bytes = 16 * kMiB;
+  // A kAhead piece starts only while less than this is under way, which somebody who comes and
+  // waits has before him.
+  size_t ahead_in_flight_bytes = 4 * kMiB;
   bool allow_io_uring = true;
   int num_threads = 4;  // where io_uring is not used
   // For tests: sees what the ring says of each read (bytes or -errno), says what we take it for.

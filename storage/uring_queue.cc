@@ -205,7 +205,10 @@ class UringQueue final : public ExtentQueue {
       const unsigned slot = free_.back();
       Flight& flight = flights_[slot];
       flight = {};
-      if (!pieces_.next(&flight.piece)) return;
+      const AheadReads ahead = in_flight_bytes_ < options_.ahead_in_flight_bytes
+                                   ? AheadReads::kMayStart
+                                   : AheadReads::kMustWait;
+      if (!pieces_.next(&flight.piece, ahead)) return;
       free_.pop_back();
       ++in_flight_;
       in_flight_bytes_ += flight.piece.bytes;

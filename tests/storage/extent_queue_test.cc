@@ -350,6 +350,17 @@ TEST_P(ExtentQueueRing, an_io_error_fails_the_parts_of_its_piece_only) {
   }
 }
 
+TEST_P(ExtentQueueRing, reads_ahead_end_though_little_of_them_is_under_way) {
+  const auto queue = make(
+      {.piece_bytes = 8 * kPage, .in_flight_bytes = 64 * kPage, .ahead_in_flight_bytes = kPage});
+  HostBuffer memory(60 * kPage);
+  const std::vector<ExtentPart> parts = ten_parts(memory);
+  Told told;
+  queue->start(0, parts, ReadUrgency::kAhead, told.of(0));
+  told.wait_for(10);
+  for (size_t p = 0; p < 10; ++p) EXPECT_EQ(told.message(0, p), "ok");
+}
+
 TEST_P(ExtentQueueRing, does_not_try_for_ever) {
   std::atomic<int> tries{0};
   const auto queue = make({.filter = [&](size_t, uint64_t, int) {
@@ -463,6 +474,30 @@ TEST(ExtentPieces, are_cut_at_their_size_and_at_gaps_and_joined_in_memory) {
   EXPECT_EQ(next(), "4+3: 12+2 0+1");
   EXPECT_EQ(next(), "9+2: 32+2");
   EXPECT_EQ(next(), "none");
+}
+
+TEST(ExtentPieces, reads_ahead_wait_where_they_must) {
+  ExtentPieces pieces(kPage);
+  const auto add = [&](uint64_t page, ReadUrgency urgency) {
+    auto request = std::make_shared<ExtentRequest>();
+    request->ticket = page;
+    request->parts = {{page * kPage, nullptr, kPage}};
+    pieces.add(request, urgency);
+  };
+  const auto next = [&](AheadReads ahead) {
+    ExtentPiece piece;
+    return pieces.next(&piece, ahead) ? static_cast<int>(piece.offset / kPage) : -1;
+  };
+  add(1, ReadUrgency::kAhead);
+  add(2, ReadUrgency::kAhead);
+  EXPECT_EQ(next(AheadReads::kMustWait), -1);
+  add(3, ReadUrgency::kNow);
+  pieces.raise(2);
+  EXPECT_EQ(next(AheadReads::kMustWait), 3);
+  EXPECT_EQ(next(AheadReads::kMustWait), 2);
+  EXPECT_EQ(next(AheadReads::kMustWait), -1);
+  EXPECT_EQ(next(AheadReads::kMayStart), 1);
+  EXPECT_EQ(next(AheadReads::kMayStart), -1);
 }
 
 // Runs in a child process: the exit code.
