@@ -127,9 +127,9 @@ std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& nu
       memory.evict == Evict::kLru ? storage::Eviction::kLru : storage::Eviction::kLfu;
   options.usage_file = memory.usage_file;
   options.checkpoint_fingerprint = fingerprint();
-  options.allow_io_uring = memory.io == ReaderIo::kAuto;
-  options.num_threads = plan.num_threads;
-  options.window_bytes = kStagingWindowBytes;
+  options.reader.allow_io_uring = memory.io == ReaderIo::kAuto;
+  options.reader.num_threads = plan.num_threads;
+  options.reader.window_bytes = kStagingWindowBytes;
   std::unique_ptr<storage::TileStore> tiles;
   if (pack) {
     std::vector<const storage::Pack*> packs = {&*pack};

@@ -1,7 +1,11 @@
+#include "storage/checkpoint_tiles.h"
+
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
-#include "storage/tile_source.h"
 
 namespace atl::storage {
 namespace {
@@ -9,7 +13,6 @@ namespace {
 using kernels::TileLayout;
 
 enum class Part { kGate, kUp, kDown };
-constexpr int kNumParts = 3;
 
 const MatrixSource& part_of(const ExpertSource& expert, Part part) {
   return part == Part::kGate ? expert.gate : part == Part::kUp ? expert.up : expert.down;
@@ -79,40 +82,50 @@ uint64_t longest_row_bytes(const ExpertSource& expert) {
   return std::max({row_bytes(expert.gate), row_bytes(expert.up), row_bytes(expert.down)});
 }
 
-// A piece is one matrix of an expert: three threads may fill one tile, each its own bytes.
-class CheckpointTiles final : public TileSource {
- public:
-  CheckpointTiles(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format)
-      : checkpoint_(checkpoint), catalog_(catalog) {
-    CHECK_EQ(catalog.moe_layers.size(), catalog.experts.size());
-    const int count = kernels::num_tiles(catalog.moe_intermediate_size);
-    for (int tile = 0; tile < count; ++tile) {
-      layouts_.push_back(kernels::tile_layout(
-          format.format_of(catalog.format), catalog.hidden_size, catalog.moe_intermediate_size,
-          tile, format.activations_of(catalog.format), format.scales_of(catalog.format)));
-    }
-  }
+}  // namespace
 
-  std::span<const TileLayout> layouts() const override { return layouts_; }
-  Status has(size_t, int) const override { return {}; }
-  uint64_t read_bytes(std::span<const int> tiles) const override;
-  int64_t pieces_per_expert() const override { return kNumParts; }
-  uint64_t window_bytes_min() const override {
-    return catalog_.experts.empty() ? 0 : longest_row_bytes(catalog_.experts[0][0]);
+CheckpointTiles::CheckpointTiles(const Checkpoint& checkpoint, const ExpertCatalog& catalog,
+                                 HeldFormat format)
+    : checkpoint_(checkpoint), catalog_(catalog) {
+  CHECK_EQ(catalog.moe_layers.size(), catalog.experts.size());
+  const int count = kernels::num_tiles(catalog.moe_intermediate_size);
+  for (int tile = 0; tile < count; ++tile) {
+    layouts_.push_back(kernels::tile_layout(
+        format.format_of(catalog.format), catalog.hidden_size, catalog.moe_intermediate_size, tile,
+        format.activations_of(catalog.format), format.scales_of(catalog.format)));
   }
-  bool reads_tiles_alone() const override { return false; }
-  void read(size_t place, int64_t expert, int64_t piece, std::span<const TileTarget> tiles,
-            std::span<std::byte> window, Progress& progress) const override {
-    const auto part = static_cast<Part>(piece);
-    const ExpertSource& source = catalog_.experts[place][static_cast<size_t>(expert)];
+}
+
+uint64_t CheckpointTiles::window_bytes_min() const {
+  return catalog_.experts.empty() ? 0 : longest_row_bytes(catalog_.experts[0][0]);
+}
+
+void CheckpointTiles::read(size_t place, int64_t expert, std::span<const TileTarget> tiles,
+                           std::span<std::byte> window, Progress& progress) const {
+  const ExpertSource& source = catalog_.experts[place][static_cast<size_t>(expert)];
+  for (const Part part : {Part::kGate, Part::kUp, Part::kDown}) {
     fill_part(checkpoint_, part_of(source, part), part, tiles, window, progress);
   }
+}
 
- private:
-  const Checkpoint& checkpoint_;
-  const ExpertCatalog& catalog_;
-  std::vector<TileLayout> layouts_;  // by tile
-};
+std::unique_ptr<ExpertReader> CheckpointTiles::make_reader(const ReaderOptions& options) const {
+  if (options.window_bytes < window_bytes_min()) {
+    throw LoadError(
+        fmt::format("a staging window of {} bytes is too small: one row of a matrix has {} bytes",
+                    options.window_bytes, window_bytes_min()));
+  }
+  const auto read_expert = [this](size_t place, int64_t expert, std::span<const TileTarget> tiles,
+                                  std::span<std::byte> window) {
+    NoProgress progress;
+    for (const TileTarget& tile : tiles) std::memset(tile.data, 0, tile.layout->bytes);
+    read(place, expert, tiles, window, progress);
+  };
+  return make_threaded_expert_reader(read_expert, options.num_threads, options.window_bytes);
+}
+
+uint64_t CheckpointTiles::memory_bytes(const ReaderOptions& options) const {
+  return options.window_bytes * static_cast<uint64_t>(options.num_threads);
+}
 
 uint64_t CheckpointTiles::read_bytes(std::span<const int> tiles) const {
   if (tiles.empty()) return 0;
@@ -131,13 +144,6 @@ uint64_t CheckpointTiles::read_bytes(std::span<const int> tiles) const {
     }
   }
   return bytes;
-}
-
-}  // namespace
-
-std::unique_ptr<TileSource> make_checkpoint_tiles(const Checkpoint& checkpoint,
-                                                  const ExpertCatalog& catalog, HeldFormat format) {
-  return std::make_unique<CheckpointTiles>(checkpoint, catalog, format);
 }
 
 }  // namespace atl::storage

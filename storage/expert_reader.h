@@ -1,6 +1,7 @@
 // Reads of experts' tiles that go on while others are computed.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -9,9 +10,15 @@
 #include <vector>
 
 #include "base/result.h"
-#include "storage/tile_source.h"
+#include "kernels/tile.h"
 
 namespace atl::storage {
+
+// One tile of one expert that is to be filled.
+struct TileTarget {
+  const kernels::TileLayout* layout = nullptr;
+  std::byte* data = nullptr;  // the tile's extent, layout->bytes on kernels::kTileAlign
+};
 
 enum class ReadUrgency : uint8_t {
   kNow,    // somebody waits for it
@@ -44,9 +51,12 @@ class ExpertReader {
   virtual uint64_t tiles_reread() const = 0;
 };
 
-// Threads that call source.read(), each with a window of window_bytes: for checkpoints, which are
-// re-laid. The source is borrowed and must outlive the reader.
-std::unique_ptr<ExpertReader> make_threaded_expert_reader(const TileSource& source, int num_threads,
+// Reads all targets, blocking, with a window of the calling thread's. LoadError: kCorrupt.
+using ReadExpert =
+    std::function<void(size_t place, int64_t expert, std::span<const TileTarget> targets,
+                       std::span<std::byte> window)>;
+// Threads that call read_expert(), each with a window of window_bytes: for checkpoints.
+std::unique_ptr<ExpertReader> make_threaded_expert_reader(ReadExpert read_expert, int num_threads,
                                                           size_t window_bytes);
 
 }  // namespace atl::storage

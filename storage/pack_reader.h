@@ -27,9 +27,8 @@ std::unique_ptr<ExpertReader> make_pack_expert_reader(std::span<const Pack* cons
                                                       const ExpertCatalog& catalog,
                                                       const ExtentQueueOptions& options = {});
 
-// The tiles that at least one of the packs holds. read() blocks and takes the packs in turn.
-// All are borrowed and must outlive the source. LoadError as check_packs_fit(), and for another
-// format than asked for.
+// The tiles that at least one of the packs holds. All are borrowed and must outlive the source.
+// LoadError as check_packs_fit(), and for another format than asked for.
 std::unique_ptr<TileSource> make_pack_tiles(std::span<const Pack* const> packs,
                                             const ExpertCatalog& catalog, HeldFormat format);
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "base/log.h"
 #include "base/result.h"
+#include "base/units.h"
 #include "storage/pack.h"
 #include "storage/pack_reader.h"
 #include "storage/tile_source.h"
@@ -13,6 +13,9 @@ namespace atl::storage {
 namespace {
 
 using kernels::TileLayout;
+
+// Rings, and what stands for the reads under way, of each drive.
+constexpr uint64_t kReaderBytes = 1 * kMiB;
 
 void check_shape(const Pack& pack, const ExpertCatalog& catalog) {
   const PackParams& params = pack.params();
@@ -75,55 +78,24 @@ class PackTiles final : public TileSource {
     for (const int tile : tiles) bytes += layouts_[static_cast<size_t>(tile)].bytes;
     return bytes * catalog_.moe_layers.size() * static_cast<uint64_t>(catalog_.n_routed_experts);
   }
-  int64_t pieces_per_expert() const override { return 1; }
-  uint64_t window_bytes_min() const override { return 0; }
   bool reads_tiles_alone() const override { return true; }
-
-  // Neighbours in the file that are neighbours in memory are one read.
-  void read(size_t place, int64_t expert, int64_t, std::span<const TileTarget> tiles,
-            std::span<std::byte>, Progress& progress) const override {
-    while (!tiles.empty()) {
-      const std::vector<size_t> holders = holders_of(place, expert, tiles[0].layout->tile);
-      size_t count = 1;
-      size_t bytes = tiles[0].layout->bytes;
-      while (count < tiles.size() && tiles[count].data == tiles[0].data + bytes &&
-             tiles[count].layout->tile == tiles[count - 1].layout->tile + 1 &&
-             std::all_of(holders.begin(), holders.end(),
-                         [&](size_t p) { return holds(p, place, tiles[count].layout->tile); })) {
-        bytes += tiles[count++].layout->bytes;
-      }
-      read_run(holders, place, expert, tiles.first(count), {tiles[0].data, bytes});
-      progress.advance(bytes);
-      tiles = tiles.subspan(count);
+  std::unique_ptr<ExpertReader> make_reader(const ReaderOptions& options) const override {
+    ExtentQueueOptions queue;
+    queue.allow_io_uring = options.allow_io_uring;
+    return make_pack_expert_reader(packs_, catalog_, queue);
+  }
+  uint64_t memory_bytes(const ReaderOptions&) const override {
+    uint64_t bytes = 0;
+    for (const Pack* pack : packs_) {
+      bytes += kReaderBytes + pack->params().layers.size() * pack->geometry().head_bytes();
     }
+    return bytes;
   }
 
  private:
   bool holds(size_t p, size_t place, int tile) const {
     const PackGeometry& geometry = packs_[p]->geometry();
     return places_[p][place] && tile >= geometry.tile_begin() && tile < geometry.tile_end();
-  }
-  // Experts begin with each pack in turn, so that drives share the work.
-  std::vector<size_t> holders_of(size_t place, int64_t expert, int tile) const {
-    std::vector<size_t> holders;
-    for (size_t i = 0; i < packs_.size(); ++i) {
-      const size_t p = (i + static_cast<size_t>(expert)) % packs_.size();
-      if (holds(p, place, tile)) holders.push_back(p);
-    }
-    CHECK(!holders.empty());
-    return holders;
-  }
-  void read_run(std::span<const size_t> holders, size_t place, int64_t expert,
-                std::span<const TileTarget> tiles, std::span<std::byte> out) const {
-    const int first = tiles.front().layout->tile;
-    const auto count = static_cast<int>(tiles.size());
-    for (size_t i = 0; i < holders.size(); ++i) {
-      const size_t p = holders[i];
-      const Status status = packs_[p]->read_tiles(*places_[p][place], expert, first, count, out);
-      if (status) return;
-      if (i + 1 == holders.size()) throw LoadError(status.error().message);
-      log_warn("{}: read from another copy instead", status.error().message);
-    }
   }
   Status missing(const std::string& what) const {
     std::string directories;

@@ -25,12 +25,12 @@
 #include "base/memory.h"
 #include "base/units.h"
 #include "storage/block_sums.h"
+#include "storage/checkpoint_tiles.h"
 #include "storage/file_io.h"
 #include "storage/pack.h"
 #include "storage/pack_format.h"
 #include "storage/printable.h"
 #include "storage/safetensors_writer.h"
-#include "storage/tile_source.h"
 #include "storage/unit_queue.h"
 
 namespace atl::storage {
@@ -203,7 +203,7 @@ struct LayerJob {
 
 class ExpertWriter {
  public:
-  ExpertWriter(const TileSource& source, const PackParams& params, const PackOptions& options,
+  ExpertWriter(const CheckpointTiles& source, const PackParams& params, const PackOptions& options,
                Progress& progress)
       : source_(source),
         params_(params),
@@ -246,9 +246,7 @@ class ExpertWriter {
       targets.push_back({&geometry_.layouts()[static_cast<size_t>(tile)],
                          extent.data() + geometry_.offset_in_expert(tile)});
     }
-    for (int64_t piece = 0; piece < source_.pieces_per_expert(); ++piece) {
-      source_.read(job.place, expert, piece, targets, window, progress_);
-    }
+    source_.read(job.place, expert, targets, window, progress_);
     for (const TileTarget& target : targets) {
       job.checksums[geometry_.sum_index(expert, target.layout->tile)] =
           checksum({target.data, target.layout->bytes});
@@ -269,7 +267,7 @@ class ExpertWriter {
     job.file = FileHandle();
   }
 
-  const TileSource& source_;
+  const CheckpointTiles& source_;
   const PackParams& params_;
   const PackGeometry geometry_;
   const PackOptions& options_;
@@ -426,12 +424,11 @@ PackReport write_pack(const Checkpoint& checkpoint, const ExpertCatalog& catalog
   CHECK_GE(options.num_threads, 1);
   const PackParams params = make_params(checkpoint, catalog, options);
   const PackGeometry geometry(params);
-  const std::unique_ptr<TileSource> source =
-      make_checkpoint_tiles(checkpoint, catalog, options.format);
+  const CheckpointTiles source(checkpoint, catalog, options.format);
   const std::vector<const TensorInfo*> tensors = carried_tensors(checkpoint, catalog);
-  if (options.window_bytes < source->window_bytes_min()) {
+  if (options.window_bytes < source.window_bytes_min()) {
     throw LoadError(fmt::format("a window of {} bytes is too small: one row of a matrix has {}",
-                                options.window_bytes, source->window_bytes_min()));
+                                options.window_bytes, source.window_bytes_min()));
   }
 
   std::error_code error;
@@ -484,9 +481,9 @@ PackReport write_pack(const Checkpoint& checkpoint, const ExpertCatalog& catalog
 
   std::vector<int> tiles(static_cast<size_t>(geometry.num_tiles()));
   std::iota(tiles.begin(), tiles.end(), geometry.tile_begin());
-  progress.start(source->read_bytes(tiles) / catalog.moe_layers.size() * jobs.size() +
+  progress.start(source.read_bytes(tiles) / catalog.moe_layers.size() * jobs.size() +
                  carried_bytes);
-  ExpertWriter(*source, params, options, progress).write(jobs);
+  ExpertWriter(source, params, options, progress).write(jobs);
   for (const auto& job : jobs) {
     for (PackLayerFile& file : header.layer_files) {
       if (file.layer == job->layer) file.head_checksum = job->head_checksum;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <mutex>
 #include <thread>
@@ -16,13 +15,8 @@ namespace {
 
 class ThreadedReader final : public ExpertReader {
  public:
-  ThreadedReader(const TileSource& source, int num_threads, size_t window_bytes)
-      : source_(source), window_bytes_(source.window_bytes_min() == 0 ? 0 : window_bytes) {
-    if (window_bytes_ < source.window_bytes_min()) {
-      throw LoadError(
-          fmt::format("a staging window of {} bytes is too small: one row of a matrix has {} bytes",
-                      window_bytes, source.window_bytes_min()));
-    }
+  ThreadedReader(ReadExpert read_expert, int num_threads, size_t window_bytes)
+      : read_expert_(std::move(read_expert)), window_bytes_(window_bytes) {
     // Taken here, so that threads can't fail.
     for (int i = 0; i < num_threads; ++i) windows_.emplace_back(window_bytes_);
     for (HostBuffer& window : windows_) {
@@ -91,20 +85,14 @@ class ThreadedReader final : public ExpertReader {
   void read(const Job& job, std::span<std::byte> window) {
     Status status;
     try {
-      NoProgress progress;
-      for (const TileTarget& target : job.targets) {
-        std::memset(target.data, 0, target.layout->bytes);
-      }
-      for (int64_t piece = 0; piece < source_.pieces_per_expert(); ++piece) {
-        source_.read(job.place, job.expert, piece, job.targets, window, progress);
-      }
+      read_expert_(job.place, job.expert, job.targets, window);
     } catch (const std::exception& error) {
       status = Error{ErrorCode::kCorrupt, error.what()};
     }
     for (size_t target = 0; target < job.targets.size(); ++target) job.done(target, status);
   }
 
-  const TileSource& source_;
+  const ReadExpert read_expert_;
   const size_t window_bytes_;
   std::vector<HostBuffer> windows_;
   std::mutex mutex_;
@@ -117,9 +105,9 @@ class ThreadedReader final : public ExpertReader {
 
 }  // namespace
 
-std::unique_ptr<ExpertReader> make_threaded_expert_reader(const TileSource& source, int num_threads,
+std::unique_ptr<ExpertReader> make_threaded_expert_reader(ReadExpert read_expert, int num_threads,
                                                           size_t window_bytes) {
-  return std::make_unique<ThreadedReader>(source, num_threads, window_bytes);
+  return std::make_unique<ThreadedReader>(std::move(read_expert), num_threads, window_bytes);
 }
 
 }  // namespace atl::storage

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "storage/checkpoint_tiles.h"
 #include "storage/pack_reader.h"
 #include "storage/usage_file.h"
 
@@ -20,8 +21,6 @@ using TileState = ExpertCache::TileState;
 
 // Uses lose half of their weight in as many Dispatches as this many tokens have.
 constexpr double kHalfLifeTokens = 1024;
-// Rings, and what stands for the reads under way, of each drive.
-constexpr uint64_t kPackReaderBytes = 1 * kMiB;
 // Experts that fill() has under way: enough to keep drives busy, few enough to hold nobody up.
 constexpr size_t kFillReads = 4;
 // Experts that are read because of hints at the same time.
@@ -48,22 +47,20 @@ size_t latency_bucket(double seconds) {
 
 TileStore::TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format,
                      TileStoreOptions options)
-    : TileStore(make_checkpoint_tiles(checkpoint, catalog, format), {}, catalog,
+    : TileStore(std::make_unique<CheckpointTiles>(checkpoint, catalog, format), catalog,
                 std::move(options)) {}
 
 TileStore::TileStore(std::span<const Pack* const> packs, const ExpertCatalog& catalog,
                      HeldFormat format, TileStoreOptions options)
-    : TileStore(make_pack_tiles(packs, catalog, format), {packs.begin(), packs.end()}, catalog,
-                std::move(options)) {}
+    : TileStore(make_pack_tiles(packs, catalog, format), catalog, std::move(options)) {}
 
 TileStore::TileStore(const Pack& pack, const ExpertCatalog& catalog, HeldFormat format,
                      TileStoreOptions options)
     : TileStore(std::vector<const Pack*>{&pack}, catalog, format, std::move(options)) {}
 
-TileStore::TileStore(std::unique_ptr<TileSource> source, std::vector<const Pack*> packs,
-                     const ExpertCatalog& catalog, TileStoreOptions options)
+TileStore::TileStore(std::unique_ptr<TileSource> source, const ExpertCatalog& catalog,
+                     TileStoreOptions options)
     : source_(std::move(source)),
-      packs_(std::move(packs)),
       catalog_(catalog),
       options_(std::move(options)),
       layouts_(source_->layouts()) {
@@ -97,21 +94,8 @@ uint64_t TileStore::read_bytes(std::span<const int> tiles) const {
 uint64_t TileStore::overhead_bytes(uint64_t slots) const {
   const size_t experts =
       catalog_.moe_layers.size() * static_cast<size_t>(catalog_.n_routed_experts);
-  uint64_t bytes = ExpertCache::table_bytes(experts, num_tiles(), slots);
-  for (const Pack* pack : packs_) {
-    bytes += kPackReaderBytes + pack->params().layers.size() * pack->geometry().head_bytes();
-  }
-  if (packs_.empty()) bytes += options_.window_bytes * static_cast<uint64_t>(options_.num_threads);
-  return bytes;
-}
-
-std::unique_ptr<ExpertReader> TileStore::make_reader() const {
-  if (packs_.empty()) {
-    return make_threaded_expert_reader(*source_, options_.num_threads, options_.window_bytes);
-  }
-  ExtentQueueOptions queue;
-  queue.allow_io_uring = options_.allow_io_uring;
-  return make_pack_expert_reader(packs_, catalog_, queue);
+  return ExpertCache::table_bytes(experts, num_tiles(), slots) +
+         source_->memory_bytes(options_.reader);
 }
 
 void TileStore::check_tiles(std::span<const int> tiles) const {
@@ -177,7 +161,7 @@ void TileStore::plan(std::span<const int> tiles) {
   stats_.slot_bytes = slot_bytes_;
   stats_.slots = slots;
   stats_.stall_seconds.assign(static_cast<size_t>(catalog_.num_layers), 0);
-  reader_ = make_reader();
+  reader_ = source_->make_reader(options_.reader);
   reader_->use_memory(arena_.span());
   planned_.assign(tiles.begin(), tiles.end());
   log_debug("expert tiles: {} slots of {}, read by {}", slots, format_bytes(slot_bytes_),

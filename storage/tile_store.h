@@ -40,11 +40,7 @@ struct TileStoreOptions {
   // first, and written by save_usage(). Empty: none.
   std::filesystem::path usage_file;
   std::string checkpoint_fingerprint;  // whose experts the usage file counts
-  bool allow_io_uring = true;          // for packs
-  // Of checkpoints: threads that read, each with a window of this many bytes (at least one row of
-  // a matrix).
-  int num_threads = 1;
-  size_t window_bytes = 8 << 20;
+  ReaderOptions reader;
 };
 // Room for tiles that are not of the plan (another node's that has gone) where RAM is not limited.
 inline constexpr uint64_t kSpareSlotBytes = 256 << 20;
@@ -113,6 +109,8 @@ class TileStore {
             HeldFormat format = {}, TileStoreOptions options = {});
   TileStore(const Pack& pack, const ExpertCatalog& catalog, HeldFormat format = {},
             TileStoreOptions options = {});
+  TileStore(std::unique_ptr<TileSource> source, const ExpertCatalog& catalog,
+            TileStoreOptions options);
   ~TileStore();
   TileStore(const TileStore&) = delete;
   TileStore& operator=(const TileStore&) = delete;
@@ -170,9 +168,6 @@ class TileStore {
     bool hint = false;
   };
 
-  TileStore(std::unique_ptr<TileSource> source, std::vector<const Pack*> packs,
-            const ExpertCatalog& catalog, TileStoreOptions options);
-  std::unique_ptr<ExpertReader> make_reader() const;
   void check_tiles(std::span<const int> tiles) const;
   void require(std::span<const int> tiles) const;
   uint64_t overhead_bytes(uint64_t slots) const;
@@ -204,7 +199,6 @@ class TileStore {
   }
 
   const std::unique_ptr<TileSource> source_;
-  const std::vector<const Pack*> packs_;  // none: a checkpoint
   const ExpertCatalog& catalog_;
   const TileStoreOptions options_;
   const std::span<const kernels::TileLayout> layouts_;  // by tile, of source_

@@ -18,8 +18,8 @@ int main(int argc, char** argv) {
     const auto checkpoint = atl::storage::Checkpoint::open(argv[1]);
     const auto catalog = atl::model::map_experts(config, checkpoint);
     atl::storage::TileStoreOptions options;
-    options.num_threads = std::atoi(argv[4]);
-    options.window_bytes = static_cast<size_t>(std::atoll(argv[5]));
+    options.reader.num_threads = std::atoi(argv[4]);
+    options.reader.window_bytes = static_cast<size_t>(std::atoll(argv[5]));
     atl::storage::TileStore store(checkpoint, catalog, {}, options);
     std::vector<int> tiles(static_cast<size_t>(std::atoi(argv[3]) - std::atoi(argv[2]) + 1));
     std::iota(tiles.begin(), tiles.end(), std::atoi(argv[2]));

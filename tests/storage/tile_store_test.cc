@@ -191,8 +191,8 @@ void expect_tiles_equal_naive(TileStore& store, const OpenModel& model,
 
 TileStoreOptions reading(int num_threads, size_t window_bytes) {
   TileStoreOptions options;
-  options.num_threads = num_threads;
-  options.window_bytes = window_bytes;
+  options.reader.num_threads = num_threads;
+  options.reader.window_bytes = window_bytes;
   return options;
 }
 

@@ -1,0 +1,410 @@
+// Requests for experts that are not all in RAM: what is waited for, in what order it is read, what
+// has to go, and what is said when it can't be had. The reads are ended by hand.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <deque>
+#include <thread>
+
+#include "base/units.h"
+#include "storage/tile_store.h"
+#include "storage/usage_file.h"
+#include "tests/support/temp_dir.h"
+
+namespace atl::storage {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr int kExperts = 8;
+constexpr int kTiles = 2;
+const std::vector<int> kBoth = {0, 1};
+
+// Reads that a test ends itself. Every tile is filled with its expert's number.
+struct Drive {
+  struct Read {
+    uint64_t ticket;
+    int64_t expert;
+    ReadUrgency urgency;
+    std::vector<TileTarget> targets;
+    ExpertReader::Done done;
+  };
+  std::mutex mutex;
+  std::deque<Read> reads;
+  std::vector<int64_t> order;  // of all experts that were started
+  uint64_t raised = 0;
+  bool automatic = false;  // ends each read at once, on a thread of its own
+  std::vector<std::thread> threads;
+
+  static void end(const Read& read, const Status& status) {
+    for (size_t i = 0; i < read.targets.size(); ++i) {
+      std::memset(read.targets[i].data, static_cast<int>(read.expert) + 1,
+                  read.targets[i].layout->bytes);
+      read.done(i, status);
+    }
+  }
+  // Ends the read of this expert.
+  void finish(int64_t expert, const Status& status = {}) {
+    Read read;
+    {
+      const std::lock_guard lock(mutex);
+      const auto found = std::find_if(reads.begin(), reads.end(),
+                                      [&](const Read& r) { return r.expert == expert; });
+      ASSERT_NE(found, reads.end()) << "expert " << expert << " is not being read";
+      read = *found;
+      reads.erase(found);
+    }
+    end(read, status);
+  }
+  std::vector<int64_t> under_way() {
+    const std::lock_guard lock(mutex);
+    std::vector<int64_t> experts;
+    for (const Read& read : reads) experts.push_back(read.expert);
+    return experts;
+  }
+};
+
+class ManualReader final : public ExpertReader {
+ public:
+  explicit ManualReader(Drive& drive) : drive_(drive) {}
+  ~ManualReader() override {
+    for (std::thread& thread : drive_.threads) thread.join();
+    drive_.threads.clear();
+  }
+  uint64_t start(size_t, int64_t expert, std::vector<TileTarget> targets, ReadUrgency urgency,
+                 Done done) override {
+    const std::lock_guard lock(drive_.mutex);
+    drive_.order.push_back(expert);
+    Drive::Read read{drive_.order.size(), expert, urgency, std::move(targets), std::move(done)};
+    if (drive_.automatic) {
+      drive_.threads.emplace_back([read] { Drive::end(read, {}); });
+    } else {
+      drive_.reads.push_back(std::move(read));
+    }
+    return drive_.order.size();
+  }
+  void raise(uint64_t ticket) override { drive_.raised = ticket; }
+  void use_memory(std::span<std::byte>) override {}
+  std::string describe() const override { return "hand"; }
+  uint64_t memory_bytes() const override { return 0; }
+  uint64_t tiles_reread() const override { return 0; }
+
+ private:
+  Drive& drive_;
+};
+
+class ManualTiles final : public TileSource {
+ public:
+  ManualTiles(Drive& drive, const ExpertCatalog& catalog) : drive_(drive) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      layouts_.push_back(kernels::tile_layout(kernels::WeightFormat::kF32, catalog.hidden_size,
+                                              catalog.moe_intermediate_size, tile));
+    }
+  }
+  std::span<const kernels::TileLayout> layouts() const override { return layouts_; }
+  Status has(size_t, int) const override { return {}; }
+  uint64_t read_bytes(std::span<const int> tiles) const override {
+    return kExperts * tiles.size() * layouts_[0].bytes;
+  }
+  bool reads_tiles_alone() const override { return true; }
+  std::unique_ptr<ExpertReader> make_reader(const ReaderOptions&) const override {
+    return std::make_unique<ManualReader>(drive_);
+  }
+  uint64_t memory_bytes(const ReaderOptions&) const override { return 0; }
+
+ private:
+  Drive& drive_;
+  std::vector<kernels::TileLayout> layouts_;
+};
+
+ExpertCatalog small_catalog() {
+  ExpertCatalog catalog;
+  catalog.hidden_size = 16;
+  catalog.moe_intermediate_size = 4 * 16;  // four tiles of 16; two are enough here
+  catalog.n_routed_experts = kExperts;
+  catalog.num_experts_per_tok = 2;
+  catalog.num_layers = 2;
+  catalog.moe_layers = {1};
+  return catalog;
+}
+
+class ColdTiles : public testing::Test {
+ protected:
+  // Room for so many experts.
+  void open(size_t experts, TileStoreOptions options = {}) {
+    options.ram_bytes_max = 1;
+    const TileStore sizes(std::make_unique<ManualTiles>(drive_, catalog_), catalog_, options);
+    const uint64_t slot = sizes.layout(0).bytes;
+    options.ram_bytes_max =
+        sizes.ram_bytes_min() - 2 * slot + experts * kTiles * slot + kSpareTables;
+    store_.emplace(std::make_unique<ManualTiles>(drive_, catalog_), catalog_, options);
+    store_->plan(kBoth);
+    ASSERT_EQ(store_->stats().slots, experts * kTiles);
+  }
+  void load(std::vector<int32_t> experts) {
+    drive_.automatic = true;
+    for (const int32_t expert : experts) {
+      ASSERT_TRUE(store_->pin({1, expert}, 0));
+      ASSERT_TRUE(store_->pin({1, expert}, 1));
+    }
+    drive_.automatic = false;
+    drive_.order.clear();
+  }
+  TileBatch request(std::vector<int32_t> experts) {
+    auto batch = store_->request(1, experts, kBoth);
+    EXPECT_TRUE(batch);
+    return std::move(*batch);
+  }
+  static std::vector<size_t> next(TileBatch& batch) {
+    auto ready = batch.next();
+    EXPECT_TRUE(ready) << (ready ? "" : ready.error().message);
+    return ready ? *ready : std::vector<size_t>{};
+  }
+  static std::string message_of(TileBatch& batch) {
+    auto ready = batch.next();
+    return ready ? "no error"
+                 : fmt::format("{}: {}", to_string(ready.error().code), ready.error().message);
+  }
+
+  // Tables of the slots themselves, less than a slot.
+  static constexpr uint64_t kSpareTables = 512;
+  const ExpertCatalog catalog_ = small_catalog();
+  Drive drive_;
+  std::optional<TileStore> store_;
+};
+
+TEST_F(ColdTiles, what_is_here_is_handed_out_at_once_and_the_rest_as_it_comes) {
+  open(6);
+  load({4, 2});
+  TileBatch batch = request({5, 4, 1, 2});
+  EXPECT_THAT(drive_.under_way(), ElementsAre(5, 1));  // in the order of the request
+  EXPECT_THAT(next(batch), ElementsAre(1, 3));
+  EXPECT_FALSE(batch.all_handed_out());
+  drive_.finish(1);
+  EXPECT_THAT(next(batch), ElementsAre(2));
+  EXPECT_EQ(static_cast<int>(batch.tile(2, 1).data[0]), 2);
+  std::thread later([&] { drive_.finish(5); });
+  EXPECT_THAT(next(batch), ElementsAre(0));
+  later.join();
+  EXPECT_TRUE(batch.all_handed_out());
+  EXPECT_THAT(next(batch), IsEmpty());
+  const ExpertCacheStats stats = store_->stats();
+  EXPECT_EQ(stats.hits, 2u);
+  EXPECT_EQ(stats.slots_used, 8u);
+  EXPECT_GT(stats.stall_seconds[1], 0);
+  EXPECT_EQ(stats.stall_seconds[0], 0);
+}
+
+TEST_F(ColdTiles, with_little_room_experts_are_read_as_others_are_released) {
+  open(2);
+  TileBatch batch = request({0, 1, 2, 3});
+  EXPECT_THAT(drive_.under_way(), ElementsAre(0, 1));
+  drive_.finish(1);
+  EXPECT_THAT(next(batch), ElementsAre(1));
+  EXPECT_THAT(drive_.under_way(), ElementsAre(0));  // expert 1 is in use
+  batch.release();
+  EXPECT_THAT(drive_.under_way(), ElementsAre(0, 2));
+  drive_.finish(0);
+  drive_.finish(2);
+  EXPECT_THAT(next(batch), ElementsAre(0, 2));
+  batch.release();
+  drive_.finish(3);
+  EXPECT_THAT(next(batch), ElementsAre(3));
+  EXPECT_TRUE(batch.all_handed_out());
+  EXPECT_EQ(store_->stats().evictions, 2u);
+}
+
+TEST_F(ColdTiles, experts_of_the_request_that_are_here_are_not_put_out_by_the_others) {
+  open(3);
+  load({0, 1, 2});
+  TileBatch batch = request({5, 0, 1});  // 5 takes the place of 2
+  EXPECT_THAT(drive_.under_way(), ElementsAre(5));
+  EXPECT_THAT(next(batch), ElementsAre(1, 2));
+  drive_.finish(5);
+  EXPECT_THAT(next(batch), ElementsAre(0));
+  EXPECT_EQ(store_->stats().evictions, 1u);
+}
+
+TEST_F(ColdTiles, tiles_in_use_stay_until_the_batch_goes) {
+  open(2);
+  load({0, 1});
+  {
+    TileBatch batch = request({0, 1});
+    EXPECT_THAT(next(batch), ElementsAre(0, 1));
+    TileBatch other = request({2});
+    EXPECT_THAT(drive_.under_way(), IsEmpty());
+    EXPECT_THAT(message_of(other), HasSubstr("2 tiles of an expert don't fit beside what is in "
+                                             "use: 4 slots of"));
+    EXPECT_EQ(static_cast<int>(batch.tile(0, 0).data[0]), 1);
+  }
+  TileBatch batch = request({2});
+  EXPECT_THAT(drive_.under_way(), ElementsAre(2));
+  drive_.finish(2);
+  EXPECT_THAT(next(batch), ElementsAre(0));
+}
+
+TEST_F(ColdTiles, what_is_under_way_already_is_raised_and_counted_as_late) {
+  open(4);
+  const std::vector<int32_t> hinted = {3, 6};
+  store_->hint(1, hinted, kBoth);
+  EXPECT_THAT(drive_.under_way(), ElementsAre(3, 6));
+  EXPECT_EQ(drive_.reads[0].urgency, ReadUrgency::kAhead);
+  TileBatch batch = request({6});
+  EXPECT_EQ(drive_.raised, 2u);
+  drive_.finish(6);
+  EXPECT_THAT(next(batch), ElementsAre(0));
+  drive_.finish(3);
+  const ExpertCacheStats stats = store_->stats();
+  EXPECT_EQ(stats.hinted, 2u);
+  EXPECT_EQ(stats.hints_used, 1u);
+  EXPECT_EQ(stats.late, 1u);
+  EXPECT_EQ(stats.misses, 1u);
+  EXPECT_EQ(stats.hits, 0u);
+}
+
+TEST_F(ColdTiles, hints_that_are_evicted_unused_are_counted_as_wasted) {
+  open(2);
+  const std::vector<int32_t> hinted = {3, 6};
+  store_->hint(1, hinted, kBoth);
+  drive_.finish(3);
+  drive_.finish(6);
+  load({0, 1});
+  EXPECT_EQ(store_->stats().hints_wasted, 2u);
+  EXPECT_EQ(store_->stats().hints_used, 0u);
+}
+
+TEST_F(ColdTiles, a_bad_tile_is_never_read_again_and_named_each_time) {
+  open(4);
+  {
+    TileBatch batch = request({2, 3});
+    drive_.finish(2, Error{ErrorCode::kCorrupt, "layer file, offset 4096: checksum"});
+    EXPECT_THAT(message_of(batch), HasSubstr("layer file, offset 4096: checksum"));
+    drive_.finish(3);
+  }
+  TileBatch again = request({2});
+  EXPECT_THAT(message_of(again), HasSubstr("layer file, offset 4096: checksum"));
+  EXPECT_THAT(drive_.under_way(), IsEmpty());
+  EXPECT_EQ(store_->stats().tiles_bad, 2u);
+  TileBatch sound = request({3});
+  EXPECT_THAT(next(sound), ElementsAre(0));
+}
+
+TEST_F(ColdTiles, a_tile_that_could_not_be_read_is_tried_again) {
+  open(4);
+  {
+    TileBatch batch = request({2});
+    drive_.finish(2, Error{ErrorCode::kUnavailable, "Input/output error"});
+    EXPECT_THAT(message_of(batch), HasSubstr("Input/output error"));
+  }
+  EXPECT_EQ(store_->stats().slots_used, 0u);
+  TileBatch again = request({2});
+  drive_.finish(2);
+  EXPECT_THAT(next(again), ElementsAre(0));
+}
+
+TEST_F(ColdTiles, filling_takes_the_most_used_first_and_stops_when_slots_are_full) {
+  const test::TempDir dir;
+  TileStoreOptions options;
+  options.usage_file = dir / "usage";
+  options.checkpoint_fingerprint = "abc";
+  write_usage_file(options.usage_file, catalog_, "abc", {0, 5, 1, 0, 9, 2, 0, 0});
+  open(3, options);
+  drive_.automatic = true;
+  NoProgress progress;
+  store_->fill(progress);
+  EXPECT_THAT(drive_.order, ElementsAre(4, 1, 5));
+  TileBatch batch = request({1, 4, 5});
+  EXPECT_THAT(next(batch), ElementsAre(0, 1, 2));
+}
+
+TEST_F(ColdTiles, uses_are_saved_and_of_another_checkpoint_refused) {
+  const test::TempDir dir;
+  TileStoreOptions options;
+  options.usage_file = dir / "usage";
+  options.checkpoint_fingerprint = "abc";
+  open(4, options);
+  load({7, 7, 2});
+  store_->save_usage();
+  const std::vector<double> uses = read_usage_file(options.usage_file, catalog_, "abc");
+  EXPECT_NEAR(uses[7], 4, 0.1);  // two tiles, twice
+  EXPECT_NEAR(uses[2], 2, 0.1);
+  EXPECT_EQ(uses[0], 0);
+  const auto refused = [&](const std::string& fingerprint) {
+    return test::message_of<LoadError>(
+        dir.path(), [&] { (void)read_usage_file(dir / "usage", catalog_, fingerprint); });
+  };
+  EXPECT_EQ(
+      refused("xyz"),
+      "DIR/usage: counts the experts of checkpoint \"abc\", expected \"xyz\": remove the file "
+      "or name another one with --usage-file");
+  std::ofstream(dir / "usage")
+      << "{\"atoll_expert_usage\": 1, \"checkpoint\": \"abc\", \"layers\": "
+         "[{\"layer\": 1, \"uses\": [1, -1, 0, 0, 0, 0, 0, 0]}]}";
+  EXPECT_THAT(refused("abc"), HasSubstr("uses of expert 1/1 are -1, expected a number from 0 on"));
+  std::ofstream(dir / "usage")
+      << "{\"atoll_expert_usage\": 1, \"checkpoint\": \"abc\", \"layers\": "
+         "[{\"layer\": 1, \"uses\": [1]}]}";
+  EXPECT_THAT(refused("abc"), HasSubstr("a layer without a number or without 8 uses"));
+  std::ofstream(dir / "usage") << "{\"atoll";
+  EXPECT_THAT(refused("abc"), HasSubstr("not an expert usage file of version 1"));
+}
+
+TEST_F(ColdTiles, too_little_ram_says_what_is_the_least) {
+  TileStoreOptions options;
+  options.ram_bytes_max = 1000;
+  TileStore store(std::make_unique<ManualTiles>(drive_, catalog_), catalog_, options);
+  EXPECT_EQ(test::message_of<LoadError>("/none", [&] { store.plan(kBoth); }),
+            fmt::format("1000 B of RAM for expert tiles: expected at least {}",
+                        format_bytes(store.ram_bytes_min())));
+}
+
+TEST_F(ColdTiles, an_emptied_cache_reads_again) {
+  open(4);
+  load({0, 1});
+  {
+    TileBatch batch = request({0});
+    EXPECT_THAT(next(batch), ElementsAre(0));
+    store_->evict_all();
+    EXPECT_EQ(store_->stats().slots_used, 2u);  // what is in use stays
+  }
+  store_->evict_all();
+  EXPECT_EQ(store_->stats().slots_used, 0u);
+  TileBatch batch = request({0});
+  EXPECT_THAT(drive_.under_way(), ElementsAre(0));
+  drive_.finish(0);
+  EXPECT_THAT(next(batch), ElementsAre(0));
+}
+
+// Two threads ask for random experts of a drive that ends reads at any time.
+TEST_F(ColdTiles, every_tile_handed_out_is_the_one_asked_for) {
+  open(3);
+  drive_.automatic = true;
+  uint64_t random = 7;
+  for (int step = 0; step < 300; ++step) {
+    std::vector<int32_t> experts;
+    for (int32_t expert = 0; expert < kExperts; ++expert) {
+      random = random * 6364136223846793005ull + 1442695040888963407ull;
+      if ((random >> 40) % 3 == 0) experts.push_back(expert);
+    }
+    if (step % 5 == 0)
+      store_->hint(1, std::vector<int32_t>{static_cast<int32_t>(random >> 61)}, kBoth);
+    TileBatch batch = request(experts);
+    while (!batch.all_handed_out()) {
+      for (const size_t i : next(batch)) {
+        for (size_t tile = 0; tile < kTiles; ++tile) {
+          const kernels::TileView view = batch.tile(i, tile);
+          ASSERT_EQ(static_cast<int>(view.data[0]), experts[i] + 1);
+          ASSERT_EQ(static_cast<int>(view.data[view.layout->bytes - 1]), experts[i] + 1);
+        }
+      }
+      batch.release();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atl::storage
