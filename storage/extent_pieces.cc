@@ -8,9 +8,6 @@
 namespace atl::storage {
 namespace {
 
-// More parts in one read than this bring nothing: 256 parts of 4 KiB are a piece.
-constexpr size_t kMemoryRangesMax = 256;
-
 // Adds memory behind the last range, or to it.
 void append(std::vector<iovec>* memory, std::byte* data, size_t bytes) {
   if (!memory->empty()) {

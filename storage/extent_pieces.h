@@ -27,6 +27,9 @@ struct ExtentRequest {
   std::vector<std::optional<Error>> errors;  // of each part, the first one
 };
 
+// Places in memory that one read fills at most: 256 parts of 4 KiB are enough for a drive.
+inline constexpr size_t kMemoryRangesMax = 256;
+
 // One read: bytes of a file that are neighbours there, of one part or several.
 struct ExtentPiece {
   std::shared_ptr<ExtentRequest> request;

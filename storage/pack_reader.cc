@@ -111,6 +111,7 @@ class PackExpertReader final : public ExpertReader {
     for (const auto& [drive, queued] : found->second->queued) drives_[drive]->queue->raise(queued);
   }
 
+  // Registering it with the rings brings nothing on huge pages, and pins it: docs/disk.md.
   void use_memory(std::span<std::byte>) override {}
 
   std::string describe() const override {

@@ -142,7 +142,8 @@ class UringQueue final : public ExtentQueue {
                        format_bytes(options_.in_flight_bytes), format_bytes(options_.piece_bytes));
   }
   uint64_t memory_bytes() const override {
-    return ring_->memory_bytes() + flights_.size() * sizeof(Flight);
+    return ring_->memory_bytes() +
+           flights_.size() * (sizeof(Flight) + kMemoryRangesMax * sizeof(iovec));
   }
 
  private:
