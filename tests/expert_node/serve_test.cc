@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "model/weights_map.h"
+#include "tests/support/manual_tiles.h"
 #include "tests/support/synthetic_model.h"
 #include "tests/support/temp_dir.h"
 
@@ -19,16 +20,13 @@ using testing::HasSubstr;
 using transport::Frame;
 
 constexpr uint32_t kHidden = 320;
+constexpr uint32_t kTopK = 3;
 constexpr SessionId kSession{0xabcdef};
 
-class ServeTest : public testing::Test {
+// A node of the store that the case opens.
+class NodeTest : public testing::Test {
  protected:
-  ServeTest() {
-    test::write_small_model(dir_.path(), kHidden, 512);
-    config_.emplace(model::load_config(dir_.path()));
-    checkpoint_.emplace(storage::Checkpoint::open(dir_.path()));
-    catalog_.emplace(model::map_experts(*config_, *checkpoint_));
-    tiles_.emplace(*checkpoint_, *catalog_);
+  void start_node() {
     transport::InProcessPair pair = transport::make_in_process_pair();
     near_ = std::move(pair.near_end);
     far_ = std::move(pair.far_end);
@@ -47,11 +45,11 @@ class ServeTest : public testing::Test {
     hello.session = kSession;
     hello.data_address = near_->address();
     hello.limits.rows_max = 4;
-    hello.limits.hidden_size = kHidden;
-    hello.limits.top_k = 3;
+    hello.limits.hidden_size = static_cast<uint32_t>(tiles_->catalog().hidden_size);
+    hello.limits.top_k = kTopK;
     hello.limits.num_layers = 2;
     hello.limits.n_routed_experts = 8;
-    hello.limits.num_tiles = 4;
+    hello.limits.num_tiles = static_cast<uint32_t>(tiles_->num_tiles());
     hello.limits.row_type = transport::WireRowType::kF32;
     return hello;
   }
@@ -77,17 +75,18 @@ class ServeTest : public testing::Test {
   }
 
   void send_dispatch(SessionId session, uint64_t id) {
+    const uint32_t hidden = hello().limits.hidden_size;
     transport::Dispatch dispatch;
     dispatch.names = {session, DispatchId{id}, Epoch{1}, 1};
     dispatch.row_type = transport::WireRowType::kF32;
     dispatch.num_rows = 1;
-    dispatch.hidden_size = kHidden;
-    dispatch.top_k = 3;
-    dispatch.tiles = {{0, 4}};
-    const auto layout = transport::dispatch_payload_layout(1, kHidden, 3, dispatch.row_type);
+    dispatch.hidden_size = hidden;
+    dispatch.top_k = kTopK;
+    dispatch.tiles = {{0, static_cast<uint16_t>(tiles_->num_tiles())}};
+    const auto layout = transport::dispatch_payload_layout(1, hidden, kTopK, dispatch.row_type);
     auto payload = std::make_shared<HostBuffer>(layout.bytes);
-    const int32_t ids[3] = {0, 3, 5};
-    const float weights[3] = {1, 1, 1};
+    const int32_t ids[kTopK] = {0, 3, 5};
+    const float weights[kTopK] = {1, 1, 1};
     std::memcpy(payload->data() + layout.ids, ids, sizeof(ids));
     std::memcpy(payload->data() + layout.weights, weights, sizeof(weights));
     std::vector<std::byte> header;
@@ -109,16 +108,34 @@ class ServeTest : public testing::Test {
     return {};
   }
 
-  test::TempDir dir_;
-  std::optional<model::ModelConfig> config_;
-  std::optional<storage::Checkpoint> checkpoint_;
-  std::optional<storage::ExpertCatalog> catalog_;
   std::optional<storage::TileStore> tiles_;
   ThreadTeam team_{1};
   std::unique_ptr<transport::Transport> near_, far_;
   std::optional<ExpertNode> node_;
   transport::PeerId peer_;
   std::unique_ptr<transport::Message> message_;
+};
+
+// Of a checkpoint.
+class ServeTest : public NodeTest {
+ protected:
+  ServeTest() {
+    test::write_small_model(dir_.path(), kHidden, 512);
+    config_.emplace(model::load_config(dir_.path()));
+    checkpoint_.emplace(storage::Checkpoint::open(dir_.path()));
+    catalog_.emplace(model::map_experts(*config_, *checkpoint_));
+    tiles_.emplace(*checkpoint_, *catalog_);
+    start_node();
+  }
+  ~ServeTest() override {
+    node_.reset();
+    tiles_.reset();
+  }
+
+  test::TempDir dir_;
+  std::optional<model::ModelConfig> config_;
+  std::optional<storage::Checkpoint> checkpoint_;
+  std::optional<storage::ExpertCatalog> catalog_;
 };
 
 TEST_F(ServeTest, another_model_checkpoint_or_profile_is_refused_with_both_values) {
@@ -255,6 +272,55 @@ TEST_F(ServeTest, a_checkpoint_that_cannot_be_loaded_fails_the_plan_with_the_rea
   const transport::NodeState state = node_->state(kSession);
   EXPECT_EQ(state.phase, transport::NodeState::Phase::kFailed);
   EXPECT_THAT(state.error, HasSubstr("experts.4.up_proj"));
+}
+
+// Of a source that reads tile by tile, as packs do; the case ends the reads.
+class ColdServeTest : public NodeTest {
+ protected:
+  ColdServeTest() {
+    tiles_.emplace(std::make_unique<test::ManualTiles>(drive_, catalog_), catalog_,
+                   storage::TileStoreOptions{});
+    start_node();
+  }
+  ~ColdServeTest() override {
+    drive_.finish_all();  // the loader waits for what it has begun
+    node_.reset();
+    tiles_.reset();
+  }
+
+  const storage::ExpertCatalog catalog_ = test::ManualTiles::catalog();
+  test::ManualDrive drive_;
+};
+
+TEST_F(ColdServeTest, is_ready_and_answers_before_what_it_keeps_is_in_ram) {
+  open_session();
+  ASSERT_TRUE(node_->apply_plan(kSession, {Epoch{1}, {{0, test::kManualTiles}}}));
+  drive_.wait_for(3);  // the fourth of the four that are loaded at a time
+  transport::NodeState state = node_->state(kSession);
+  EXPECT_EQ(state.phase, transport::NodeState::Phase::kReady) << state.error;
+  EXPECT_EQ(state.bytes_loaded, 0u);
+  const uint64_t expert_bytes = test::kManualTiles * tiles_->layout(0).bytes;
+  EXPECT_EQ(state.bytes_total, test::kManualExperts * expert_bytes);
+
+  send_dispatch(kSession, 1);  // experts 0, 3 and 5
+  std::thread drive([this] {
+    drive_.wait_for(5);
+    for (const int64_t expert : {5, 3, 0}) drive_.finish(expert);
+  });
+  const Frame answer = receive();
+  drive.join();
+  EXPECT_EQ(answer.kind, Frame::Kind::kPartial);
+  EXPECT_EQ(answer.partial.names.dispatch, DispatchId{1});
+  const ExpertCacheStats cache = node_->stats(kSession).cache;
+  EXPECT_EQ(cache.misses, 3u);
+  EXPECT_EQ(cache.late, 2u);
+  state = node_->state(kSession);
+  EXPECT_EQ(state.phase, transport::NodeState::Phase::kReady) << state.error;
+  EXPECT_LT(state.bytes_loaded, state.bytes_total);
+
+  drive_.finish_all();
+  while (node_->state(kSession).bytes_loaded < state.bytes_total) std::this_thread::yield();
+  EXPECT_EQ(node_->state(kSession).resident_bytes, state.bytes_total);
 }
 
 }  // namespace

@@ -4,13 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
-#include <deque>
 #include <thread>
 
 #include "base/units.h"
 #include "storage/tile_store.h"
 #include "storage/usage_file.h"
+#include "tests/support/manual_tiles.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::storage {
@@ -20,117 +19,12 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-constexpr int kExperts = 8;
-constexpr int kTiles = 2;
+using test::ManualDrive;
+using test::ManualTiles;
+
+constexpr int kExperts = test::kManualExperts;
+constexpr int kTiles = test::kManualTiles;
 const std::vector<int> kBoth = {0, 1};
-
-// Reads that a test ends itself. Every tile is filled with its expert's number.
-struct Drive {
-  struct Read {
-    uint64_t ticket;
-    int64_t expert;
-    ReadUrgency urgency;
-    std::vector<TileTarget> targets;
-    ExpertReader::Done done;
-  };
-  std::mutex mutex;
-  std::deque<Read> reads;
-  std::vector<int64_t> order;  // of all experts that were started
-  uint64_t raised = 0;
-  bool automatic = false;  // ends each read at once, on a thread of its own
-  std::vector<std::thread> threads;
-
-  static void end(const Read& read, const Status& status) {
-    for (size_t i = 0; i < read.targets.size(); ++i) {
-      std::memset(read.targets[i].data, static_cast<int>(read.expert) + 1,
-                  read.targets[i].layout->bytes);
-      read.done(i, status);
-    }
-  }
-  // Ends the read of this expert.
-  void finish(int64_t expert, const Status& status = {}) {
-    Read read;
-    {
-      const std::lock_guard lock(mutex);
-      const auto found = std::find_if(reads.begin(), reads.end(),
-                                      [&](const Read& r) { return r.expert == expert; });
-      ASSERT_NE(found, reads.end()) << "expert " << expert << " is not being read";
-      read = *found;
-      reads.erase(found);
-    }
-    end(read, status);
-  }
-  std::vector<int64_t> under_way() {
-    const std::lock_guard lock(mutex);
-    std::vector<int64_t> experts;
-    for (const Read& read : reads) experts.push_back(read.expert);
-    return experts;
-  }
-};
-
-class ManualReader final : public ExpertReader {
- public:
-  explicit ManualReader(Drive& drive) : drive_(drive) {}
-  ~ManualReader() override {
-    for (std::thread& thread : drive_.threads) thread.join();
-    drive_.threads.clear();
-  }
-  uint64_t start(size_t, int64_t expert, std::vector<TileTarget> targets, ReadUrgency urgency,
-                 Done done) override {
-    const std::lock_guard lock(drive_.mutex);
-    drive_.order.push_back(expert);
-    Drive::Read read{drive_.order.size(), expert, urgency, std::move(targets), std::move(done)};
-    if (drive_.automatic) {
-      drive_.threads.emplace_back([read] { Drive::end(read, {}); });
-    } else {
-      drive_.reads.push_back(std::move(read));
-    }
-    return drive_.order.size();
-  }
-  void raise(uint64_t ticket) override { drive_.raised = ticket; }
-  void use_memory(std::span<std::byte>) override {}
-  std::string describe() const override { return "hand"; }
-  uint64_t memory_bytes() const override { return 0; }
-  uint64_t tiles_reread() const override { return 0; }
-
- private:
-  Drive& drive_;
-};
-
-class ManualTiles final : public TileSource {
- public:
-  ManualTiles(Drive& drive, const ExpertCatalog& catalog) : drive_(drive) {
-    for (int tile = 0; tile < kTiles; ++tile) {
-      layouts_.push_back(kernels::tile_layout(kernels::WeightFormat::kF32, catalog.hidden_size,
-                                              catalog.moe_intermediate_size, tile));
-    }
-  }
-  std::span<const kernels::TileLayout> layouts() const override { return layouts_; }
-  Status has(size_t, int) const override { return {}; }
-  uint64_t read_bytes(std::span<const int> tiles) const override {
-    return kExperts * tiles.size() * layouts_[0].bytes;
-  }
-  bool reads_tiles_alone() const override { return true; }
-  std::unique_ptr<ExpertReader> make_reader(const ReaderOptions&) const override {
-    return std::make_unique<ManualReader>(drive_);
-  }
-  uint64_t memory_bytes(const ReaderOptions&) const override { return 0; }
-
- private:
-  Drive& drive_;
-  std::vector<kernels::TileLayout> layouts_;
-};
-
-ExpertCatalog small_catalog() {
-  ExpertCatalog catalog;
-  catalog.hidden_size = 16;
-  catalog.moe_intermediate_size = 4 * 16;  // four tiles of 16; two are enough here
-  catalog.n_routed_experts = kExperts;
-  catalog.num_experts_per_tok = 2;
-  catalog.num_layers = 2;
-  catalog.moe_layers = {1};
-  return catalog;
-}
 
 class ColdTiles : public testing::Test {
  protected:
@@ -172,8 +66,8 @@ class ColdTiles : public testing::Test {
 
   // Tables of the slots themselves, less than a slot.
   static constexpr uint64_t kSpareTables = 512;
-  const ExpertCatalog catalog_ = small_catalog();
-  Drive drive_;
+  const ExpertCatalog catalog_ = ManualTiles::catalog();
+  ManualDrive drive_;
   std::optional<TileStore> store_;
 };
 
