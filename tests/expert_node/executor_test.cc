@@ -1,13 +1,17 @@
 #include "expert_node/executor.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "kernels/ops.h"
 #include "model/weights_map.h"
+#include "storage/pack_writer.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"
 #include "tests/support/temp_dir.h"
@@ -134,6 +138,15 @@ class ExecutorTest : public testing::Test {
     EXPECT_EQ(next_output, kHidden);
     return outcome;
   }
+  // One row of a dispatch, alone.
+  static Dispatch row_of(const Dispatch& many, uint32_t row) {
+    Dispatch one = many;
+    one.num_rows = 1;
+    one.rows = one.rows.subspan(row * kHidden * sizeof(float), kHidden * sizeof(float));
+    one.topk_ids = one.topk_ids.subspan(row * 3, 3);
+    one.topk_weights = one.topk_weights.subspan(row * 3, 3);
+    return one;
+  }
 
   static inline test::TempDir* dir_;
   static inline model::ModelConfig* config_;
@@ -200,12 +213,7 @@ TEST_F(ExecutorTest, many_rows_come_in_several_pieces_and_equal_single_rows) {
   const Outcome together = run(executor, many->dispatch);
   EXPECT_GT(together.pieces, 1);
   for (const uint32_t row : {0u, 7u, 1499u}) {
-    Dispatch one = many->dispatch;
-    one.num_rows = 1;
-    one.rows = one.rows.subspan(row * kHidden * sizeof(float), kHidden * sizeof(float));
-    one.topk_ids = one.topk_ids.subspan(row * 3, 3);
-    one.topk_weights = one.topk_weights.subspan(row * 3, 3);
-    const Outcome alone = run(executor, one);
+    const Outcome alone = run(executor, row_of(many->dispatch, row));
     EXPECT_EQ(alone.sums, std::vector<int64_t>(together.sums.begin() + row * kHidden,
                                                together.sums.begin() + (row + 1) * kHidden));
   }
@@ -242,6 +250,140 @@ TEST_F(ExecutorTest, rows_without_a_choice_are_zero_and_a_wrong_layer_is_refused
   auto refused = executor.run(request->dispatch, [](const Piece&) { FAIL() << "handed out"; });
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalid);
+}
+
+// The checkpoint as a pack, on stores with room for so many tiles.
+class PackExecutorTest : public ExecutorTest {
+ protected:
+  static constexpr uint64_t kAllTiles = 8 * 5;  // experts, tiles of each
+
+  static void SetUpTestSuite() {
+    ExecutorTest::SetUpTestSuite();
+    NoProgress silent;
+    storage::write_pack(*checkpoint_, *catalog_, *dir_ / "pack", {}, silent);
+    pack_ = new storage::Pack(storage::Pack::open(*dir_ / "pack"));
+  }
+  static void TearDownTestSuite() {
+    delete pack_;
+    ExecutorTest::TearDownTestSuite();
+  }
+
+  void open(uint64_t slots, storage::TileStoreOptions options = {}) {
+    const storage::TileStore sizes(*pack_, *catalog_, {}, options);
+    const uint64_t slot = sizes.layout(0).bytes;
+    options.ram_bytes_max = sizes.ram_bytes_min() + (slots - 2) * slot + slot / 2;
+    tiles_.emplace(*pack_, *catalog_, storage::HeldFormat{}, options);
+    tiles_->plan(std::vector<int>{0, 1, 2, 3, 4});
+    ASSERT_EQ(tiles_->stats().slots, slots);
+  }
+
+  // Sums of Dispatches of one row and of many, of all tiles and of some.
+  static std::vector<std::vector<int64_t>> sums_of(
+      Executor& executor, const std::function<void()>& after_each = [] {}) {
+    const auto many = request(24, {{0, 5}}), some = request(12, {{1, 3}, {4, 5}});
+    std::vector<Dispatch> dispatches = {many->dispatch, some->dispatch};
+    for (uint32_t row = 0; row < 12; ++row) {
+      dispatches.push_back(row_of((row % 3 == 0 ? some : many)->dispatch, row));
+    }
+    dispatches.push_back(many->dispatch);
+    std::vector<std::vector<int64_t>> sums;
+    for (const Dispatch& dispatch : dispatches) {
+      sums.push_back(run(executor, dispatch).sums);
+      after_each();
+    }
+    return sums;
+  }
+
+  static inline storage::Pack* pack_;
+  std::optional<storage::TileStore> tiles_;
+};
+
+TEST_F(PackExecutorTest, any_room_for_tiles_gives_the_same_bits) {
+  ThreadTeam team(1);
+  NoProgress silent;
+  storage::TileStore resident(*checkpoint_, *catalog_);
+  resident.plan(std::vector<int>{0, 1, 2, 3, 4});
+  resident.fill(silent);
+  Executor of_checkpoint(team, resident);
+  const auto expected = sums_of(of_checkpoint);
+
+  // 100 %, 25 %, a room in which the five tiles of an expert are computed as 3 + 2, and the least.
+  for (const uint64_t slots : {kAllTiles, kAllTiles / 4, uint64_t{6}, uint64_t{2}}) {
+    for (const auto& [eviction, io_uring] :
+         {std::pair(storage::Eviction::kLru, true), std::pair(storage::Eviction::kLfu, true),
+          std::pair(storage::Eviction::kLfu, false)}) {
+      SCOPED_TRACE(fmt::format("{} slots, {}, {}", slots,
+                               eviction == storage::Eviction::kLru ? "lru" : "lfu",
+                               io_uring ? "io_uring" : "threads"));
+      storage::TileStoreOptions options;
+      options.eviction = eviction;
+      options.reader.allow_io_uring = io_uring;
+      ASSERT_NO_FATAL_FAILURE(open(slots, options));
+      tiles_->fill(silent);
+      Executor executor(team, *tiles_);
+      EXPECT_EQ(sums_of(executor), expected);
+      const ExpertCacheStats warm = tiles_->stats();
+      EXPECT_EQ(warm.misses > 0, slots < kAllTiles);
+      EXPECT_EQ(warm.evictions > 0, slots < kAllTiles);
+
+      EXPECT_EQ(sums_of(executor, [this] { tiles_->evict_all(); }), expected);
+      EXPECT_EQ(tiles_->stats().slots_used, 0u);
+      EXPECT_GE(tiles_->stats().misses, warm.misses + 12 * 2);  // of 12 rows, 2 or 3 experts each
+    }
+  }
+}
+
+TEST_F(PackExecutorTest, tiles_of_which_more_are_wanted_than_half_of_the_slots_come_in_parts) {
+  ThreadTeam team(1);
+  const auto request = this->request(4, {{0, 5}});  // experts 0, 2, 4, 5, 6, 7, 1, 3
+  ASSERT_NO_FATAL_FAILURE(open(kAllTiles));
+  Executor whole(team, *tiles_);
+  const Outcome expected = run(whole, request->dispatch);
+  const uint64_t experts = tiles_->stats().misses;  // each asked for once
+
+  for (const auto& [slots, parts] : {std::pair{9u, 2u}, {6u, 2u}, {4u, 3u}, {2u, 5u}}) {
+    SCOPED_TRACE(slots);
+    ASSERT_NO_FATAL_FAILURE(open(slots));
+    Executor executor(team, *tiles_);
+    EXPECT_EQ(run(executor, request->dispatch).sums, expected.sums);
+    const ExpertCacheStats stats = tiles_->stats();
+    EXPECT_EQ(stats.misses, experts * parts);
+    EXPECT_EQ(stats.bytes_read, experts * 4 * stats.slot_bytes + experts * tiles_->layout(4).bytes);
+  }
+}
+
+// While pieces are handed out somebody else asks for as much as there is room for.
+TEST_F(PackExecutorTest, tiles_stay_until_the_last_piece_was_handed_out) {
+  ThreadTeam team(1);
+  const auto request = this->request(1500, {{0, 5}});
+  for (size_t i = 0; i < request->ids.size(); ++i) request->ids[i] = std::array{1, 4, 6}[i % 3];
+  ASSERT_NO_FATAL_FAILURE(open(kAllTiles));
+  Executor roomy(team, *tiles_);
+  const Outcome expected = run(roomy, request->dispatch);
+  ASSERT_GT(expected.pieces, 1);
+
+  ASSERT_NO_FATAL_FAILURE(open(3 * 5 + 1));
+  Executor executor(team, *tiles_);
+  run(executor, request->dispatch);  // the next time all are here at once
+  std::vector<storage::PinnedTile> others;
+  std::vector<int64_t> sums(expected.sums.size());
+  const auto counts = executor.run(request->dispatch, [&](const Piece& piece) {
+    for (size_t row = 0; row < 1500; ++row) {
+      std::copy_n(&piece.sums[row * kHidden + piece.output_begin], piece.num_outputs,
+                  &sums[row * kHidden + piece.output_begin]);
+    }
+    if (!others.empty()) return;
+    tiles_->evict_all();
+    for (int tile = 0; tile < 5; ++tile) {
+      for (const int32_t expert : {0, 2, 3}) {
+        auto pinned = tiles_->pin({kLayer, expert}, tile);
+        if (pinned) others.push_back(std::move(*pinned));
+      }
+    }
+  });
+  ASSERT_TRUE(counts);
+  EXPECT_EQ(sums, expected.sums);
+  EXPECT_EQ(others.size(), 1u);
 }
 
 }  // namespace
