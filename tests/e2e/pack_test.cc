@@ -7,6 +7,7 @@
 
 #include "cli/deployment.h"
 #include "coordinator/evaluate.h"
+#include "storage/pack.h"
 #include "tests/support/command.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"
@@ -47,7 +48,8 @@ cli::DeploymentOptions options_of(const fs::path& dir) {
   return options;
 }
 
-std::vector<float> logits(const cli::DeploymentOptions& options) {
+std::vector<float> logits(const cli::DeploymentOptions& options,
+                          std::vector<cli::Deployment::NodeReport>* nodes = nullptr) {
   cli::Deployment deployment(options);
   const std::vector<std::vector<int32_t>> rows = {{0, 5, 400, 14, 262, 300, 9, 77, 18, 120, 6},
                                                   {0, 42, 199}};
@@ -59,6 +61,7 @@ std::vector<float> logits(const cli::DeploymentOptions& options) {
                                         all.insert(all.end(), row.begin(), row.end());
                                       });
   EXPECT_TRUE(result) << (result ? "" : result.error().message);
+  if (nodes != nullptr) *nodes = deployment.node_reports();
   return all;
 }
 
@@ -161,6 +164,63 @@ TEST(Pack, commands_know_it) {
   layer[layer.size() - 1] ^= 1;  // padding of the last tile
   test::write_file(dir / "pack/layer-00003.tiles", layer);
   expect_one_line(atoll({"pack", path, "--verify"}), "layer-00003.tiles: tile 1 of expert 3/31");
+}
+
+// Flips a bit of every tile of a layer.
+void damage_layer(const fs::path& dir, size_t place) {
+  const auto damaged = storage::Pack::open(dir);
+  const storage::PackGeometry& geometry = damaged.geometry();
+  std::string bytes = test::read_file(damaged.layer_file(place));
+  for (int64_t expert = 0; expert < damaged.params().n_routed_experts; ++expert) {
+    for (int tile = geometry.tile_begin(); tile < geometry.tile_end(); ++tile) {
+      bytes[geometry.offset(expert, tile) + 100] ^= 2;
+    }
+  }
+  test::write_file(damaged.layer_file(place), bytes);
+}
+
+// Starts node n1 with the other pack in place of the one that all have.
+fs::path node_program_for(const TempDir& dir, const fs::path& pack_of_n1) {
+  const fs::path script = dir / "node";
+  test::write_file(script, "#!/bin/sh\ncase \"$*\" in *' --name n1 '*)\n  shift 2\n  exec '" +
+                               std::string(ATOLL_BINARY) + "' node '" + pack_of_n1.string() +
+                               "' \"$@\"\nesac\nexec '" + ATOLL_BINARY + "' \"$@\"\n");
+  fs::permissions(script, fs::perms::owner_all);
+  return script;
+}
+
+TEST(DamagedPack, of_one_node_has_its_tiles_asked_from_another_with_the_same_bits) {
+  const TempDir dir;
+  pack(kTinyFp8, dir / "pack");
+  fs::copy(dir / "pack", dir / "damaged");
+  damage_layer(dir / "damaged", 2);
+  cli::DeploymentOptions options = options_of(dir / "pack");
+  const std::vector<float> expected = logits(options);
+  options.nodes = 3;
+  options.node_program = node_program_for(dir, dir / "damaged");
+  std::vector<cli::Deployment::NodeReport> nodes;
+  expect_same_bits(logits(options, &nodes), expected, "3 nodes, one of them with a damaged pack");
+  ASSERT_EQ(nodes.size(), 3u);
+  EXPECT_GT(nodes[1].stats.cache.tiles_bad, 0u);
+  EXPECT_EQ(nodes[1].num_tiles, 0);
+  EXPECT_EQ(nodes[0].num_tiles + nodes[2].num_tiles, 4);
+  EXPECT_EQ(nodes[0].stats.cache.tiles_bad + nodes[2].stats.cache.tiles_bad, 0u);
+}
+
+TEST(DamagedPack, of_every_node_ends_the_request_with_file_and_offset) {
+  const TempDir dir;
+  pack(kTinyFp8, dir / "pack");
+  damage_layer(dir / "pack", 2);
+  for (const char* nodes : {"0", "1", "3"}) {
+    const CommandResult result =
+        atoll({"run", (dir / "pack").string(), "--prompt", "x", "--nodes", nodes});
+    expect_one_line(result, "no expert node is left to compute layer 3: ");
+    const std::string line = result.err.substr(result.err.find("atoll: error: "));
+    EXPECT_THAT(line, ::testing::ContainsRegex(
+                          "/pack/layer-00003.tiles: tile [0-3] of expert 3/[0-9]+: checksum "
+                          "[0-9a-f]+ of [0-9]+ bytes at offset [0-9]+, expected "));
+    EXPECT_EQ(result.out, "\n") << nodes;  // no token
+  }
 }
 
 }  // namespace
