@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -53,6 +54,16 @@ HostBuffer::HostBuffer(size_t bytes) : bytes_(bytes) {
 
 HostBuffer::~HostBuffer() {
   if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+void HostBuffer::populate(size_t begin, size_t bytes) {
+#ifdef MADV_POPULATE_WRITE
+  // Advice like any other: kernels before 5.14 don't know it.
+  if (begin < bytes_)
+    (void)madvise(data_ + begin, std::min(bytes, bytes_ - begin), MADV_POPULATE_WRITE);
+#else
+  (void)begin, (void)bytes;
+#endif
 }
 
 HostBuffer& HostBuffer::operator=(HostBuffer&& other) noexcept {

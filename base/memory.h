@@ -29,6 +29,10 @@ class HostBuffer {
   std::span<std::byte> span() { return {data_, bytes_}; }
   std::span<const std::byte> span() const { return {data_, bytes_}; }
 
+  // Makes the kernel back these bytes now, of whole pages, so that whoever uses them first does not
+  // wait for it. What it can't give is left; from another thread than the memory's user, too.
+  void populate(size_t begin, size_t bytes);
+
   template <typename T>
   T* as() {
     return reinterpret_cast<T*>(data_);

@@ -23,6 +23,7 @@ using TileState = ExpertCache::TileState;
 constexpr double kHalfLifeTokens = 1024;
 // Experts that fill() has under way: enough to keep drives busy, few enough to hold nobody up.
 constexpr size_t kFillReads = 4;
+constexpr size_t kPopulateBytes = 32 * kMiB;
 // Experts that are read because of hints at the same time.
 constexpr size_t kHintReadsMax = 16;
 
@@ -218,12 +219,30 @@ void TileStore::stop_filling() {
   changed_.notify_all();
 }
 
+// Backs the first slots with memory, ahead of the reads into them: clearing pages takes longer than
+// a fast drive, and a ring's thread would do it one page after the other.
+std::vector<std::jthread> TileStore::populate_ahead(size_t num_slots) {
+  const auto next = std::make_shared<std::atomic<size_t>>(0);
+  const size_t end = num_slots * slot_bytes_;
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < options_.reader.num_threads; ++i) {
+    threads.emplace_back([this, next, end] {
+      size_t begin = 0;
+      while (!stop_filling_ && (begin = next->fetch_add(kPopulateBytes)) < end) {
+        arena_.populate(begin, std::min(kPopulateBytes, end - begin));
+      }
+    });
+  }
+  return threads;
+}
+
 void TileStore::fill(Progress& progress) {
   const std::vector<size_t> order = planned_.empty() ? std::vector<size_t>{} : fill_order();
   const size_t slots = cache_->num_slots();
   const size_t fitting = planned_.empty() ? 0 : std::min(order.size(), slots / planned_.size());
   const uint64_t bytes_each = order.empty() ? 0 : read_bytes(planned_) / order.size();
   progress.start(bytes_each * fitting);
+  const auto populating = populate_ahead(fitting * planned_.size());
   std::optional<Error> first_error;
   std::vector<size_t> under_way;
   std::unique_lock lock(mutex_);

@@ -15,6 +15,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/cache_stats.h"
@@ -181,6 +182,7 @@ class TileStore {
   int32_t expert_of(size_t index) const;
   void load_usage();
   std::vector<size_t> fill_order() const;
+  std::vector<std::jthread> populate_ahead(size_t num_slots);
 
   // With mutex_ held:
   std::vector<int> absent_tiles(size_t index, std::span<const int> tiles) const;

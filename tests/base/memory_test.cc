@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cinttypes>
@@ -10,6 +11,8 @@
 
 #include "base/result.h"
 #include "base/units.h"
+
+#include <vector>
 
 namespace atl {
 namespace {
@@ -93,6 +96,27 @@ TEST(HostBuffer, gives_all_of_its_memory_back) {
 TEST(HostBuffer, a_size_that_no_machine_has_is_refused_in_words) {
   EXPECT_THROW(HostBuffer(size_t{1} << 60), LoadError);
   EXPECT_THROW(HostBuffer(~size_t{0} - 8192), LoadError);
+}
+
+// Pages of a buffer that are in RAM.
+size_t pages_in_ram(const HostBuffer& buffer) {
+  std::vector<unsigned char> there(buffer.size() / 4096);
+  EXPECT_EQ(mincore(const_cast<std::byte*>(buffer.data()), buffer.size(), there.data()), 0);
+  return static_cast<size_t>(
+      std::count_if(there.begin(), there.end(), [](unsigned char page) { return page & 1; }));
+}
+
+TEST(HostBuffer, populated_pages_are_in_ram_and_no_others) {
+  if (sysconf(_SC_PAGESIZE) != 4096) GTEST_SKIP() << "pages are not of 4 KiB";
+  HostBuffer buffer(64 * 4096);
+  EXPECT_EQ(pages_in_ram(buffer), 0u);
+  buffer.populate(8 * 4096, 16 * 4096);
+  if (pages_in_ram(buffer) == 0) GTEST_SKIP() << "this kernel does not populate (before 5.14)";
+  EXPECT_EQ(pages_in_ram(buffer), 16u);
+  buffer.populate(60 * 4096, 100 * 4096);  // cut at the end
+  EXPECT_EQ(pages_in_ram(buffer), 20u);
+  buffer.populate(200 * 4096, 4096);  // behind it: nothing
+  EXPECT_EQ(pages_in_ram(buffer), 20u);
 }
 
 }  // namespace
