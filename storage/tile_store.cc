@@ -183,7 +183,7 @@ void TileStore::save_usage() const {
   std::vector<double> uses;
   {
     const std::lock_guard lock(mutex_);
-    if (!cache_) return;
+    if (!is_planned()) return;  // a file that plan() has refused stays
     const size_t experts =
         catalog_.moe_layers.size() * static_cast<size_t>(catalog_.n_routed_experts);
     for (size_t index = 0; index < experts; ++index) uses.push_back(cache_->uses(index));
@@ -552,7 +552,7 @@ void TileStore::evict_all() {
 ExpertCacheStats TileStore::stats() const {
   const std::lock_guard lock(mutex_);
   ExpertCacheStats stats = stats_;
-  if (!cache_) return stats;
+  if (!is_planned()) return stats;
   stats.slots_used = cache_->num_slots() - cache_->free_slots();
   stats.evictions = cache_->evictions();
   stats.tiles_reread = reader_->tiles_reread();

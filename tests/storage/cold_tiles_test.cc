@@ -247,6 +247,19 @@ TEST_F(ColdTiles, uses_are_saved_and_of_another_checkpoint_refused) {
   EXPECT_THAT(refused("abc"), HasSubstr("not an expert usage file of version 1"));
 }
 
+TEST_F(ColdTiles, a_usage_file_that_was_refused_stays_as_it_is) {
+  const test::TempDir dir;
+  TileStoreOptions options;
+  options.usage_file = dir / "usage";
+  options.checkpoint_fingerprint = "abc";
+  const std::vector<double> uses = {0, 5, 1, 0, 9, 2, 0, 0};
+  write_usage_file(options.usage_file, catalog_, "xyz", uses);
+  EXPECT_THROW(open(4, options), LoadError);
+  store_->save_usage();
+  EXPECT_EQ(read_usage_file(options.usage_file, catalog_, "xyz"), uses);
+  EXPECT_EQ(store_->stats().slots_used, 0u);
+}
+
 TEST_F(ColdTiles, too_little_ram_says_what_is_the_least) {
   TileStoreOptions options;
   options.ram_bytes_max = 1000;
