@@ -47,6 +47,8 @@ const std::vector<ThirdParty> kThirdParty = {
     {"pcre2.h", {"model/"}},
     {"spdlog/", {"base/log.cc"}},
     {"CLI/", {"cli/"}},
+    {"boost/", {"coordinator/http/", "cli/"}},
+    {"prometheus/", {"coordinator/metrics.cc"}},
     {"nlohmann/", {"model/", "storage/", "topology/", "transport/", "coordinator/", "cli/"}},
     {"gtest/", {}},
     {"gmock/", {}},

@@ -1,0 +1,121 @@
+// An asynchronous HTTP/1.1 server: one thread carries all connections.
+//
+// It knows nothing of models. A handler gets a whole request and answers through an HttpExchange,
+// at once or later, with one body or with a stream of server-sent events.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+
+namespace atl::coordinator {
+
+struct HttpRequest {
+  std::string method;  // "GET"
+  std::string path;    // without the query, percent-decoded
+  std::string query;   // after '?', as it came
+  std::vector<std::pair<std::string, std::string>> headers;
+  std::string body;
+  std::string id;      // X-Request-Id if the client sent a sane one, else made here; also answered
+  std::string remote;  // "127.0.0.1:50312"
+  Clock::TimePoint arrived;
+
+  // Case-insensitive; empty if it isn't there.
+  std::string_view header(std::string_view name) const;
+};
+
+struct HttpResponse {
+  int status = 200;
+  std::string content_type = "application/json";
+  std::string body;
+  std::vector<std::pair<std::string, std::string>> headers;  // further ones
+};
+
+// The answer to one request. All calls on the server's thread. Calls after the client is gone do
+// nothing. Keep the shared_ptr until the answer is whole.
+class HttpExchange {
+ public:
+  virtual ~HttpExchange() = default;
+  virtual const HttpRequest& request() const = 0;
+  // The whole answer, once.
+  virtual void respond(HttpResponse response) = 0;
+  // Instead: status 200 and `text/event-stream`; then any number of send_event(), then end().
+  // While nothing is sent for HttpOptions::keep_alive, a comment line is.
+  virtual void begin_events() = 0;
+  // One event with this data (a single line). False: the client is gone.
+  virtual bool send_event(std::string_view data) = 0;
+  virtual void end() = 0;
+  // Called once, at most, if the connection ends before the answer does: closed by the client, or
+  // by the server because it reads too slowly (see HttpOptions::unsent_bytes_max).
+  virtual void on_gone(std::function<void()> callback) = 0;
+};
+
+struct HttpOptions {
+  std::string address = "127.0.0.1";
+  uint16_t port = 8080;                 // 0: any free one
+  size_t connections_max = 4096;        // more are answered 503 and closed
+  size_t header_bytes_max = 32 << 10;   // 431
+  size_t body_bytes_max = 32 << 20;     // 413
+  size_t bodies_bytes_max = 512 << 20;  // of all requests being read or answered; more: 503
+  size_t unsent_bytes_max = 4 << 20;    // of one stream; a client that reads slower is dropped
+  std::chrono::milliseconds header_timeout{10'000};  // of one request's header, and
+  std::chrono::milliseconds body_timeout{60'000};    // of its body: 408
+  std::chrono::milliseconds idle_timeout{300'000};   // between requests
+  std::chrono::milliseconds write_timeout{60'000};   // without a byte taken: dropped
+  std::chrono::milliseconds keep_alive{15'000};
+  // Called when a header is read, before its body: an answer here refuses the request.
+  std::function<std::optional<HttpResponse>(const HttpRequest&)> admit;
+  // The body of errors of the server itself: status, what is wrong.
+  std::function<HttpResponse(int status, const std::string& message)> error_response;
+};
+
+struct HttpStats {
+  int64_t connections = 0;  // open
+  int64_t in_flight = 0;    // requests not yet answered
+  uint64_t accepted = 0;    // connections, over the server's life
+  uint64_t requests = 0;
+  uint64_t dropped_slow = 0;
+};
+
+class HttpServer {
+ public:
+  using Handler = std::function<void(std::shared_ptr<HttpExchange>)>;
+
+  // Binds and listens. LoadError: address and port, and what the system said.
+  HttpServer(HttpOptions options, const Clock& clock);
+  ~HttpServer();
+
+  uint16_t port() const;
+  // Before run(). GET also answers HEAD. A path that exists with other methods is 405 with `Allow`,
+  // an unknown one 404.
+  void route(const std::string& method, const std::string& path, Handler handler);
+
+  // Serves until stopped; the calling thread is the server's thread.
+  void run();
+  // Any thread: accepts nothing more, writes out what has been answered, for `grace` at most, and
+  // lets run() return.
+  void stop(std::chrono::milliseconds grace = std::chrono::milliseconds(2000));
+
+  // Any thread: runs the task on the server's thread, in order.
+  void post(std::function<void()> task);
+  // Server's thread: runs the task after this time, once; not after stop().
+  void post_after(std::chrono::milliseconds delay, std::function<void()> task);
+  // Any thread: runs the task on a helper thread, for work that would hold up the others (parsing
+  // and tokenizing long prompts). Answer by post().
+  void work(std::function<void()> task);
+  HttpStats stats() const;  // any thread
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace atl::coordinator
