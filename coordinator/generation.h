@@ -33,6 +33,7 @@ struct GenerationRequest {
   model::LogitsProcessor logits;  // penalties and bias
   uint64_t sample = 0;            // which of several completions of one prompt this is
   std::vector<int32_t> stop_ids;  // end the text and are its last token; usually the eos ids
+  int64_t min_tokens = 0;         // a stop id isn't chosen before this many others
   // -1: no log probabilities; n >= 0: the chosen token's and those of the n likeliest ones.
   int32_t top_logprobs = -1;
   std::unique_ptr<model::TokenConstraint> constraint;  // what may be generated; null: anything
