@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "coordinator/api_keys.h"
 #include "coordinator/cluster_snapshot.h"
 #include "coordinator/generation.h"
 #include "coordinator/http/http_server.h"
@@ -22,28 +24,37 @@
 
 namespace atl::coordinator {
 
-struct ApiKey {
-  std::string name;  // what logs and fair queueing call its owner
-  std::string key;
+// What a checkpoint says about how it wants to be asked.
+struct ModelDefaults {
+  // Of generation_config.json; used where a request doesn't say. OpenAI's are 1 and 1.
+  std::optional<float> temperature, top_p;
+  // The text of the chat template that model::ChatTemplate::load() reads; empty: none. Tells which
+  // marks the model uses (reasoning, calls of tools).
+  std::string chat_template;
 };
-// One `name key` or `key` per line, # begins a comment. LoadError names file and line; also if the
-// file can be read by others than its owner.
-std::vector<ApiKey> load_api_keys(const std::string& file);
+// LoadError: the file, and what in it is wrong.
+ModelDefaults load_model_defaults(const std::filesystem::path& model_dir);
 
 struct ApiOptions {
-  std::string model_name;                   // in /v1/models and answers
-  std::vector<ApiKey> keys;                 // empty: everybody may ask
-  int64_t max_tokens_default = 0;           // 0: up to the end of the context
-  int64_t choices_max = 16;                 // `n`
-  std::chrono::seconds request_timeout{0};  // of one generation; 0: none
-  std::chrono::seconds canary_max_age{30};  // older: /ready is 503
+  std::string model_name;          // in /v1/models and answers
+  ModelDefaults model;             // load_model_defaults()
+  std::vector<ApiKey> keys;        // empty: everybody may ask
+  int64_t context_tokens = 0;      // most of one request, prompt and answer; 0: the model's
+  int64_t max_tokens_default = 0;  // of chats; 0: up to the end of the context
+  int64_t choices_max = 16;        // `n`
+  int64_t preparing_max = 256;     // requests whose prompts wait to be tokenized; more: 429
+  std::chrono::seconds request_timeout{0};              // of one generation; 0: none
+  std::chrono::milliseconds canary_every{10'000};       // without a token: one is generated
+  std::chrono::milliseconds canary_max_age{30'000};     // no token for longer: /ready is 503
+  std::chrono::milliseconds stream_begin_after{5'000};  // header of a stream that has no token yet
   std::string version;
+  std::string system_fingerprint;  // of weights and numerics; empty: from the version
 };
 
 class Api {
  public:
-  // Everything is borrowed and must outlive this. `snapshot` is called on the server's thread and
-  // must not block.
+  // Everything is borrowed and must outlive this and the server. `snapshot` is called on the
+  // server's thread and must not block.
   Api(ApiOptions options, HttpServer& server, GenerationBackend& backend,
       const model::ModelConfig& config, const model::Tokenizer& tokenizer,
       const model::ChatTemplate* chat_template, const Clock& clock,
@@ -64,7 +75,7 @@ class Api {
 
  private:
   struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;  // shared with tasks that the server still holds
 };
 
 }  // namespace atl::coordinator
