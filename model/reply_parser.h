@@ -25,6 +25,7 @@ struct ReplyDelta {
     int32_t index = 0;      // of the call within the reply
     std::string name;       // whole, with the call's first delta; else empty
     std::string arguments;  // the next piece of the JSON text
+    std::string id;         // with the first delta, if the format has ids ("functions.f:0")
   };
   std::string reasoning;
   std::string content;
@@ -41,6 +42,15 @@ struct ReplyParserOptions {
 
 // One reply. What push() and finish() return, joined, is the same for any split of the text. Marks
 // that are split over pieces are held back until they are decided. One thread.
+//
+// - Reasoning ends at the first </think>; one <think> at its start and the newlines around it are
+//   left out. Without </think> all is reasoning. Unless the prompt has opened it (reasoning_open),
+//   there is reasoning only if the text starts with <think>, white space aside.
+// - What follows is content, byte for byte; only white space alone, before or after calls, is left
+//   out.
+// - Calls stand within their section's marks; fences and white space around arguments are left out.
+//   What isn't formed as the format says becomes content, from the last mark that made sense on.
+//   A call whose text ends early keeps the arguments that came.
 class ReplyParser {
  public:
   explicit ReplyParser(ReplyParserOptions options);
