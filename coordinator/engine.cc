@@ -15,6 +15,7 @@ Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatc
       cache_(config.num_hidden_layers,
              kernels::LatentShape{config.kv_lora_rank, config.qk_rope_head_dim, options.cache_type},
              options.cache_blocks),
+      prefixes_(cache_),
       step_(config, weights, cache_, experts, team, clock, {options.rows_max, options.prefetch}) {}
 
 Status Engine::step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
@@ -73,7 +74,7 @@ std::optional<Error> Engine::make_room(Sequence& sequence, int64_t num_tokens) {
                              num_tokens, config_.max_position_embeddings)};
   }
   while (static_cast<int64_t>(sequence.blocks.size()) < KvCache::blocks_for(num_tokens)) {
-    auto block = cache_.allocate();
+    auto block = prefixes_.allocate();
     if (!block) return block.error();
     sequence.blocks.push_back(*block);
   }
@@ -100,8 +101,26 @@ Status Engine::fill_context(Sequence& sequence, int64_t num_tokens, uint64_t see
   return {};
 }
 
+void Engine::reuse(Sequence& sequence, std::span<const int32_t> tokens) {
+  CHECK_EQ(sequence.num_tokens, 0);
+  CHECK(sequence.blocks.empty());
+  sequence.blocks = prefixes_.match(tokens, &sequence.prefix);
+  sequence.num_published = static_cast<int64_t>(sequence.blocks.size());
+  sequence.num_tokens = sequence.num_published * PrefixCache::kBlock;
+}
+
+void Engine::keep(Sequence& sequence, std::span<const int32_t> tokens) {
+  CHECK_LE(sequence.num_tokens, static_cast<int64_t>(tokens.size()));
+  const int64_t full = sequence.num_tokens / PrefixCache::kBlock;
+  for (int64_t& b = sequence.num_published; b < full; ++b) {
+    sequence.prefix = prefixes_.publish(
+        sequence.prefix, tokens.subspan(b * PrefixCache::kBlock, PrefixCache::kBlock),
+        sequence.blocks[b]);
+  }
+}
+
 void Engine::release(Sequence& sequence) {
-  for (const BlockId block : sequence.blocks) cache_.release(block);
+  prefixes_.release(sequence.blocks);
   sequence = {};
 }
 

@@ -17,6 +17,7 @@
 #include "coordinator/decode_step.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/kv_cache.h"
+#include "coordinator/prefix_cache.h"
 #include "coordinator/weights.h"
 #include "model/config.h"
 
@@ -33,6 +34,8 @@ struct EngineOptions {
 struct Sequence {
   int64_t num_tokens = 0;  // in the cache
   std::vector<BlockId> blocks;
+  int64_t num_published = 0;       // of the blocks: known to other sequences
+  PrefixCache::Prefix prefix = 0;  // the place after them
 };
 
 enum class WantLogits : uint8_t { kNone, kLast, kAll };
@@ -62,6 +65,14 @@ class Engine {
   Status step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
               std::span<std::optional<Error>> errors, StepObserver* observer = nullptr);
 
+  // Moves an empty sequence over the longest prefix of `tokens` that was kept (keep()), in whole
+  // blocks and leaving at least one token to step; its num_tokens tells how far.
+  void reuse(Sequence& sequence, std::span<const int32_t> tokens);
+  // Makes the full blocks of the sequence known, so that they are kept after release() as long as
+  // there is room, for sequences that begin alike. `tokens` are the sequence's, at least
+  // num_tokens.
+  void keep(Sequence& sequence, std::span<const int32_t> tokens);
+
   // Gives the sequence's blocks back and empties it.
   void release(Sequence& sequence);
 
@@ -76,6 +87,7 @@ class Engine {
   const StepTimes& times() const { return step_.times(); }
   const HintStats& hint_stats() const { return step_.hint_stats(); }
   const KvCache& cache() const { return cache_; }
+  const PrefixCache& prefixes() const { return prefixes_; }
 
  private:
   std::optional<Error> admit(const SequenceRows& rows);
@@ -85,6 +97,7 @@ class Engine {
   const Weights& weights_;
   const EngineOptions options_;
   KvCache cache_;
+  PrefixCache prefixes_;
   DecodeStep step_;
 };
 

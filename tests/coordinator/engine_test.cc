@@ -146,6 +146,41 @@ TEST(Engine, a_full_cache_is_an_answer_and_released_blocks_serve_again) {
   EXPECT_TRUE(step(engine, b, {5}));
 }
 
+// Prefixes that are found in the cache give the same bits as computing them, whole blocks only.
+TEST(Engine, a_kept_prefix_is_reused_and_changes_no_bit) {
+  cli::Deployment deployment(options_for(tiny(), 1024));
+  Engine& engine = deployment.engine();
+  std::vector<int32_t> tokens(150);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(7 * i % 3000);
+  Sequence first;
+  auto alone = step(engine, first, tokens);
+  ASSERT_TRUE(alone);
+  engine.keep(first, tokens);
+  engine.release(first);
+  EXPECT_EQ(engine.prefixes().held(), 0);
+  EXPECT_EQ(engine.prefixes().kept(), 2);
+
+  Sequence again;
+  engine.reuse(again, tokens);
+  EXPECT_EQ(again.num_tokens, 128);
+  auto reused = step(engine, again, {tokens.begin() + 128, tokens.end()});
+  ASSERT_TRUE(reused);
+  EXPECT_EQ(*reused, *alone);
+  engine.release(again);
+
+  tokens[100] = 5;  // in the second block
+  Sequence other;
+  engine.reuse(other, tokens);
+  EXPECT_EQ(other.num_tokens, 64);
+  auto branched = step(engine, other, {tokens.begin() + 64, tokens.end()});
+  engine.release(other);
+  Sequence fresh;
+  auto expected = step(engine, fresh, tokens);
+  ASSERT_TRUE(branched && expected);
+  EXPECT_EQ(*branched, *expected);
+  engine.release(fresh);
+}
+
 // One expert whose results are far beyond the range: only rows that choose it end, with its name.
 TEST(Engine, a_value_out_of_range_names_layer_and_expert_and_spares_the_other_rows) {
   const test::TempDir dir;
