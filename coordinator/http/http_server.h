@@ -35,12 +35,13 @@ struct HttpRequest {
 struct HttpResponse {
   int status = 200;
   std::string content_type = "application/json";
-  std::string body;
-  std::vector<std::pair<std::string, std::string>> headers;  // further ones
+  std::string body = {};
+  std::vector<std::pair<std::string, std::string>> headers = {};  // further ones
 };
 
 // The answer to one request. All calls on the server's thread. Calls after the client is gone do
-// nothing. Keep the shared_ptr until the answer is whole.
+// nothing. Keep the shared_ptr until the answer is whole: one that is let go of without an answer
+// is answered 500. Any thread may be the last holder.
 class HttpExchange {
  public:
   virtual ~HttpExchange() = default;
@@ -53,8 +54,10 @@ class HttpExchange {
   // One event with this data (a single line). False: the client is gone.
   virtual bool send_event(std::string_view data) = 0;
   virtual void end() = 0;
-  // Called once, at most, if the connection ends before the answer does: closed by the client, or
-  // by the server because it reads too slowly (see HttpOptions::unsent_bytes_max).
+  // Called once, at most, if the connection ends before the answer does: closed by the client (its
+  // sending side counts), or by the server because it reads too slowly (see
+  // HttpOptions::unsent_bytes_max) or stops. Never from inside another call; soon, if the client is
+  // gone already.
   virtual void on_gone(std::function<void()> callback) = 0;
 };
 
@@ -72,9 +75,9 @@ struct HttpOptions {
   std::chrono::milliseconds write_timeout{60'000};   // without a byte taken: dropped
   std::chrono::milliseconds keep_alive{15'000};
   // Called when a header is read, before its body: an answer here refuses the request.
-  std::function<std::optional<HttpResponse>(const HttpRequest&)> admit;
-  // The body of errors of the server itself: status, what is wrong.
-  std::function<HttpResponse(int status, const std::string& message)> error_response;
+  std::function<std::optional<HttpResponse>(const HttpRequest&)> admit = {};
+  // The body of errors of the server itself: status, what is wrong. Both on the server's thread.
+  std::function<HttpResponse(int status, const std::string& message)> error_response = {};
 };
 
 struct HttpStats {
@@ -94,14 +97,14 @@ class HttpServer {
   ~HttpServer();
 
   uint16_t port() const;
-  // Before run(). GET also answers HEAD. A path that exists with other methods is 405 with `Allow`,
-  // an unknown one 404.
+  // Before run(). An exception that leaves a handler is answered 500, with a log line. GET also
+  // answers HEAD. A path that exists with other methods is 405 with `Allow`, an unknown one 404.
   void route(const std::string& method, const std::string& path, Handler handler);
 
   // Serves until stopped; the calling thread is the server's thread.
   void run();
-  // Any thread: accepts nothing more, writes out what has been answered, for `grace` at most, and
-  // lets run() return.
+  // Any thread: accepts nothing more, closes idle connections, lets answers under way end and
+  // writes them out, for `grace` at most, cuts the others and lets run() return.
   void stop(std::chrono::milliseconds grace = std::chrono::milliseconds(2000));
 
   // Any thread: runs the task on the server's thread, in order.
