@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/units.h"
 
 namespace atl::topology {
@@ -55,10 +57,16 @@ TEST(MachineProbe, measures_work_that_is_really_done) {
 TEST(MachineProbe, int8_operations_are_two_or_four_times_those_of_fp32) {
   ThreadTeam team(1);
   MachineProbe probe(team);
-  const MachineLimit limit = probe.measure();
-  if (limit.int8_op_per_second == 0) GTEST_SKIP() << "no int8 instructions on this target";
-  EXPECT_GT(limit.int8_op_per_second, 1.2 * limit.fma_flop_per_second);
-  EXPECT_LT(limit.int8_op_per_second, 8 * limit.fma_flop_per_second);
+  // Other processes may slow one of the two down: the best of several tries of each.
+  double int8 = 0, fma = 0;
+  for (int i = 0; i < 10 && (int8 <= 1.2 * fma || int8 >= 8 * fma); ++i) {
+    const MachineLimit limit = probe.measure();
+    if (limit.int8_op_per_second == 0) GTEST_SKIP() << "no int8 instructions on this target";
+    int8 = std::max(int8, limit.int8_op_per_second);
+    fma = std::max(fma, limit.fma_flop_per_second);
+  }
+  EXPECT_GT(int8, 1.2 * fma);
+  EXPECT_LT(int8, 8 * fma);
 }
 
 }  // namespace
