@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "coordinator/engine.h"
+#include "coordinator/generation.h"
 #include "model/sampler.h"
 
 namespace atl::coordinator {
@@ -23,8 +24,6 @@ struct GenerateRequest {
   int32_t vocab_limit = 0;        // ids from here on have no token and are never chosen
   std::vector<uint8_t> allowed;   // [vocab_limit], 0 for ids without a token; empty: all
 };
-
-enum class FinishReason : uint8_t { kStop, kLength };
 
 struct GenerateResult {
   std::vector<int32_t> tokens;

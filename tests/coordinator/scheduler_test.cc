@@ -1,0 +1,488 @@
+// The scheduler over a real engine with the small model: company, order and room change no token.
+#include "coordinator/scheduler.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "cli/deployment.h"
+#include "coordinator/generate.h"
+#include "tests/support/golden.h"
+
+namespace atl::coordinator {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr int32_t kVocab = 3328;
+
+cli::DeploymentOptions options_for(int64_t cache_tokens, int64_t chunk) {
+  cli::DeploymentOptions options;
+  options.model_dir = test::tests_dir() / "models/tiny-fp8";
+  options.threads = 1;
+  options.chunk = chunk;
+  options.cache_tokens = cache_tokens - 64;  // a deployment adds a block
+  options.progress = false;
+  return options;
+}
+
+struct Outcome {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+  std::vector<std::vector<TokenLogprob>> top;
+  std::optional<FinishReason> finish;
+  std::optional<Error> error;
+  int64_t cached_tokens = 0;
+  bool ended() const { return finish || error; }
+};
+
+class SchedulerTest : public testing::Test {
+ protected:
+  void open(int64_t cache_tokens = 4096, int64_t chunk = 64, SchedulerOptions options = {}) {
+    scheduler_.reset();
+    if (!deployment_ || cache_tokens != cache_tokens_ || chunk != chunk_) {
+      deployment_.reset();
+      deployment_.emplace(options_for(cache_tokens, chunk));
+      cache_tokens_ = cache_tokens;
+      chunk_ = chunk;
+    }
+    options.sequences_max = std::min(options.sequences_max, chunk);
+    options.vocab_limit = kVocab;
+    outcomes_.clear();
+    scheduler_.emplace(deployment_->engine(), clock_, options,
+                       [this](std::vector<GenerationEvent> events) { take(std::move(events)); });
+  }
+
+  void take(std::vector<GenerationEvent> events) {
+    for (GenerationEvent& event : events) {
+      Outcome& outcome = outcomes_[event.id];
+      EXPECT_FALSE(outcome.ended()) << "an event after the end";
+      if (event.token) {
+        outcome.tokens.push_back(*event.token);
+        outcome.logprobs.push_back(event.logprob);
+        outcome.top.push_back(std::move(event.top));
+      }
+      outcome.finish = event.finish;
+      outcome.error = event.error;
+      outcome.cached_tokens = event.cached_tokens;
+    }
+  }
+
+  GenerationId submit(GenerationRequest request) {
+    auto id = scheduler_->submit(std::move(request));
+    EXPECT_TRUE(id) << (id ? "" : id.error().message);
+    return id ? *id : GenerationId{};
+  }
+  void steps(int n) {
+    for (int i = 0; i < n; ++i) scheduler_->step();
+  }
+  // Steps until nothing is left to do.
+  void finish_all() {
+    while (scheduler_->step()) {
+    }
+  }
+
+  // What the request gives with the engine to itself.
+  std::vector<int32_t> alone(const GenerationRequest& request) {
+    GenerateRequest single;
+    single.prompt = request.prompt;
+    single.max_tokens = request.max_tokens;
+    single.sampling = request.sampling;
+    single.sample = request.sample;
+    single.stop_ids = request.stop_ids;
+    single.vocab_limit = kVocab;
+    model::Sampler sampler;
+    SteadyClock clock;
+    auto result = generate(deployment_->engine(), clock, single, sampler, [](int32_t) {});
+    EXPECT_TRUE(result);
+    return result ? result->tokens : std::vector<int32_t>{};
+  }
+
+  static GenerationRequest request(std::vector<int32_t> prompt, int64_t max_tokens) {
+    GenerationRequest r;
+    r.prompt = std::move(prompt);
+    r.max_tokens = max_tokens;
+    return r;
+  }
+  static std::vector<int32_t> prompt(int64_t n, int32_t salt) {
+    std::vector<int32_t> tokens = {0};
+    while (std::ssize(tokens) < n) {
+      tokens.push_back(
+          static_cast<int32_t>((tokens.size() * 31 + static_cast<size_t>(salt) * 977) % 3300));
+    }
+    return tokens;
+  }
+
+  ManualClock clock_;
+  std::optional<cli::Deployment> deployment_;
+  int64_t cache_tokens_ = 0, chunk_ = 0;
+  std::map<GenerationId, Outcome> outcomes_;
+  std::optional<Scheduler> scheduler_;
+};
+
+GenerationRequest copy_of(const GenerationRequest& r) {
+  GenerationRequest copy;
+  copy.prompt = r.prompt;
+  copy.max_tokens = r.max_tokens;
+  copy.sampling = r.sampling;
+  copy.sample = r.sample;
+  copy.stop_ids = r.stop_ids;
+  copy.client = r.client;
+  return copy;
+}
+
+// Requests of random length, sampling and moment, over prompts that begin alike, in a cache that is
+// too small for all of them.
+TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
+  constexpr int kRequests = 16;
+  uint64_t preempted = 0;
+  for (const uint32_t seed : {1u, 2u, 3u}) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    const auto draw = [&](int64_t low, int64_t high) {
+      return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
+    };
+    SchedulerOptions options;
+    options.sequences_max = draw(4, 16);
+    options.prefix_cache = seed != 2;
+    options.mixed_prompt_max = draw(0, 1) * 24;
+    open(/*cache_tokens=*/64 * draw(6, 10), /*chunk=*/draw(16, 80), options);
+    std::vector<GenerationRequest> requests;
+    std::vector<std::vector<int32_t>> expected;
+    for (int r = 0; r < kRequests; ++r) {
+      GenerationRequest one;
+      one.prompt = prompt(draw(1, 200), static_cast<int32_t>(draw(0, 2)));
+      if (draw(0, 1)) one.prompt.push_back(static_cast<int32_t>(draw(1, 3000)));
+      one.max_tokens = draw(1, 150);
+      one.sampling.temperature = draw(0, 2) ? 0.9f : 0.0f;
+      one.sampling.top_p = draw(0, 1) ? 0.95f : 1.0f;
+      one.sampling.seed = random();
+      one.sample = static_cast<uint64_t>(draw(0, 3));
+      one.stop_ids = {1};
+      one.client = std::string(1, static_cast<char>('a' + draw(0, 2)));
+      expected.push_back(alone(one));
+      requests.push_back(std::move(one));
+    }
+    std::vector<GenerationId> ids;
+    for (const GenerationRequest& one : requests) {
+      ids.push_back(submit(copy_of(one)));
+      steps(static_cast<int>(draw(0, 4)));
+    }
+    finish_all();
+    for (int r = 0; r < kRequests; ++r) {
+      const Outcome& outcome = outcomes_[ids[r]];
+      EXPECT_EQ(outcome.tokens, expected[r]) << "request " << r;
+      EXPECT_TRUE(outcome.finish) << (outcome.error ? outcome.error->message : "did not end");
+    }
+    const GenerationStats stats = scheduler_->stats();
+    EXPECT_EQ(stats.finished, static_cast<uint64_t>(kRequests));
+    preempted += stats.preempted;
+    EXPECT_EQ(stats.cached_tokens > 0, options.prefix_cache);
+    EXPECT_EQ(stats.cache_blocks_used, 0);
+    EXPECT_EQ(stats.running + stats.waiting, 0);
+  }
+  EXPECT_GT(preempted, 0u);  // so that it was tried, too
+}
+
+TEST_F(SchedulerTest, a_long_prompt_does_not_hold_up_those_that_decode) {
+  open(4096, 64);
+  const GenerationId decoding = submit(request(prompt(3, 0), 40));
+  steps(2);
+  const GenerationId reading = submit(request(prompt(1000, 1), 2));
+  const size_t before = outcomes_[decoding].tokens.size();
+  steps(5);
+  EXPECT_EQ(outcomes_[decoding].tokens.size(), before + 5);
+  EXPECT_THAT(outcomes_[reading].tokens, IsEmpty());
+  EXPECT_EQ(scheduler_->stats().computed_tokens, 3u + before - 1 + 5 * 64);
+  finish_all();
+  EXPECT_EQ(outcomes_[reading].tokens.size(), 2u);
+}
+
+TEST_F(SchedulerTest, prompts_share_a_step_and_short_ones_are_through_first) {
+  open(4096, 64);
+  const GenerationId long_one = submit(request(prompt(400, 1), 1));
+  const GenerationId short_one = submit(request(prompt(40, 2), 1));
+  steps(1);
+  EXPECT_FALSE(outcomes_[short_one].ended());  // 32 of 64 rows
+  steps(1);
+  EXPECT_TRUE(outcomes_[short_one].ended());
+  steps(4);
+  EXPECT_FALSE(outcomes_[long_one].ended());  // 32 + 56 + 5 * 64 = 408, in the 7th step
+  finish_all();
+  EXPECT_TRUE(outcomes_[long_one].ended());
+}
+
+TEST_F(SchedulerTest, several_samples_of_one_prompt_compute_it_once) {
+  open(4096, 64);
+  std::vector<GenerationId> ids;
+  for (uint64_t sample = 0; sample < 4; ++sample) {
+    GenerationRequest one = request(prompt(130, 3), 1);
+    one.sample = sample;
+    one.sampling.temperature = 1.5f;
+    ids.push_back(submit(std::move(one)));
+  }
+  finish_all();
+  EXPECT_EQ(scheduler_->stats().computed_tokens, 130u + 3 * 2);
+  EXPECT_EQ(outcomes_[ids[0]].cached_tokens, 0);
+  EXPECT_EQ(outcomes_[ids[3]].cached_tokens, 128);
+}
+
+TEST_F(SchedulerTest, a_cancelled_request_is_gone_with_the_next_step) {
+  open();
+  const GenerationId first = submit(request(prompt(70, 0), 100));
+  const GenerationId second = submit(request(prompt(5, 1), 100));
+  steps(4);
+  EXPECT_EQ(scheduler_->stats().running, 2);
+  const size_t so_far = outcomes_[first].tokens.size();
+  scheduler_->cancel(first);
+  scheduler_->cancel(GenerationId{999});
+  steps(1);
+  EXPECT_EQ(outcomes_[first].tokens.size(), so_far);
+  EXPECT_EQ(scheduler_->stats().running, 1);
+  EXPECT_EQ(scheduler_->stats().cancelled, 1u);
+  scheduler_->cancel(first);
+  steps(1);
+  EXPECT_EQ(scheduler_->stats().cancelled, 1u);
+  scheduler_->cancel(second);
+  EXPECT_FALSE(scheduler_->step());
+  EXPECT_EQ(scheduler_->stats().cache_blocks_used, 0);
+  EXPECT_FALSE(outcomes_[second].ended());
+}
+
+TEST_F(SchedulerTest, deadlines_end_what_waits_and_what_runs) {
+  SchedulerOptions options;
+  options.sequences_max = 1;
+  open(4096, 64, options);
+  GenerationRequest runs = request(prompt(5, 0), 100), waits = request(prompt(5, 1), 100);
+  runs.deadline = clock_.now() + std::chrono::seconds(10);
+  waits.deadline = clock_.now() + std::chrono::seconds(5);
+  const GenerationId running = submit(std::move(runs)), waiting = submit(std::move(waits));
+  clock_.advance(std::chrono::milliseconds(4999));
+  steps(1);
+  EXPECT_FALSE(outcomes_[waiting].ended());
+  clock_.advance(std::chrono::milliseconds(1));
+  steps(1);
+  ASSERT_TRUE(outcomes_[waiting].error);
+  EXPECT_EQ(outcomes_[waiting].error->code, ErrorCode::kTimeout);
+  EXPECT_FALSE(outcomes_[running].ended());
+  clock_.advance(std::chrono::seconds(5));
+  steps(1);
+  ASSERT_TRUE(outcomes_[running].error);
+  EXPECT_THAT(outcomes_[running].error->message, HasSubstr("after 2 tokens"));
+  EXPECT_EQ(scheduler_->stats().failed, 2u);
+  EXPECT_EQ(scheduler_->stats().running, 0);
+}
+
+TEST_F(SchedulerTest, clients_take_turns_by_the_tokens_they_were_given) {
+  SchedulerOptions options;
+  options.sequences_max = 1;
+  open(4096, 64, options);
+  std::vector<GenerationId> greedy;
+  for (int i = 0; i < 6; ++i) {
+    GenerationRequest one = request(prompt(20, i), 3);
+    one.client = "greedy";
+    greedy.push_back(submit(std::move(one)));
+  }
+  steps(1);
+  GenerationRequest late = request(prompt(20, 9), 3);
+  late.client = "late";
+  const GenerationId modest = submit(std::move(late));
+  const auto ended = [&](GenerationId id) { return outcomes_[id].ended(); };
+  while (!ended(modest)) steps(1);
+  // It came seventh and is served second: the other has had service since.
+  EXPECT_TRUE(ended(greedy[0]));
+  EXPECT_FALSE(ended(greedy[2]));
+  finish_all();
+  EXPECT_TRUE(ended(greedy[5]));
+}
+
+TEST_F(SchedulerTest, refuses_what_can_never_be_served_and_what_is_too_much) {
+  SchedulerOptions options;
+  options.sequences_max = 1;
+  options.queue_max = 2;
+  open(512, 64, options);
+  const auto refusal = [&](GenerationRequest r) {
+    auto id = scheduler_->submit(std::move(r));
+    EXPECT_FALSE(id);
+    return id ? Error{} : id.error();
+  };
+  EXPECT_EQ(refusal(request({}, 1)).code, ErrorCode::kInvalid);
+  EXPECT_EQ(refusal(request({1}, 0)).code, ErrorCode::kInvalid);
+  EXPECT_THAT(refusal(request(prompt(2049, 0), 1)).message, HasSubstr("the model takes 2048"));
+  EXPECT_THAT(refusal(request(prompt(500, 0), 14)).message, HasSubstr("the KV cache holds 512"));
+  submit(request(prompt(500, 0), 13));
+  steps(1);  // in the batch now
+  submit(request({0, 1}, 4));
+  submit(request({0, 2}, 4));
+  EXPECT_EQ(refusal(request({0, 3}, 4)).code, ErrorCode::kOverloaded);
+  EXPECT_EQ(scheduler_->stats().waiting, 2);
+  scheduler_->drain();
+  EXPECT_EQ(refusal(request({0, 3}, 4)).code, ErrorCode::kUnavailable);
+  finish_all();
+  EXPECT_EQ(scheduler_->stats().finished, 3u);
+  EXPECT_EQ(scheduler_->stats().rejected, 6u - 4u);
+}
+
+TEST_F(SchedulerTest, fills_the_cache_to_the_last_position) {
+  open(256, 64);
+  const GenerationId id = submit(request(prompt(200, 0), 57));
+  finish_all();
+  EXPECT_EQ(outcomes_[id].tokens.size(), 57u);
+  EXPECT_EQ(outcomes_[id].finish, FinishReason::kLength);
+}
+
+TEST_F(SchedulerTest, a_request_that_fails_leaves_the_others_alone) {
+  open();
+  const GenerationId bad = submit(request({0, kVocab}, 5));
+  GenerationRequest good = request(prompt(5, 0), 5);
+  const std::vector<int32_t> expected = alone(good);
+  const GenerationId id = submit(std::move(good));
+  finish_all();
+  ASSERT_TRUE(outcomes_[bad].error);
+  EXPECT_THAT(outcomes_[bad].error->message, HasSubstr("3328 is not in the vocabulary"));
+  EXPECT_EQ(outcomes_[id].tokens, expected);
+}
+
+TEST_F(SchedulerTest, stop_ids_end_a_text_but_not_before_its_least_length) {
+  open();
+  GenerationRequest greedy = request(prompt(5, 0), 8);
+  const std::vector<int32_t> tokens = alone(greedy);
+  GenerationRequest stopped = copy_of(greedy);
+  stopped.stop_ids = {tokens[2]};
+  const GenerationId a = submit(std::move(stopped));
+  finish_all();
+  EXPECT_EQ(outcomes_[a].finish, FinishReason::kStop);
+  const auto first = std::find(tokens.begin(), tokens.end(), tokens[2]);
+  EXPECT_EQ(outcomes_[a].tokens, std::vector<int32_t>(tokens.begin(), first + 1));
+  GenerationRequest longer = copy_of(greedy);
+  longer.stop_ids = {tokens[2]};
+  longer.min_tokens = 8;
+  const GenerationId b = submit(std::move(longer));
+  finish_all();
+  EXPECT_EQ(outcomes_[b].tokens.size(), 8u);
+  EXPECT_EQ(std::count(outcomes_[b].tokens.begin(), outcomes_[b].tokens.end(), tokens[2]), 0);
+}
+
+TEST_F(SchedulerTest, log_probabilities_are_of_the_models_own_distribution) {
+  open();
+  GenerationRequest plain = request(prompt(5, 0), 4);
+  plain.top_logprobs = 3;
+  GenerationRequest biased = request(prompt(5, 0), 1);
+  biased.top_logprobs = 3;
+  biased.logits.bias = {{77, 100.0f}};
+  const GenerationId a = submit(std::move(plain)), b = submit(std::move(biased));
+  finish_all();
+  const Outcome& likely = outcomes_[a];
+  ASSERT_EQ(likely.top.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    ASSERT_EQ(likely.top[i].size(), 3u);
+    EXPECT_EQ(likely.top[i][0].id, likely.tokens[i]);
+    EXPECT_EQ(likely.top[i][0].logprob, likely.logprobs[i]);
+    EXPECT_LE(likely.top[i][1].logprob, likely.top[i][0].logprob);
+    EXPECT_LT(likely.logprobs[i], 0);
+  }
+  EXPECT_THAT(outcomes_[b].tokens, ElementsAre(77));
+  EXPECT_LT(outcomes_[b].logprobs[0], likely.top[0][2].logprob);
+  EXPECT_EQ(outcomes_[b].top[0][0].id, likely.tokens[0]);
+}
+
+TEST_F(SchedulerTest, penalties_count_what_was_generated) {
+  open();
+  GenerationRequest plain = request(prompt(5, 0), 30);
+  const std::vector<int32_t> tokens = alone(plain);
+  ASSERT_LT(std::set<int32_t>(tokens.begin(), tokens.end()).size(), 30u);  // it repeats itself
+  GenerationRequest penalised = copy_of(plain);
+  penalised.logits.presence_penalty = 2;
+  penalised.logits.frequency_penalty = 2;
+  const GenerationId id = submit(std::move(penalised));
+  finish_all();
+  const std::vector<int32_t>& varied = outcomes_[id].tokens;
+  EXPECT_GT(std::set<int32_t>(varied.begin(), varied.end()).size(),
+            std::set<int32_t>(tokens.begin(), tokens.end()).size());
+}
+
+// Even ids, and odd ones, in turns, then the end; and what it was asked.
+class Alternating final : public model::TokenConstraint {
+ public:
+  explicit Alternating(std::vector<int64_t>* asked) : asked_(asked) {}
+  void mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
+    asked_->push_back(tokens_left);
+    for (size_t id = 0; id < allowed.size(); ++id) {
+      if (id % 2 != static_cast<size_t>(accepted_ % 2)) allowed[id] = 0;
+    }
+  }
+  void accept(int32_t) override { ++accepted_; }
+  bool finished() const override { return accepted_ == 5; }
+  int64_t tokens_min() const override { return 5 - accepted_; }
+
+ private:
+  std::vector<int64_t>* asked_;
+  int accepted_ = 0;
+};
+
+TEST_F(SchedulerTest, a_constraint_is_asked_before_and_told_after_every_token) {
+  open();
+  std::vector<int64_t> asked;
+  GenerationRequest one = request(prompt(5, 0), 10);
+  one.constraint = std::make_unique<Alternating>(&asked);
+  const GenerationId id = submit(std::move(one));
+  finish_all();
+  const Outcome& outcome = outcomes_[id];
+  EXPECT_EQ(outcome.finish, FinishReason::kStop);
+  ASSERT_EQ(outcome.tokens.size(), 5u);
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(outcome.tokens[i] % 2, static_cast<int32_t>(i % 2));
+  EXPECT_THAT(asked, ElementsAre(10, 9, 8, 7, 6));
+}
+
+TEST_F(SchedulerTest, serves_threads_that_submit_and_cancel_while_it_runs) {
+  open();
+  scheduler_.reset();
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<GenerationId, int> ended;
+  SchedulerOptions options;
+  options.vocab_limit = kVocab;
+  SteadyClock clock;
+  Scheduler scheduler(deployment_->engine(), clock, options,
+                      [&](std::vector<GenerationEvent> events) {
+                        const std::lock_guard lock(mutex);
+                        for (const GenerationEvent& event : events) {
+                          if (event.finish || event.error) ++ended[event.id];
+                        }
+                        changed.notify_all();
+                      });
+  std::thread engine([&] { scheduler.run(); });
+  std::vector<std::thread> clients;
+  std::atomic<int> finished = 0;
+  for (int c = 0; c < 4; ++c) {
+    clients.emplace_back([&, c] {
+      for (int i = 0; i < 6; ++i) {
+        auto id = scheduler.submit(request(prompt(10 + c, i), 3 + i));
+        ASSERT_TRUE(id);
+        if (i % 3 == 2) {
+          scheduler.cancel(*id);
+          continue;
+        }
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [&] { return ended.count(*id) > 0; });
+        ++finished;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  scheduler.stop();
+  engine.join();
+  EXPECT_EQ(finished, 16);
+  for (const auto& [id, times] : ended) EXPECT_EQ(times, 1);
+}
+
+}  // namespace
+}  // namespace atl::coordinator
