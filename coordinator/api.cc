@@ -1,0 +1,607 @@
+#include "coordinator/api.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <ctime>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+
+#include "base/log.h"
+#include "coordinator/api_errors.h"
+#include "coordinator/live_answer.h"
+#include "coordinator/metrics.h"
+#include "coordinator/request_preparer.h"
+#include "coordinator/stats_json.h"
+
+namespace atl::coordinator {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kTick{1000};
+constexpr double kStatisticsEverySeconds = 10;
+constexpr int kRetryAfterMax = 60;
+
+std::string dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+HttpResponse json_response(const Json& json) {
+  HttpResponse response;
+  response.body = dump(json);
+  return response;
+}
+
+HttpResponse text_response(std::string content_type, std::string body) {
+  HttpResponse response;
+  response.content_type = std::move(content_type);
+  response.body = std::move(body);
+  return response;
+}
+
+std::string_view host_of(std::string_view remote) { return remote.substr(0, remote.rfind(':')); }
+
+// What everybody may read: whether the server is up, and a page without data.
+bool needs_no_key(std::string_view path) {
+  return path == "/" || path == "/health" || path == "/ready" || path == "/version";
+}
+
+}  // namespace
+
+struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
+  using Exchange = std::shared_ptr<HttpExchange>;
+  using Prepare = Parsed<PreparedGeneration> (RequestPreparer::*)(std::string_view);
+
+  // Who waits for a request that may still be on the helper thread.
+  struct Waiting {
+    bool gone = false;
+    std::weak_ptr<LiveAnswer> answer;  // once it is under way
+  };
+  struct Place {
+    std::shared_ptr<LiveAnswer> answer;
+    size_t choice = 0;
+  };
+
+  Impl(ApiOptions options, HttpServer& server, GenerationBackend& backend,
+       const model::ModelConfig& config, const model::Tokenizer& tokenizer,
+       const model::ChatTemplate* chat_template, const Clock& clock,
+       std::function<ClusterSnapshot()> snapshot);
+
+  void add_routes();
+  void route(const char* method, const std::string& path, void (Impl::*handler)(Exchange));
+  void answer(const Exchange& exchange, HttpResponse response);
+  void refuse(const Exchange& exchange, const ApiError& error);
+
+  void get_health(Exchange exchange);
+  void get_ready(Exchange exchange);
+  void get_version(Exchange exchange);
+  void get_models(Exchange exchange);
+  void get_model(Exchange exchange);
+  void get_metrics(Exchange exchange);
+  void get_stats(Exchange exchange);
+  void post_chat(Exchange exchange) { generate(std::move(exchange), &RequestPreparer::chat); }
+  void post_completion(Exchange exchange) {
+    generate(std::move(exchange), &RequestPreparer::completion);
+  }
+  void post_tokenize(Exchange exchange);
+  void post_detokenize(Exchange exchange);
+
+  void generate(Exchange exchange, Prepare prepare);
+  void prepare_on_helper(Exchange exchange, std::function<HttpResponse()> work);
+  void start(const Exchange& exchange, PreparedGeneration& prepared, Waiting& waiting);
+  std::optional<ApiError> submit_all(PreparedGeneration& prepared,
+                                     const std::shared_ptr<LiveAnswer>& live,
+                                     const HttpRequest& http, const std::string& client);
+  std::optional<ApiError> refusal() const;
+  ApiError with_retry_after(ApiError error) const;
+  std::string client_of(const HttpRequest& http, const std::string& user) const;
+  AnswerHead make_head(bool chat) const;
+
+  void on_event(GenerationEvent& event);
+  void end_sequences(LiveAnswer& live);
+  void forget(const std::shared_ptr<LiveAnswer>& live);
+  void check_drained();
+
+  void tick();
+  void keep_canary_going(Clock::TimePoint now);
+  void log_statistics(Clock::TimePoint now);
+  std::optional<std::string> not_ready_because() const;
+  std::string state() const;
+  Json model_json() const;
+
+  const ApiOptions options;
+  HttpServer& server;
+  GenerationBackend& backend;
+  const model::ModelConfig& config;
+  const model::Tokenizer& tokenizer;
+  const Clock& clock;
+  const std::function<ClusterSnapshot()> snapshot;
+  const Clock::TimePoint started;
+  const int64_t created;
+  RequestPreparer preparer;
+  Metrics metrics;
+
+  std::unordered_map<uint64_t, Place> sequences;                 // by GenerationId
+  std::map<uint64_t, std::shared_ptr<LiveAnswer>> live_answers;  // by order of arrival
+  std::unordered_map<const LiveAnswer*, uint64_t> order_of;
+  uint64_t next_order = 0;
+  int64_t preparing = 0;  // on the helper thread or waiting for it
+
+  bool draining = false;
+  std::function<void()> drained;
+
+  std::optional<Clock::TimePoint> last_token;
+  std::optional<GenerationId> canary;  // under way
+  std::string canary_error;            // of the last one that failed
+  uint64_t tokens_seen = 0;            // canaries' left out
+
+  struct Counted {  // at the last statistics line
+    Clock::TimePoint at;
+    GenerationStats stats;
+    uint64_t tokens_seen = 0;
+  } counted;
+  double finished_per_second = 0;
+};
+
+// --- set-up ---
+
+Api::Impl::Impl(ApiOptions options_given, HttpServer& server_given,
+                GenerationBackend& backend_given, const model::ModelConfig& config_given,
+                const model::Tokenizer& tokenizer_given, const model::ChatTemplate* chat_template,
+                const Clock& clock_given, std::function<ClusterSnapshot()> snapshot_given)
+    : options(std::move(options_given)),
+      server(server_given),
+      backend(backend_given),
+      config(config_given),
+      tokenizer(tokenizer_given),
+      clock(clock_given),
+      snapshot(std::move(snapshot_given)),
+      started(clock.now()),
+      created(std::time(nullptr)),
+      preparer(options, config, tokenizer, chat_template),
+      metrics(options.model_name, options.version) {
+  counted.at = started;
+}
+
+void Api::Impl::add_routes() {
+  route("GET", "/health", &Impl::get_health);
+  route("GET", "/ready", &Impl::get_ready);
+  route("GET", "/version", &Impl::get_version);
+  route("GET", "/metrics", &Impl::get_metrics);
+  route("GET", "/stats", &Impl::get_stats);
+  for (const std::string prefix : {"/v1", ""}) {
+    route("GET", prefix + "/models", &Impl::get_models);
+    route("GET", prefix + "/models/" + options.model_name, &Impl::get_model);
+  }
+  route("POST", "/v1/chat/completions", &Impl::post_chat);
+  route("POST", "/v1/completions", &Impl::post_completion);
+  route("POST", "/tokenize", &Impl::post_tokenize);
+  route("POST", "/detokenize", &Impl::post_detokenize);
+}
+
+// Tasks of the server may outlive the Api, so they hold on to this.
+void Api::Impl::route(const char* method, const std::string& path,
+                      void (Impl::*handler)(Exchange)) {
+  server.route(method, path, [self = shared_from_this(), handler](Exchange exchange) {
+    (self.get()->*handler)(std::move(exchange));
+  });
+}
+
+void Api::Impl::answer(const Exchange& exchange, HttpResponse response) {
+  metrics.count_answer(exchange->request().path, response.status);
+  exchange->respond(std::move(response));
+}
+
+void Api::Impl::refuse(const Exchange& exchange, const ApiError& error) {
+  log_debug("request {} refused: {} {}", exchange->request().id, error.status, error.message);
+  answer(exchange, to_response(error));
+}
+
+// --- what the server is ---
+
+void Api::Impl::get_health(Exchange exchange) {
+  answer(exchange, json_response({{"status", "ok"}}));
+}
+
+void Api::Impl::get_ready(Exchange exchange) {
+  const auto why = not_ready_because();
+  if (!why) {
+    answer(exchange, json_response({{"status", "ready"}}));
+  } else {
+    answer(exchange, to_response(api_error(503, "not ready: " + *why)));
+  }
+}
+
+void Api::Impl::get_version(Exchange exchange) {
+  answer(exchange, json_response({{"version", options.version}}));
+}
+
+Json Api::Impl::model_json() const {
+  return {{"id", options.model_name},
+          {"object", "model"},
+          {"created", created},
+          {"owned_by", "atoll"},
+          {"root", options.model_name},
+          {"parent", nullptr},
+          {"max_model_len", preparer.context_tokens()}};
+}
+
+void Api::Impl::get_models(Exchange exchange) {
+  answer(exchange, json_response({{"object", "list"}, {"data", Json::array({model_json()})}}));
+}
+
+void Api::Impl::get_model(Exchange exchange) { answer(exchange, json_response(model_json())); }
+
+void Api::Impl::get_metrics(Exchange exchange) {
+  answer(exchange, text_response("text/plain; version=0.0.4; charset=utf-8",
+                                 metrics.text(backend.stats(), snapshot(), server.stats())));
+}
+
+void Api::Impl::get_stats(Exchange exchange) {
+  const Clock::TimePoint now = clock.now();
+  ServerStats stats{.model_name = options.model_name,
+                    .version = options.version,
+                    .context_tokens = preparer.context_tokens(),
+                    .uptime_seconds = seconds_between(started, now),
+                    .state = state(),
+                    .connections = server.stats().connections,
+                    .requests = {}};
+  for (const auto& [order, live] : live_answers) stats.requests.push_back(live->stats(now));
+  HttpResponse response;
+  response.body = stats_json(stats, config, backend.stats(), snapshot());
+  answer(exchange, std::move(response));
+}
+
+std::string Api::Impl::state() const {
+  if (draining) return "draining";
+  return not_ready_because() ? "failing" : "ready";
+}
+
+std::optional<std::string> Api::Impl::not_ready_because() const {
+  if (draining) return "draining";
+  if (const GenerationStats stats = backend.stats(); !stats.failure.empty()) {
+    return "the engine's last step failed: " + stats.failure;
+  }
+  if (!last_token) {
+    if (!canary_error.empty()) return "no token could be generated: " + canary_error;
+    return "no token was generated yet";
+  }
+  const double age = seconds_between(*last_token, clock.now());
+  if (age <= std::chrono::duration<double>(options.canary_max_age).count()) return std::nullopt;
+  return fmt::format("no token was generated for {:.0f} s{}", age,
+                     canary_error.empty() ? "" : ": " + canary_error);
+}
+
+// --- tokens ---
+
+// Runs the work on the helper thread and answers with what it gives.
+void Api::Impl::prepare_on_helper(Exchange exchange, std::function<HttpResponse()> work) {
+  ++preparing;
+  server.work([self = shared_from_this(), exchange = std::move(exchange),
+               work = std::move(work)]() mutable {
+    auto response = std::make_shared<HttpResponse>();
+    try {
+      *response = work();
+    } catch (const std::exception& e) {
+      *response = Api::error_response(500, e.what());
+    }
+    // The exchange has to go on the server's thread, so nothing of it stays here.
+    auto& server = self->server;
+    server.post([self = std::move(self), exchange = std::move(exchange), response] {
+      --self->preparing;
+      self->answer(exchange, std::move(*response));
+      self->check_drained();
+    });
+  });
+}
+
+void Api::Impl::post_tokenize(Exchange exchange) {
+  const HttpRequest* request = &exchange->request();
+  prepare_on_helper(std::move(exchange), [this, request] {
+    auto tokens = preparer.tokenize(request->body);
+    if (!tokens) return to_response(tokens.error());
+    Json json = {{"count", tokens->ids.size()},
+                 {"max_model_len", preparer.context_tokens()},
+                 {"tokens", tokens->ids},
+                 {"token_strs", nullptr}};
+    if (tokens->with_strings) {
+      Json& strings = json["token_strs"] = Json::array();
+      for (const int32_t id : tokens->ids) {
+        strings.push_back(tokenizer.decode(std::array{id}, model::SpecialTokens::kKeep));
+      }
+    }
+    return json_response(json);
+  });
+}
+
+void Api::Impl::post_detokenize(Exchange exchange) {
+  const HttpRequest* request = &exchange->request();
+  prepare_on_helper(std::move(exchange), [this, request] {
+    auto text = preparer.detokenize(request->body);
+    if (!text) return to_response(text.error());
+    return json_response({{"prompt", *text}});
+  });
+}
+
+// --- text ---
+
+// Why nobody may ask for text now.
+std::optional<ApiError> Api::Impl::refusal() const {
+  if (draining) return api_error(503, "the server is shutting down");
+  if (const GenerationStats stats = backend.stats(); !stats.failure.empty()) {
+    return api_error(503, "the engine's last step failed: " + stats.failure);
+  }
+  if (preparing >= options.preparing_max) {
+    return with_retry_after(
+        api_error({ErrorCode::kOverloaded,
+                   fmt::format("{} requests are waiting to be tokenized", preparing)}));
+  }
+  return std::nullopt;
+}
+
+// By how long those who wait now will take.
+ApiError Api::Impl::with_retry_after(ApiError error) const {
+  if (error.status != 429 || finished_per_second <= 0) return error;
+  const double seconds = static_cast<double>(backend.stats().waiting) / finished_per_second;
+  error.retry_after_s = std::clamp(static_cast<int>(std::ceil(seconds)), 1, kRetryAfterMax);
+  return error;
+}
+
+void Api::Impl::generate(Exchange exchange, Prepare prepare) {
+  if (const auto error = refusal()) {
+    refuse(exchange, *error);
+    return;
+  }
+  auto waiting = std::make_shared<Waiting>();
+  exchange->on_gone([self = weak_from_this(), waiting] {
+    waiting->gone = true;
+    const auto impl = self.lock();
+    const auto live = waiting->answer.lock();
+    if (!impl || !live) return;
+    live->abandon(impl->clock.now());
+    impl->forget(live);
+  });
+  ++preparing;
+  server.work(
+      [self = shared_from_this(), exchange = std::move(exchange), waiting, prepare]() mutable {
+        auto prepared = std::make_shared<Parsed<PreparedGeneration>>(ApiError{});
+        try {
+          *prepared = (self->preparer.*prepare)(exchange->request().body);
+        } catch (const std::exception& e) {
+          *prepared = api_error(500, e.what());
+        }
+        auto& server = self->server;
+        server.post([self = std::move(self), exchange = std::move(exchange),
+                     waiting = std::move(waiting), prepared = std::move(prepared)] {
+          --self->preparing;
+          if (waiting->gone) {
+            log_debug("request {}: the client went away before it began", exchange->request().id);
+          } else if (!*prepared) {
+            self->refuse(exchange, prepared->error());
+          } else {
+            self->start(exchange, **prepared, *waiting);
+          }
+          self->check_drained();
+        });
+      });
+}
+
+void Api::Impl::start(const Exchange& exchange, PreparedGeneration& prepared, Waiting& waiting) {
+  const HttpRequest& http = exchange->request();
+  metrics.observe_prepared(seconds_between(http.arrived, clock.now()));
+  if (const auto error = refusal()) {
+    refuse(exchange, *error);
+    return;
+  }
+  const std::string client = client_of(http, prepared.user);
+  auto live = std::make_shared<LiveAnswer>(exchange, prepared, make_head(prepared.chat), tokenizer,
+                                           metrics, client);
+  if (const auto error = submit_all(prepared, live, http, client)) {
+    end_sequences(*live);
+    refuse(exchange, with_retry_after(*error));
+    return;
+  }
+  order_of[live.get()] = next_order;
+  live_answers[next_order++] = live;
+  waiting.answer = live;
+}
+
+std::optional<ApiError> Api::Impl::submit_all(PreparedGeneration& prepared,
+                                              const std::shared_ptr<LiveAnswer>& live,
+                                              const HttpRequest& http, const std::string& client) {
+  for (size_t i = 0; i < prepared.choices.size(); ++i) {
+    GenerationRequest& request = prepared.choices[i].request;
+    request.client = client;
+    request.request_id = http.id;
+    if (options.request_timeout.count() > 0) {
+      request.deadline = http.arrived + options.request_timeout;
+    }
+    const auto id = backend.submit(std::move(request));
+    if (!id) {
+      ApiError error = api_error(id.error());
+      if (id.error().code == ErrorCode::kInvalid) {
+        error.code = "context_length_exceeded";
+        error.param = prepared.chat ? "messages" : "prompt";
+      }
+      return error;
+    }
+    sequences[id->value] = {.answer = live, .choice = i};
+    live->sequences.push_back(*id);
+  }
+  return std::nullopt;
+}
+
+std::string Api::Impl::client_of(const HttpRequest& http, const std::string& user) const {
+  if (const auto owner = owner_of_key(options.keys, http.header("authorization"))) return *owner;
+  if (!user.empty()) return user.substr(0, 128);
+  return std::string(host_of(http.remote));
+}
+
+AnswerHead Api::Impl::make_head(bool chat) const {
+  return {.id = random_id(chat ? "chatcmpl-" : "cmpl-"),
+          .created = std::time(nullptr),
+          .model = options.model_name,
+          .system_fingerprint = options.system_fingerprint.empty() ? "atoll-" + options.version
+                                                                   : options.system_fingerprint};
+}
+
+// --- events ---
+
+void Api::Impl::on_event(GenerationEvent& event) {
+  const Clock::TimePoint now = clock.now();
+  if (event.token) {
+    last_token = now;
+    canary_error.clear();
+  }
+  if (canary && event.id == *canary) {
+    if (event.error) canary_error = event.error->message;
+    if (event.error || event.finish) canary.reset();
+    return;
+  }
+  const auto it = sequences.find(event.id.value);
+  if (it == sequences.end()) return;
+  if (event.token) ++tokens_seen;
+  const Place place = it->second;
+  const bool over = event.finish || event.error;
+  if (over) sequences.erase(it);
+  if (event.error) {
+    place.answer->fail(with_retry_after(api_error(*event.error)), now);
+  } else if (place.answer->push(place.choice, event, now) && !over) {
+    sequences.erase(event.id.value);
+    backend.cancel(event.id);
+  }
+  if (place.answer->ended()) forget(place.answer);
+}
+
+void Api::Impl::end_sequences(LiveAnswer& live) {
+  for (const GenerationId id : live.sequences) {
+    if (sequences.erase(id.value) > 0) backend.cancel(id);
+  }
+}
+
+void Api::Impl::forget(const std::shared_ptr<LiveAnswer>& live) {
+  end_sequences(*live);
+  const auto it = order_of.find(live.get());
+  if (it == order_of.end()) return;
+  live_answers.erase(it->second);
+  order_of.erase(it);
+  check_drained();
+}
+
+void Api::Impl::check_drained() {
+  if (!draining || preparing > 0 || !live_answers.empty() || !drained) return;
+  std::exchange(drained, nullptr)();
+}
+
+// --- every second ---
+
+void Api::Impl::tick() {
+  const Clock::TimePoint now = clock.now();
+  keep_canary_going(now);
+  log_statistics(now);
+  std::vector<std::shared_ptr<LiveAnswer>> late;
+  for (const auto& [order, live] : live_answers) {
+    if (live->streams() && now - live->arrived() >= options.stream_begin_after) {
+      late.push_back(live);
+    }
+  }
+  for (const auto& live : late) live->begin_stream();
+  server.post_after(std::min(kTick, options.canary_every / 2), [self = weak_from_this()] {
+    if (const auto impl = self.lock()) impl->tick();
+  });
+}
+
+// A failing engine is tried every time, so that it is known soon when it is well again.
+void Api::Impl::keep_canary_going(Clock::TimePoint now) {
+  if (canary || draining) return;
+  const bool fresh = last_token && now - *last_token < options.canary_every;
+  if (fresh && backend.stats().failure.empty()) return;
+  GenerationRequest request;
+  request.prompt = preparer.canary_prompt();
+  request.max_tokens = 1;
+  request.client = "canary";
+  request.request_id = "canary";
+  const auto id = backend.submit(std::move(request));
+  if (id) {
+    canary = *id;
+  } else {
+    canary_error = id.error().message;
+  }
+}
+
+void Api::Impl::log_statistics(Clock::TimePoint now) {
+  const double seconds = seconds_between(counted.at, now);
+  if (seconds < kStatisticsEverySeconds) return;
+  const GenerationStats stats = backend.stats();
+  const Counted before =
+      std::exchange(counted, {.at = now, .stats = stats, .tokens_seen = tokens_seen});
+  finished_per_second = static_cast<double>(stats.finished - before.stats.finished) / seconds;
+  if (live_answers.empty() && tokens_seen == before.tokens_seen) return;
+  const uint64_t prompt = stats.prompt_tokens - before.stats.prompt_tokens;
+  const uint64_t cached = stats.cached_tokens - before.stats.cached_tokens;
+  const uint64_t generated = stats.generated_tokens - before.stats.generated_tokens;
+  log_info(
+      "running {}, waiting {}, prompt {:.1f} tokens/s, generated {:.1f} tokens/s, cache {:.1f} % "
+      "used, prefix hits {:.1f} %",
+      stats.running, stats.waiting, static_cast<double>(prompt) / seconds,
+      static_cast<double>(generated) / seconds,
+      100.0 * static_cast<double>(stats.cache_blocks_used) /
+          static_cast<double>(std::max<int64_t>(stats.cache_blocks, 1)),
+      100.0 * static_cast<double>(cached) / static_cast<double>(std::max<uint64_t>(prompt, 1)));
+}
+
+// --- Api ---
+
+Api::Api(ApiOptions options, HttpServer& server, GenerationBackend& backend,
+         const model::ModelConfig& config, const model::Tokenizer& tokenizer,
+         const model::ChatTemplate* chat_template, const Clock& clock,
+         std::function<ClusterSnapshot()> snapshot)
+    : impl_(std::make_shared<Impl>(std::move(options), server, backend, config, tokenizer,
+                                   chat_template, clock, std::move(snapshot))) {
+  impl_->add_routes();
+  server.post([self = std::weak_ptr<Impl>(impl_)] {
+    if (const auto impl = self.lock()) impl->tick();
+  });
+}
+
+Api::~Api() = default;
+
+HttpResponse Api::error_response(int status, const std::string& message) {
+  return to_response(api_error(status, message));
+}
+
+std::optional<HttpResponse> Api::admit(const ApiOptions& options, const HttpRequest& request) {
+  if (options.keys.empty() || needs_no_key(request.path)) return std::nullopt;
+  const std::string_view given = request.header("authorization");
+  if (owner_of_key(options.keys, given)) return std::nullopt;
+  HttpResponse response =
+      error_response(401, given.empty() ? "no API key given; send it as `Authorization: Bearer KEY`"
+                                        : "incorrect API key given");
+  response.headers.emplace_back("WWW-Authenticate", "Bearer");
+  return response;
+}
+
+void Api::on_events(std::vector<GenerationEvent> events) {
+  for (GenerationEvent& event : events) impl_->on_event(event);
+}
+
+void Api::drain(std::function<void()> drained) {
+  impl_->draining = true;
+  impl_->drained = std::move(drained);
+  impl_->check_drained();
+}
+
+void Api::abort(const std::string& why) {
+  const auto live_answers = impl_->live_answers;
+  for (const auto& [order, live] : live_answers) {
+    live->fail(api_error(503, why), impl_->clock.now());
+    impl_->forget(live);
+  }
+}
+
+}  // namespace atl::coordinator

@@ -1,0 +1,102 @@
+#include "coordinator/choice.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+
+namespace atl::coordinator {
+namespace {
+
+void append(model::ReplyDelta more, model::ReplyDelta& to) {
+  to.reasoning += more.reasoning;
+  to.content += more.content;
+  for (auto& call : more.tool_calls) {
+    // Pieces of one call become one.
+    if (!to.tool_calls.empty() && to.tool_calls.back().index == call.index && call.name.empty()) {
+      to.tool_calls.back().arguments += call.arguments;
+    } else {
+      to.tool_calls.push_back(std::move(call));
+    }
+  }
+}
+
+}  // namespace
+
+Choice::Choice(const model::Tokenizer& tokenizer, ChoiceOptions options)
+    : options_(std::move(options)), decoder_(tokenizer, options_.special), stop_(options_.stop) {
+  if (options_.reply) parser_.emplace(*options_.reply);
+}
+
+ChoiceDelta Choice::push(const GenerationEvent& event) {
+  CHECK(!event.error);
+  ChoiceDelta delta;
+  if (ended_) return delta;
+  if (event.token) take(event, delta);
+  if (stop_.found()) {
+    end(FinishReason::kStop, delta);
+  } else if (event.finish) {
+    end(*event.finish, delta);
+  }
+  return delta;
+}
+
+void Choice::take(const GenerationEvent& event, ChoiceDelta& delta) {
+  ++num_tokens_;
+  const int32_t id = *event.token;
+  const auto& stop_ids = options_.stop_ids;
+  if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) return;
+  if (parser_ && parser_->in_reasoning()) ++reasoning_tokens_;
+  if (options_.logprobs) {
+    pending_tokens_.push_back(
+        {.id = id, .logprob = event.logprob, .top = event.top, .text_begin = decoded_bytes_});
+  }
+  const std::string text = decoder_.push(id);
+  decoded_bytes_ += text.size();
+  say(stop_.push(text), delta);
+  release_tokens(delta);
+}
+
+void Choice::say(std::string_view text, ChoiceDelta& delta) {
+  released_bytes_ += text.size();
+  if (text.empty()) return;
+  if (parser_) {
+    append(parser_->push(text), delta.reply);
+  } else {
+    delta.reply.content += text;
+  }
+}
+
+// Tokens that begin in what was released; so none that a stop string cut off.
+void Choice::release_tokens(ChoiceDelta& delta) {
+  const auto shown = [&](const ChoiceToken& token) {
+    return token.text_begin < released_bytes_ ||
+           (token.text_begin == released_bytes_ && decoded_bytes_ == released_bytes_ &&
+            !stop_.found());
+  };
+  size_t n = 0;
+  while (n < pending_tokens_.size() && shown(pending_tokens_[n])) ++n;
+  const auto end = pending_tokens_.begin() + static_cast<std::ptrdiff_t>(n);
+  std::move(pending_tokens_.begin(), end, std::back_inserter(delta.tokens));
+  pending_tokens_.erase(pending_tokens_.begin(), end);
+}
+
+void Choice::end(FinishReason reason, ChoiceDelta& delta) {
+  ended_ = true;
+  if (!stop_.found()) {
+    const std::string text = decoder_.flush();
+    decoded_bytes_ += text.size();
+    say(stop_.push(text), delta);
+    if (stop_.found()) reason = FinishReason::kStop;
+    say(stop_.flush(), delta);
+  }
+  release_tokens(delta);
+  if (parser_) append(parser_->finish(), delta.reply);
+  if (reason == FinishReason::kLength) {
+    delta.finish_reason = "length";
+  } else {
+    delta.finish_reason = parser_ && parser_->num_tool_calls() > 0 ? "tool_calls" : "stop";
+  }
+}
+
+}  // namespace atl::coordinator

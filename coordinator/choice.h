@@ -1,0 +1,73 @@
+// One sequence of tokens to one choice of an answer: text, reasoning, calls of tools,
+// log probabilities.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coordinator/generation.h"
+#include "coordinator/stop_strings.h"
+#include "model/reply_parser.h"
+#include "model/tokenizer.h"
+
+namespace atl::coordinator {
+
+struct ChoiceOptions {
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_ids;  // as in the GenerationRequest: end the text and are not shown
+  model::SpecialTokens special = model::SpecialTokens::kSkip;
+  std::optional<model::ReplyParserOptions> reply;  // of a chat; else all text is content
+  bool logprobs = false;
+};
+
+struct ChoiceToken {
+  int32_t id = 0;
+  float logprob = 0;
+  std::vector<TokenLogprob> top;
+  size_t text_begin = 0;  // bytes of the choice's text before the token's
+};
+
+// What one event adds.
+struct ChoiceDelta {
+  model::ReplyDelta reply;          // `content` of a completion, too
+  std::vector<ChoiceToken> tokens;  // with logprobs: those whose text is in, or already was
+  std::string finish_reason;        // empty: it goes on; else stop, length or tool_calls
+  bool empty() const { return reply.empty() && tokens.empty() && finish_reason.empty(); }
+};
+
+// Deltas, joined, are the same for any split into events. One thread. Borrows the tokenizer.
+class Choice {
+ public:
+  Choice(const model::Tokenizer& tokenizer, ChoiceOptions options);
+
+  // An event without an error. Nothing once the choice has ended.
+  ChoiceDelta push(const GenerationEvent& event);
+  // It has its finish_reason. If that came of a stop string, the sequence still has to be
+  // cancelled.
+  bool ended() const { return ended_; }
+
+  int64_t num_tokens() const { return num_tokens_; }
+  int64_t reasoning_tokens() const { return reasoning_tokens_; }
+
+ private:
+  void take(const GenerationEvent& event, ChoiceDelta& delta);
+  void say(std::string_view text, ChoiceDelta& delta);
+  void end(FinishReason reason, ChoiceDelta& delta);
+  void release_tokens(ChoiceDelta& delta);
+
+  const ChoiceOptions options_;
+  model::StreamDecoder decoder_;
+  StopStrings stop_;
+  std::optional<model::ReplyParser> parser_;
+  std::vector<ChoiceToken> pending_tokens_;
+  size_t decoded_bytes_ = 0;   // of text, before stop strings are looked for
+  size_t released_bytes_ = 0;  // of it, behind them
+  int64_t num_tokens_ = 0;
+  int64_t reasoning_tokens_ = 0;
+  bool ended_ = false;
+};
+
+}  // namespace atl::coordinator

@@ -1,0 +1,46 @@
+// What an operator's Prometheus reads. docs/metrics.md lists every name.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "coordinator/cluster_snapshot.h"
+#include "coordinator/generation.h"
+#include "coordinator/http/http_server.h"
+
+namespace atl::coordinator {
+
+// One request that ended, with all its choices.
+struct FinishedRequest {
+  double seconds = 0;            // from its arrival to its end
+  double time_per_token_s = -1;  // between first and last token of a choice; < 0: one token
+  int64_t prompt_tokens = 0;
+  int64_t generated_tokens = 0;
+  std::string finished_reason;  // stop, length, tool_calls, abort (the client went away), error
+};
+
+// The server's thread.
+class Metrics {
+ public:
+  Metrics(const std::string& model_name, const std::string& version);
+  ~Metrics();
+
+  // `path`: one of the served ones, so that strangers can't make series.
+  void count_answer(std::string_view path, int status);
+  void observe_first_token(double seconds);  // from the request's arrival
+  void observe_next_token(double seconds);   // from the one before it
+  void observe_prepared(double seconds);     // from the arrival until parsed and tokenized
+  void count_finished(const FinishedRequest& request);
+
+  // Everything in Prometheus' text format: what was counted here, and the others' as they are now.
+  std::string text(const GenerationStats& generation, const ClusterSnapshot& cluster,
+                   const HttpStats& http) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace atl::coordinator

@@ -1,0 +1,329 @@
+#include "coordinator/request_preparer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <random>
+
+namespace atl::coordinator {
+namespace {
+
+constexpr int64_t kCompletionTokensDefault = 16;  // OpenAI's
+constexpr size_t kGrammarsMax = 64;               // compiled schemas kept
+constexpr size_t kSchemaBytesMax = 1 << 20;
+
+ChatTraits traits_of(const model::ChatTemplate* chat_template, const ApiOptions& options) {
+  if (chat_template == nullptr) return {};
+  return chat_traits(*chat_template, options.model.chat_template);
+}
+
+int64_t context_of(const ApiOptions& options, const model::ModelConfig& config) {
+  if (options.context_tokens <= 0) return config.max_position_embeddings;
+  return std::min(options.context_tokens, config.max_position_embeddings);
+}
+
+uint64_t random_seed() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+RequestPreparer::RequestPreparer(const ApiOptions& options, const model::ModelConfig& config,
+                                 const model::Tokenizer& tokenizer,
+                                 const model::ChatTemplate* chat_template)
+    : options_(options),
+      config_(config),
+      tokenizer_(tokenizer),
+      chat_template_(chat_template),
+      traits_(traits_of(chat_template, options)),
+      context_tokens_(context_of(options, config)),
+      limits_{.choices_max = options.choices_max,
+              .vocab_limit =
+                  static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size))},
+      vocabulary_(tokenizer, config.eos_token_ids) {}
+
+std::optional<ApiError> RequestPreparer::check_model(const std::string& name) const {
+  if (name.empty() || name == options_.model_name) return std::nullopt;
+  ApiError error =
+      invalid_request("model",
+                      fmt::format("the model `{}` does not exist; this server has `{}`",
+                                  name.substr(0, 200), options_.model_name),
+                      "model_not_found");
+  error.status = 404;
+  return error;
+}
+
+Parsed<ChatPrompt> RequestPreparer::render(const ChatInput& input) const {
+  if (chat_template_ == nullptr) {
+    return invalid_request("messages", "this model has no chat template; use /v1/completions",
+                           "no_chat_template");
+  }
+  return render_chat(*chat_template_, traits_, input);
+}
+
+Parsed<std::vector<int32_t>> RequestPreparer::encode_text(std::string_view text,
+                                                          const std::string& param) const {
+  auto ids = tokenizer_.encode(text);
+  if (!ids) return invalid_request(param, ids.error().message);
+  return std::move(*ids);
+}
+
+Parsed<std::vector<int32_t>> RequestPreparer::encode_raw(const RawPrompt& prompt, bool add_bos,
+                                                         const std::string& param) const {
+  if (const auto* given = std::get_if<std::vector<int32_t>>(&prompt)) {
+    for (const int32_t id : *given) {
+      if (!tokenizer_.has_token(id)) {
+        return invalid_request(param, fmt::format("{}: the model has no token {}", param, id));
+      }
+    }
+    if (given->empty()) return invalid_request(param, param + ": empty");
+    return *given;
+  }
+  auto ids = encode_text(std::get<std::string>(prompt), param);
+  if (!ids) return ids.error();
+  const auto bos = tokenizer_.bos_id() ? tokenizer_.bos_id() : config_.bos_token_id;
+  // What starts with the BOS already is a rendered template.
+  if (add_bos && tokenizer_.add_bos_token() && bos && (ids->empty() || ids->front() != *bos)) {
+    ids->insert(ids->begin(), *bos);
+  }
+  return ids;
+}
+
+Parsed<int64_t> RequestPreparer::tokens_to_generate(const GenerationFields& fields,
+                                                    int64_t otherwise, size_t prompt_tokens,
+                                                    const std::string& param) const {
+  const int64_t room = context_tokens_ - static_cast<int64_t>(prompt_tokens);
+  if (room <= 0) {
+    return invalid_request(
+        param,
+        fmt::format("this server's context has {} tokens, the prompt {}; shorten it",
+                    context_tokens_, prompt_tokens),
+        "context_length_exceeded");
+  }
+  const int64_t wanted = fields.max_tokens.value_or(otherwise > 0 ? otherwise : room);
+  return std::min(wanted, room);
+}
+
+GenerationRequest RequestPreparer::make_request(const GenerationFields& fields) const {
+  GenerationRequest request;
+  request.sampling.temperature =
+      fields.temperature.value_or(options_.model.temperature.value_or(1));
+  request.sampling.top_p = fields.top_p.value_or(options_.model.top_p.value_or(1));
+  request.sampling.top_k = fields.top_k;
+  request.sampling.min_p = fields.min_p;
+  request.sampling.seed = *fields.seed;
+  request.logits = fields.logits;
+  if (!fields.ignore_eos) request.stop_ids = config_.eos_token_ids;
+  request.stop_ids.insert(request.stop_ids.end(), fields.stop_token_ids.begin(),
+                          fields.stop_token_ids.end());
+  request.top_logprobs = fields.top_logprobs;
+  return request;
+}
+
+Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
+  auto request = parse_completion_request(body, limits_);
+  if (!request) return request.error();
+  GenerationFields& fields = request->fields;
+  if (auto error = check_model(fields.model)) return *error;
+  if (!fields.seed) fields.seed = random_seed();
+
+  PreparedGeneration prepared;
+  prepared.stream = fields.stream;
+  prepared.include_usage = fields.include_usage;
+  prepared.logprobs = fields.top_logprobs >= 0;
+  prepared.user = fields.user;
+  for (size_t index = 0; index < request->prompts.size(); ++index) {
+    const RawPrompt& prompt = request->prompts[index];
+    auto ids = encode_raw(prompt, true, "prompt");
+    if (!ids) return ids.error();
+    if (ids->empty()) return invalid_request("prompt", "prompt: empty");
+    auto max_tokens = tokens_to_generate(fields, kCompletionTokensDefault, ids->size(), "prompt");
+    if (!max_tokens) return max_tokens.error();
+    prepared.prompt_tokens += static_cast<int64_t>(ids->size());
+    for (int64_t i = 0; i < fields.n; ++i) {
+      PreparedChoice choice;
+      choice.prompt_index = index;
+      choice.request = make_request(fields);
+      choice.request.prompt = *ids;
+      choice.request.max_tokens = *max_tokens;
+      choice.request.min_tokens = std::min(fields.min_tokens, *max_tokens);
+      choice.request.sample = static_cast<uint64_t>(i);
+      choice.options = {.stop = fields.stop,
+                        .stop_ids = choice.request.stop_ids,
+                        .reply = std::nullopt,
+                        .logprobs = prepared.logprobs};
+      if (request->echo) {
+        const auto* text = std::get_if<std::string>(&prompt);
+        choice.echo = text ? *text : tokenizer_.decode(*ids, model::SpecialTokens::kSkip);
+      }
+      prepared.choices.push_back(std::move(choice));
+    }
+  }
+  return prepared;
+}
+
+Parsed<PreparedGeneration> RequestPreparer::chat(std::string_view body) {
+  auto request = parse_chat_request(body, limits_);
+  if (!request) return request.error();
+  GenerationFields& fields = request->fields;
+  if (auto error = check_model(fields.model)) return *error;
+  if (!fields.seed) fields.seed = random_seed();
+  auto prompt = render(request->input);
+  if (!prompt) return prompt.error();
+  auto ids = encode_text(prompt->text, "messages");
+  if (!ids) return ids.error();
+  if (ids->empty()) return invalid_request("messages", "messages: rendered to an empty prompt");
+  auto max_tokens =
+      tokens_to_generate(fields, options_.max_tokens_default, ids->size(), "messages");
+  if (!max_tokens) return max_tokens.error();
+  auto grammar = grammar_of(*request);
+  if (!grammar) return grammar.error();
+  if (*grammar && fields.min_tokens > 0) {
+    return invalid_request("min_tokens",
+                           "min_tokens: not together with response_format or a forced call");
+  }
+  // A text that may only end where its grammar allows it needs the tokens that end it.
+  if (*grammar) fields.ignore_eos = false;
+
+  PreparedGeneration prepared;
+  prepared.chat = true;
+  prepared.stream = fields.stream;
+  prepared.include_usage = fields.include_usage;
+  prepared.logprobs = fields.top_logprobs >= 0;
+  prepared.user = fields.user;
+  prepared.kimi_call_ids = traits_.reply_format == model::ReplyFormat::kKimiK2;
+  prepared.num_calls_before = count_tool_calls(request->input);
+  prepared.prompt_tokens = static_cast<int64_t>(ids->size());
+  const model::ReplyParserOptions reply = reply_options(*request, prompt->reasoning_open);
+  for (int64_t i = 0; i < fields.n; ++i) {
+    PreparedChoice choice;
+    choice.request = make_request(fields);
+    choice.request.prompt = *ids;
+    choice.request.max_tokens = *max_tokens;
+    choice.request.min_tokens = std::min(fields.min_tokens, *max_tokens);
+    choice.request.sample = static_cast<uint64_t>(i);
+    if (*grammar) {
+      auto constraint = this->constraint(*grammar, prompt->reasoning_open, *max_tokens);
+      if (!constraint) return constraint.error();
+      choice.request.constraint = std::move(*constraint);
+    }
+    choice.options = {
+        .stop = fields.stop,
+        .stop_ids = choice.request.stop_ids,
+        // Marks of calls may be special tokens.
+        .special = reply.tools ? model::SpecialTokens::kKeep : model::SpecialTokens::kSkip,
+        .reply = reply,
+        .logprobs = prepared.logprobs};
+    prepared.choices.push_back(std::move(choice));
+  }
+  return prepared;
+}
+
+model::ReplyParserOptions RequestPreparer::reply_options(const ChatRequest& request,
+                                                         bool reasoning_open) const {
+  return {.format = traits_.reply_format,
+          .tools = !request.input.tools.empty(),
+          .reasoning = traits_.reasoning,
+          .reasoning_open = reasoning_open};
+}
+
+// Null: anything may be said.
+Parsed<RequestPreparer::Grammar> RequestPreparer::grammar_of(const ChatRequest& request) {
+  if (request.tool_choice == ToolChoice::kRequired) {
+    std::string key = fmt::format("tools {} {}", request.tool_name, request.parallel_tool_calls);
+    for (const ChatTool& tool : request.input.tools) key += "\n" + tool.json;
+    return compiled(key, request);
+  }
+  switch (request.response_format) {
+    case ResponseFormat::kText:
+      return Grammar();
+    case ResponseFormat::kJsonObject:
+      return model::json_object_grammar();
+    case ResponseFormat::kJsonSchema:
+      break;
+  }
+  return compiled("schema\n" + request.schema_json, request);
+}
+
+Parsed<RequestPreparer::Grammar> RequestPreparer::compiled(const std::string& key,
+                                                           const ChatRequest& request) {
+  const bool forced_call = request.tool_choice == ToolChoice::kRequired;
+  const std::string param = forced_call ? "tools" : "response_format.json_schema.schema";
+  if (key.size() > kSchemaBytesMax) {
+    return invalid_request(param, fmt::format("{}: schemas of more than {} bytes are refused",
+                                              param, kSchemaBytesMax));
+  }
+  const std::lock_guard lock(grammars_mutex_);
+  const auto found = std::find_if(grammars_.begin(), grammars_.end(),
+                                  [&](const auto& entry) { return entry.first == key; });
+  if (found != grammars_.end()) {
+    std::rotate(found, found + 1, grammars_.end());
+    return grammars_.back().second;
+  }
+  const auto compile = [&]() -> Result<Grammar> {
+    if (!forced_call) return model::compile_json_schema(request.schema_json);
+    std::vector<model::ToolSchema> tools;
+    for (const ChatTool& tool : request.input.tools) {
+      if (!request.tool_name.empty() && tool.name != request.tool_name) continue;
+      tools.push_back({.name = tool.name, .parameters_json = tool.parameters_json});
+    }
+    return model::compile_tool_calls(traits_.reply_format, tools, request.parallel_tool_calls);
+  };
+  auto grammar = compile();
+  if (!grammar) return invalid_request(param, param + ": " + grammar.error().message);
+  if (grammars_.size() == kGrammarsMax) grammars_.erase(grammars_.begin());
+  grammars_.emplace_back(key, *grammar);
+  return *grammar;
+}
+
+Parsed<std::unique_ptr<model::TokenConstraint>> RequestPreparer::constraint(
+    const Grammar& grammar, bool reasoning_open, int64_t max_tokens) const {
+  auto constraint = grammar->make(vocabulary_, {.begin_after = reasoning_open ? "</think>" : ""});
+  const int64_t needed = constraint->tokens_min();
+  if (needed > max_tokens) {
+    return invalid_request(
+        "max_tokens",
+        fmt::format("max_tokens: the shortest answer of this form takes up to {} tokens, {} are "
+                    "left for it",
+                    needed, max_tokens));
+  }
+  return constraint;
+}
+
+Parsed<PreparedTokens> RequestPreparer::tokenize(std::string_view body) {
+  if (auto chat = parse_tokenize_chat_request(body)) {
+    if (!*chat) return chat->error();
+    TokenizeChatRequest& request = **chat;
+    if (auto error = check_model(request.model)) return *error;
+    auto prompt = render(request.input);
+    if (!prompt) return prompt.error();
+    auto ids = encode_raw(std::move(prompt->text), request.add_special_tokens, "messages");
+    if (!ids) return ids.error();
+    return PreparedTokens{.ids = std::move(*ids), .with_strings = request.return_token_strs};
+  }
+  auto request = parse_tokenize_text_request(body);
+  if (!request) return request.error();
+  if (auto error = check_model(request->model)) return *error;
+  auto ids = encode_raw(std::move(request->prompt), request->add_special_tokens, "prompt");
+  if (!ids) return ids.error();
+  return PreparedTokens{.ids = std::move(*ids), .with_strings = request->return_token_strs};
+}
+
+Parsed<std::string> RequestPreparer::detokenize(std::string_view body) {
+  auto request = parse_detokenize_request(body, limits_.vocab_limit);
+  if (!request) return request.error();
+  if (auto error = check_model(request->model)) return *error;
+  return tokenizer_.decode(request->tokens, model::SpecialTokens::kKeep);
+}
+
+std::vector<int32_t> RequestPreparer::canary_prompt() const {
+  const auto bos = tokenizer_.bos_id() ? tokenizer_.bos_id() : config_.bos_token_id;
+  if (bos && tokenizer_.has_token(*bos)) return {*bos};
+  for (int32_t id = 0; id < limits_.vocab_limit; ++id) {
+    if (tokenizer_.has_token(id)) return {id};
+  }
+  return {0};
+}
+
+}  // namespace atl::coordinator

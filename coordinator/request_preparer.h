@@ -1,0 +1,95 @@
+// Bodies of requests to what the backend is asked and what the answer needs: parsing, templating,
+// tokenizing, compiling schemas. All that takes time with the request's size.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "coordinator/api.h"
+#include "coordinator/api_errors.h"
+#include "coordinator/chat_prompt.h"
+#include "coordinator/chat_request.h"
+#include "coordinator/choice.h"
+#include "coordinator/completion_request.h"
+#include "coordinator/generation.h"
+#include "model/json_constraint.h"
+
+namespace atl::coordinator {
+
+struct PreparedChoice {
+  GenerationRequest request;  // client, request_id and deadline are left to the caller
+  ChoiceOptions options;
+  std::string echo;
+  size_t prompt_index = 0;
+};
+
+struct PreparedGeneration {
+  bool chat = false;
+  bool stream = false;
+  bool include_usage = false;
+  bool logprobs = false;
+  std::string user;
+  bool kimi_call_ids = false;
+  int64_t num_calls_before = 0;
+  int64_t prompt_tokens = 0;  // of all prompts, each once
+  std::vector<PreparedChoice> choices;
+};
+
+struct PreparedTokens {
+  std::vector<int32_t> ids;
+  bool with_strings = false;
+};
+
+// Immutable but for a cache of compiled schemas; any thread. Borrows all references.
+class RequestPreparer {
+ public:
+  // chat_template may be null: then chats are refused.
+  RequestPreparer(const ApiOptions& options, const model::ModelConfig& config,
+                  const model::Tokenizer& tokenizer, const model::ChatTemplate* chat_template);
+
+  Parsed<PreparedGeneration> chat(std::string_view body);
+  Parsed<PreparedGeneration> completion(std::string_view body);
+  Parsed<PreparedTokens> tokenize(std::string_view body);
+  Parsed<std::string> detokenize(std::string_view body);
+
+  int64_t context_tokens() const { return context_tokens_; }
+  // One token to go on from, for the canary.
+  std::vector<int32_t> canary_prompt() const;
+
+ private:
+  using Grammar = std::shared_ptr<const model::ConstraintGrammar>;
+
+  std::optional<ApiError> check_model(const std::string& name) const;
+  Parsed<ChatPrompt> render(const ChatInput& input) const;
+  Parsed<std::vector<int32_t>> encode_raw(const RawPrompt& prompt, bool add_bos,
+                                          const std::string& param) const;
+  Parsed<std::vector<int32_t>> encode_text(std::string_view text, const std::string& param) const;
+  Parsed<int64_t> tokens_to_generate(const GenerationFields& fields, int64_t otherwise,
+                                     size_t prompt_tokens, const std::string& param) const;
+  GenerationRequest make_request(const GenerationFields& fields) const;
+  Parsed<Grammar> grammar_of(const ChatRequest& request);
+  Parsed<Grammar> compiled(const std::string& key, const ChatRequest& request);
+  Parsed<std::unique_ptr<model::TokenConstraint>> constraint(const Grammar& grammar,
+                                                             bool reasoning_open,
+                                                             int64_t max_tokens) const;
+  model::ReplyParserOptions reply_options(const ChatRequest& request, bool reasoning_open) const;
+
+  const ApiOptions& options_;
+  const model::ModelConfig& config_;
+  const model::Tokenizer& tokenizer_;
+  const model::ChatTemplate* const chat_template_;
+  const ChatTraits traits_;
+  const int64_t context_tokens_;
+  const RequestLimits limits_;
+  const model::ConstraintVocabulary vocabulary_;
+  std::mutex grammars_mutex_;
+  std::vector<std::pair<std::string, Grammar>> grammars_;  // last used last
+};
+
+}  // namespace atl::coordinator
