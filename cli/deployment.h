@@ -110,6 +110,9 @@ class Deployment {
   coordinator::Engine& engine() { return *engine_; }
   const model::ModelConfig& config() const { return model_->config; }
   const Clock& clock() const { return clock_; }
+  // For commands that serve (ClusterMonitor).
+  coordinator::Cluster& cluster() { return *cluster_; }
+  const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
   // What each node did so far, with the traffic seen from here.
   struct NodeReport {
     std::string name;

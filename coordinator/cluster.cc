@@ -9,7 +9,7 @@ namespace atl::coordinator {
 
 Cluster::Cluster(transport::Transport& transport, ClusterOptions options,
                  const topology::Placement& placement, std::vector<ClusterNode> nodes)
-    : options_(std::move(options)), nodes_(std::move(nodes)) {
+    : options_(std::move(options)), nodes_(std::move(nodes)), silent_(nodes_.size()) {
   CHECK_EQ(static_cast<size_t>(placement.num_nodes()), nodes_.size());
   transport::Hello hello;
   hello.coordinator = options_.coordinator_name;
@@ -66,9 +66,13 @@ std::vector<Cluster::NamedStats> Cluster::stats() {
   for (size_t n = 0; n < nodes_.size(); ++n) {
     auto stats = nodes_[n].control->stats(options_.session);
     if (!stats) {
-      log_warn("no statistics from node {}: {}", nodes_[n].name, stats.error().message);
+      if (!silent_[n]) {
+        log_warn("no statistics from node {}: {}", nodes_[n].name, stats.error().message);
+      }
+      silent_[n] = true;
       continue;
     }
+    silent_[n] = false;
     all.push_back({nodes_[n].name, replies_[n].num_threads, std::move(*stats)});
   }
   return all;

@@ -52,7 +52,7 @@ class Cluster {
     uint32_t num_threads = 0;
     transport::NodeStats stats;
   };
-  // Nodes that don't answer are left out, with a log line.
+  // Nodes that don't answer are left out, with a log line when one begins not to.
   std::vector<NamedStats> stats();
   // Closes the session at every node and, if they are ours, ends them.
   enum class Nodes : uint8_t { kKeep, kStop };
@@ -62,6 +62,7 @@ class Cluster {
   ClusterOptions options_;
   std::vector<ClusterNode> nodes_;
   std::vector<transport::HelloReply> replies_;
+  std::vector<bool> silent_;  // [node] it did not tell its statistics last time
   std::vector<NodeLink> links_;
 };
 

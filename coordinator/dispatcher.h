@@ -80,6 +80,8 @@ class Dispatcher {
   const std::vector<NodeLink>& nodes() const { return nodes_; }
   const std::vector<NodeTraffic>& traffic() const { return traffic_; }
   int num_living() const;
+  bool alive(size_t node) const { return alive_[node]; }
+  const std::string& last_loss(size_t node) const { return last_loss_[node]; }  // "" unless lost
 
  private:
   // One node's share of the dispatch under way: which cells (row x panel of 16 outputs) it still
