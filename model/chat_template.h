@@ -20,6 +20,8 @@ namespace atl::model {
 struct ChatTemplateLimits {
   size_t output_bytes_max = size_t{64} << 20;
   uint64_t steps_max = 20'000'000;  // expressions evaluated and statements executed
+  // All that a render makes, whether it keeps it or not. A message's text is copied a few times.
+  size_t memory_bytes_max = size_t{512} << 20;
 };
 
 // Immutable after construction; any thread.
@@ -45,9 +47,12 @@ class ChatTemplate {
   // Whether the template reads this variable (as `tools`, or `thinking`).
   bool reads(std::string_view variable) const;
 
+  // The template's text (for recognise_reply_format()).
+  std::string_view source() const;
+
  private:
   struct Program;
-  std::unique_ptr<const Program> program_;
+  std::unique_ptr<Program> program_;
 };
 
 }  // namespace atl::model
