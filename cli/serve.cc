@@ -1,0 +1,330 @@
+// atoll serve: the engine as a service, with an OpenAI-compatible API.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "cli/commands.h"
+#include "cli/deployment.h"
+#include "cli/output.h"
+#include "cli/stop_signals.h"
+#include "coordinator/api.h"
+#include "coordinator/cluster_monitor.h"
+#include "coordinator/http/http_server.h"
+#include "coordinator/scheduler.h"
+#include "kernels/attention.h"
+#include "model/chat_template.h"
+#include "model/tokenizer.h"
+
+namespace atl::cli {
+namespace {
+
+// Unless --kv-cache says otherwise: this many whole contexts, but no more memory than this.
+constexpr int64_t kDefaultContexts = 16;
+constexpr uint64_t kDefaultCacheBytes = uint64_t{4} << 30;
+
+struct ServeOptions {
+  DeploymentOptions deployment;
+  std::string host = "127.0.0.1";
+  uint16_t port = 8080;
+  std::string model_name;
+  std::string api_key_file;
+  std::optional<uint64_t> cache_bytes;
+  int64_t context = 0;
+  int64_t sequences_max = 64;
+  int64_t queue_max = 256;
+  int64_t mixed_prompt_max = 0;
+  bool no_prefix_cache = false;
+  bool cold_start = false;
+  size_t connections_max = 4096;
+  uint64_t body_bytes_max = uint64_t{32} << 20;
+  int64_t max_tokens_default = 0;
+  double request_timeout_s = 0;
+  double drain_timeout_s = 30;
+};
+
+constexpr int kExitStoppedLoading = 1;
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+// Positions that the KV cache gets room for.
+int64_t cache_tokens(const ServeOptions& options, const model::ModelConfig& config) {
+  const kernels::LatentShape shape{config.kv_lora_rank, config.qk_rope_head_dim,
+                                   options.deployment.numerics.cache};
+  const uint64_t block = coordinator::KvCache::block_bytes(config.num_hidden_layers, shape);
+  const auto fit = static_cast<int64_t>(options.cache_bytes.value_or(kDefaultCacheBytes) / block);
+  if (fit < 2) {
+    throw LoadError(fmt::format("--kv-cache {}: expected at least {}, two blocks of {} positions",
+                                format_bytes(options.cache_bytes.value_or(0)),
+                                format_bytes(2 * block), kernels::kAttentionBlock));
+  }
+  int64_t blocks = fit;
+  if (!options.cache_bytes) {
+    blocks = std::min(blocks, kDefaultContexts *
+                                  coordinator::KvCache::blocks_for(config.max_position_embeddings));
+  }
+  const int64_t tokens = blocks * kernels::kAttentionBlock;
+  log_info("KV cache: {} tokens in {}", tokens,
+           format_bytes(static_cast<uint64_t>(blocks) * block));
+  if (options.context > tokens) {
+    throw LoadError(
+        fmt::format("--context {}: the KV cache holds {} tokens; give it more with "
+                    "--kv-cache",
+                    options.context, tokens));
+  }
+  return tokens;
+}
+
+coordinator::SchedulerOptions scheduler_options(const ServeOptions& options,
+                                                const model::ModelConfig& config,
+                                                const model::Tokenizer& tokenizer) {
+  coordinator::SchedulerOptions scheduler;
+  scheduler.sequences_max = std::min(options.sequences_max, options.deployment.chunk);
+  scheduler.queue_max = options.queue_max;
+  scheduler.mixed_prompt_max = options.mixed_prompt_max;
+  scheduler.prefix_cache = !options.no_prefix_cache;
+  scheduler.vocab_limit =
+      static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size));
+  for (int32_t id = 0; id < scheduler.vocab_limit; ++id) {
+    scheduler.allowed.push_back(tokenizer.has_token(id));
+  }
+  return scheduler;
+}
+
+coordinator::ApiOptions api_options(const ServeOptions& options, const model::ModelConfig& config,
+                                    int64_t cache_tokens) {
+  coordinator::ApiOptions api;
+  api.model_name =
+      options.model_name.empty()
+          ? std::filesystem::canonical(options.deployment.model_dir).filename().string()
+          : options.model_name;
+  api.model = coordinator::load_model_defaults(options.deployment.model_dir);
+  if (!options.api_key_file.empty()) api.keys = coordinator::load_api_keys(options.api_key_file);
+  api.context_tokens = std::min({options.context > 0 ? options.context : cache_tokens, cache_tokens,
+                                 config.max_position_embeddings});
+  api.max_tokens_default = options.max_tokens_default;
+  api.request_timeout =
+      std::chrono::seconds(static_cast<int64_t>(std::max(0.0, options.request_timeout_s)));
+  api.version = ATOLL_VERSION;
+  return api;
+}
+
+coordinator::HttpOptions http_options(const ServeOptions& options,
+                                      const coordinator::ApiOptions& api) {
+  coordinator::HttpOptions http;
+  http.address = options.host;
+  http.port = options.port;
+  http.connections_max = options.connections_max;
+  http.body_bytes_max = options.body_bytes_max;
+  http.bodies_bytes_max = std::max(http.bodies_bytes_max, options.body_bytes_max);
+  http.admit = [&api](const coordinator::HttpRequest& request) {
+    return coordinator::Api::admit(api, request);
+  };
+  http.error_response = coordinator::Api::error_response;
+  return http;
+}
+
+// Three threads of work: the engine's (the caller's), the HTTP server's and the monitor's.
+void serve(ServeOptions options) {
+  // Before any thread. Gone before what it stops.
+  std::atomic<coordinator::HttpServer*> serving = nullptr;
+  std::function<void()> stop;  // on the server's thread
+  auto signals = std::make_unique<StopSignals>();
+  signals->watch([&] {
+    if (coordinator::HttpServer* server = serving) {
+      server->post([&stop] { stop(); });
+    } else {
+      log_info("stopped while loading");
+      std::_Exit(kExitStoppedLoading);  // nothing to finish; child nodes end with this process
+    }
+  });
+  const std::filesystem::path& model_dir = options.deployment.model_dir;
+  const model::ModelConfig config = model::load_config(model_dir);
+  const model::Tokenizer tokenizer = model::Tokenizer::load(model_dir);
+  const std::optional<model::ChatTemplate> chat = model::ChatTemplate::load(model_dir);
+  if (!chat) log_info("the model has no chat template: /v1/chat/completions is not served");
+  const int64_t tokens = cache_tokens(options, config);
+  options.deployment.cache_tokens = tokens - kernels::kAttentionBlock;  // it adds a block
+  const coordinator::ApiOptions api_settings = api_options(options, config, tokens);
+  SteadyClock clock;
+  // Before the model is loaded: a port that is taken should not cost minutes.
+  coordinator::HttpServer server(http_options(options, api_settings), clock);
+
+  Deployment deployment(options.deployment);
+  if (!options.cold_start) deployment.wait_until_warm();
+  coordinator::ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(),
+                                      deployment.cluster(), clock);
+  coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
+  settings.observer = &monitor;
+  settings.after_step = [&monitor] { monitor.after_step(); };
+  coordinator::Api* api_of_events = nullptr;
+  coordinator::Scheduler scheduler(
+      deployment.engine(), clock, settings, [&](std::vector<coordinator::GenerationEvent> events) {
+        server.post(
+            [&api_of_events, events = std::make_shared<decltype(events)>(std::move(events))] {
+              api_of_events->on_events(std::move(*events));
+            });
+      });
+  coordinator::Api api(api_settings, server, scheduler, config, tokenizer, chat ? &*chat : nullptr,
+                       clock, [&monitor] { return monitor.snapshot(); });
+  api_of_events = &api;
+
+  bool stopping = false;  // the server's thread
+  stop = [&] {
+    if (stopping) {
+      log_info("stopping at once");
+      api.abort("the server is shutting down");
+      server.stop();
+      return;
+    }
+    stopping = true;
+    log_info("draining: no new requests; those under way have {} s", options.drain_timeout_s);
+    scheduler.drain();
+    api.drain([&server] { server.stop(); });
+    server.post_after(milliseconds(options.drain_timeout_s), [&] {
+      log_warn("draining took longer than {} s: the rest is ended", options.drain_timeout_s);
+      api.abort("the server is shutting down");
+      server.stop();
+    });
+  };
+  serving = &server;
+  std::thread http([&] {
+    server.run();
+    scheduler.stop();
+  });
+  write_stdout(fmt::format(
+      "listening on http://{}:{}\n",
+      options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]",
+      server.port()));
+  log_info("serving {} with a context of {} tokens, ready after {:.1f} s", api_settings.model_name,
+           api_settings.context_tokens, deployment.load_seconds());
+  {
+    const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
+    scheduler.run();
+  }
+  http.join();
+  signals.reset();
+  log_info("stopped");
+}
+
+void add_service_options(CLI::App& command, ServeOptions* options) {
+  command.add_option("--host", options->host, "Address to listen on; 0.0.0.0 or :: for all")
+      ->capture_default_str();
+  command.add_option("--port", options->port, "Port; 0: any free one, told on stdout")
+      ->capture_default_str();
+  command
+      .add_option("--model-name", options->model_name,
+                  "Name that clients ask for; the directory's unless given")
+      ->type_name("NAME");
+  command
+      .add_option("--api-key-file", options->api_key_file,
+                  "One `name key` per line; requests must then bring one of the keys")
+      ->type_name("PATH");
+  command
+      .add_option("--max-connections", options->connections_max,
+                  "Connections that may be open at once")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command
+      .add_option_function<std::string>(
+          "--max-body",
+          [options](const std::string& text) { options->body_bytes_max = *parse_bytes(text); },
+          "Longest body of a request; 32MiB unless given")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            const Result<uint64_t> bytes = parse_bytes(text);
+            return bytes ? std::string() : bytes.error().message;
+          },
+          ""))
+      ->type_name("SIZE");
+  command
+      .add_option("--request-timeout", options->request_timeout_s,
+                  "Seconds that a generation may take; 0: any time")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
+  command
+      .add_option("--drain-timeout", options->drain_timeout_s,
+                  "Seconds for what is under way after SIGTERM or SIGINT; a second signal ends it "
+                  "at once")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
+}
+
+void add_batch_options(CLI::App& command, ServeOptions* options) {
+  command
+      .add_option_function<std::string>(
+          "--kv-cache",
+          [options](const std::string& text) { options->cache_bytes = *parse_bytes(text); },
+          "Memory of the KV cache, such as 8GiB; unless given, 16 whole contexts or 4 GiB, "
+          "whichever is less")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            const Result<uint64_t> bytes = parse_bytes(text);
+            return bytes ? std::string() : bytes.error().message;
+          },
+          ""))
+      ->type_name("SIZE");
+  command
+      .add_option("--context", options->context,
+                  "Most tokens of one request, prompt and answer; unless given, what model and "
+                  "KV cache hold")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->type_name("TOKENS");
+  command
+      .add_option("--max-tokens-default", options->max_tokens_default,
+                  "Tokens of an answer where a chat doesn't say; 0: to the end of the context")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->capture_default_str();
+  command
+      .add_option("--max-sequences", options->sequences_max,
+                  "Requests computed together, at most --chunk")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}))
+      ->capture_default_str();
+  command
+      .add_option("--max-queue", options->queue_max,
+                  "Requests that may wait for that; more are answered 429")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
+  command
+      .add_option("--mixed-prompt-tokens", options->mixed_prompt_max,
+                  "Most prompt tokens in a step that also continues answers: fewer make their "
+                  "tokens come more evenly and prompts slower; 0: what --chunk leaves")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
+      ->capture_default_str();
+  command.add_flag("--no-prefix-cache", options->no_prefix_cache,
+                   "Compute every prompt from its beginning");
+  add_cold_start_option(command, &options->cold_start);
+}
+
+}  // namespace
+
+void add_serve_command(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<ServeOptions>();
+  CLI::App* command =
+      app.add_subcommand("serve", "Serve a model over HTTP, with the API of OpenAI's clients");
+  add_deployment_options(*command, &options->deployment);
+  add_service_options(*command, options.get());
+  add_batch_options(*command, options.get());
+  command->footer(
+      "Example:\n  atoll serve tests/models/tiny-fp8 --nodes 3 --port 8080\n"
+      "  curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"And God said,\"}'\n"
+      "\nThe first line on stdout is 'listening on http://HOST:PORT' once it answers. A page for "
+      "browsers\nis at /, metrics at /metrics. SIGTERM finishes what is under way and exits 0.");
+  command->callback([options, exit_code] {
+    serve(*options);
+    *exit_code = 0;
+  });
+}
+
+}  // namespace atl::cli

@@ -1,0 +1,321 @@
+// `atoll serve` as a process: the tokens of `atoll run`, nodes that die, signals.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/child_process.h"
+#include "coordinator/http/http_client.h"
+#include "tests/support/command.h"
+#include "tests/support/golden.h"
+
+namespace atl::test {
+namespace {
+
+using coordinator::HttpAnswer;
+using coordinator::HttpClient;
+using coordinator::HttpClientRequest;
+using nlohmann::json;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+constexpr auto kStartTimeout = std::chrono::seconds(60);
+constexpr auto kEndTimeout = std::chrono::seconds(60);
+
+std::string model() { return (tests_dir() / "models/tiny-fp8").string(); }
+
+class Server {
+ public:
+  explicit Server(std::vector<std::string> options) {
+    ChildOptions child;
+    child.argv = {ATOLL_BINARY, "serve", model(), "--port", "0", "--log-level", "warn"};
+    child.argv.insert(child.argv.end(), options.begin(), options.end());
+    child.pipe_stdout = true;
+    process_ = ChildProcess::start(child);
+    const auto line = process_.read_line(kStartTimeout);
+    const std::string_view ready = "listening on ";
+    if (!line || !line->starts_with(ready)) {
+      throw std::runtime_error("no server: " + (line ? *line : line.error().message));
+    }
+    url_ = line->substr(ready.size());
+  }
+  ChildProcess& process() { return process_; }
+  std::unique_ptr<HttpClient> client() const {
+    return std::make_unique<HttpClient>(*coordinator::parse_http_url(url_));
+  }
+  HttpAnswer ask(const HttpClientRequest& request) const {
+    auto answer = client()->ask(request);
+    if (!answer) throw std::runtime_error(answer.error().message);
+    return *answer;
+  }
+
+ private:
+  ChildProcess process_;
+  std::string url_;
+};
+
+HttpClientRequest completion(const json& body) {
+  return {.method = "POST", .path = "/v1/completions", .body = body.dump()};
+}
+std::string text_of(const HttpAnswer& answer) {
+  if (answer.status != 200) return "status " + std::to_string(answer.status) + ": " + answer.body;
+  return json::parse(answer.body)["choices"][0]["text"];
+}
+
+// What `atoll run` writes for the same request.
+std::string text_of_run(const json& body) {
+  std::vector<std::string> argv = {ATOLL_BINARY, "run", model(), "--json"};
+  const auto add = [&](const char* option, const char* key) {
+    if (!body.contains(key)) return;
+    argv.push_back(option);
+    argv.push_back(body[key].is_string() ? body[key].get<std::string>() : body[key].dump());
+  };
+  add("--prompt", "prompt");
+  add("--max-tokens", "max_tokens");
+  add("--temperature", "temperature");
+  add("--top-p", "top_p");
+  add("--seed", "seed");
+  const CommandResult result = run_command(argv);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  return json::parse(result.out)["text"];
+}
+
+std::vector<json> requests() {
+  return {
+      {{"prompt", "And God said,"}, {"max_tokens", 40}, {"temperature", 0}},
+      {{"prompt", "Call me Ishmael."},
+       {"max_tokens", 60},
+       {"temperature", 0.8},
+       {"top_p", 1},
+       {"seed", 7}},
+      {{"prompt", "My fellow citizens, the state of the Union"},
+       {"max_tokens", 50},
+       {"temperature", 1.2},
+       {"top_p", 0.9},
+       {"seed", 123456789}},
+      {{"prompt", "The whale"}, {"max_tokens", 1}, {"temperature", 0}},
+  };
+}
+
+std::vector<pid_t> children_of(pid_t parent) {
+  std::vector<pid_t> children;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream stat(entry.path() / "stat");
+    std::string text((std::istreambuf_iterator<char>(stat)), {});
+    const size_t after_name = text.rfind(')');
+    if (after_name == std::string::npos) continue;
+    char state = 0;
+    pid_t ppid = 0;
+    if (std::sscanf(text.c_str() + after_name + 1, " %c %d", &state, &ppid) == 2 &&
+        ppid == parent) {
+      children.push_back(std::stoi(name));
+    }
+  }
+  return children;
+}
+
+TEST(Serve, gives_the_texts_of_run_one_by_one_and_together_on_any_layout) {
+  std::vector<std::string> expected;
+  for (const json& body : requests()) expected.push_back(text_of_run(body));
+  for (const char* nodes : {"0", "3"}) {
+    SCOPED_TRACE(nodes);
+    Server server({"--nodes", nodes, "--chunk", "16"});
+    for (size_t r = 0; r < expected.size(); ++r) {
+      EXPECT_EQ(text_of(server.ask(completion(requests()[r]))), expected[r]);
+    }
+    auto client = server.client();
+    std::vector<std::string> texts(expected.size() * 4);
+    for (size_t i = 0; i < texts.size(); ++i) {
+      client->start(completion(requests()[i % expected.size()]), {}, [&, i](Result<HttpAnswer> a) {
+        texts[i] = a ? text_of(*a) : a.error().message;
+      });
+    }
+    client->run();
+    for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(texts[i], expected[i % expected.size()]);
+  }
+}
+
+TEST(Serve, a_node_that_dies_ends_no_request_and_changes_no_token) {
+  std::vector<std::string> expected;
+  for (const json& body : requests()) expected.push_back(text_of_run(body));
+  Server server({"--nodes", "3"});
+  const std::vector<pid_t> nodes = children_of(server.process().pid());
+  ASSERT_THAT(nodes, SizeIs(3));
+  auto client = server.client();
+  std::vector<std::string> texts(expected.size());
+  bool killed = false;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    json body = requests()[i];
+    body["stream"] = true;
+    client->start(
+        completion(body),
+        [&, i](std::string_view data, Clock::TimePoint) {
+          if (data == "[DONE]") return;
+          const json event = json::parse(data);
+          ASSERT_TRUE(event.contains("choices")) << event;
+          for (const json& choice : event["choices"]) texts[i] += choice["text"];
+          if (!killed && i == 1) killed = ::kill(nodes[1], SIGKILL) == 0;
+        },
+        [&](Result<HttpAnswer> answer) { EXPECT_TRUE(answer && answer->status == 200); });
+  }
+  client->run();
+  EXPECT_TRUE(killed);
+  EXPECT_EQ(texts, expected);
+  const json stats = json::parse(server.ask({.path = "/stats"}).body);
+  int alive = 0;
+  for (const json& node : stats["nodes"]) alive += node["alive"].get<bool>();
+  EXPECT_EQ(alive, 2) << stats["nodes"];
+  EXPECT_EQ(server.ask({.path = "/ready"}).status, 200);
+}
+
+TEST(Serve, sigterm_finishes_what_is_under_way_and_takes_nothing_new) {
+  Server server({"--nodes", "2"});
+  auto client = server.client();
+  json body = requests()[1];
+  body["max_tokens"] = 300;
+  body["ignore_eos"] = true;
+  body["stream"] = true;
+  std::string last;
+  int64_t events = 0;
+  std::optional<int> refused;
+  client->start(
+      completion(body),
+      [&](std::string_view data, Clock::TimePoint) {
+        last = data;
+        if (++events != 3) return;
+        server.process().send_signal(SIGTERM);
+        // The signal takes a moment; what comes after it is refused.
+        const auto again = [&](const auto& self) -> void {
+          client->start(completion(requests()[3]), {}, [&, self](Result<HttpAnswer> answer) {
+            if (answer && answer->status == 200) return self(self);
+            refused = answer ? answer->status : 0;
+          });
+        };
+        again(again);
+      },
+      [&](Result<HttpAnswer> answer) { EXPECT_TRUE(answer && answer->status == 200); });
+  client->run();
+  EXPECT_EQ(last, "[DONE]");
+  EXPECT_GT(events, 100);
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(*refused, 503);
+  const auto ended = server.process().wait(kEndTimeout);
+  ASSERT_TRUE(ended) << ended.error().message;
+  EXPECT_EQ(*ended, "exit code 0");
+}
+
+TEST(Serve, draining_has_a_limit_and_a_second_signal_ends_it) {
+  for (const bool by_signal : {false, true}) {
+    SCOPED_TRACE(by_signal);
+    Server server({"--drain-timeout", by_signal ? "600" : "0.2"});
+    auto client = server.client();
+    json body = requests()[1];
+    body["max_tokens"] = 1900;
+    body["ignore_eos"] = true;
+    body["stream"] = true;
+    std::string last;
+    int64_t events = 0;
+    client->start(
+        completion(body),
+        [&](std::string_view data, Clock::TimePoint) {
+          last = data;
+          ++events;
+          if (events == 3 || (by_signal && events == 5)) server.process().send_signal(SIGTERM);
+        },
+        [](Result<HttpAnswer>) {});
+    client->run();
+    EXPECT_THAT(last, HasSubstr("\"error\""));
+    const auto ended = server.process().wait(kEndTimeout);
+    ASSERT_TRUE(ended) << ended.error().message;
+    EXPECT_EQ(*ended, "exit code 0");
+  }
+}
+
+TEST(Serve, killing_the_coordinator_leaves_no_node_behind) {
+  Server server({"--nodes", "3"});
+  const std::vector<pid_t> nodes = children_of(server.process().pid());
+  ASSERT_THAT(nodes, SizeIs(3));
+  auto client = server.client();
+  json body = requests()[1];
+  body["max_tokens"] = 1900;
+  body["stream"] = true;
+  bool killed = false;
+  client->start(
+      completion(body),
+      [&](std::string_view, Clock::TimePoint) {
+        if (!killed) server.process().send_signal(SIGKILL);
+        killed = true;
+      },
+      [](Result<HttpAnswer> answer) { EXPECT_FALSE(answer); });
+  client->run();
+  ASSERT_TRUE(server.process().wait(kEndTimeout));
+  const auto give_up = std::chrono::steady_clock::now() + kEndTimeout;
+  for (const pid_t node : nodes) {
+    while (::kill(node, 0) == 0 && std::chrono::steady_clock::now() < give_up) {
+      std::this_thread::yield();
+    }
+    EXPECT_NE(::kill(node, 0), 0) << "node " << node << " is still there";
+  }
+}
+
+TEST(Serve, a_client_that_goes_away_frees_its_place) {
+  Server server({});
+  auto client = server.client();
+  json body = requests()[1];
+  body["max_tokens"] = 1900;
+  body["ignore_eos"] = true;
+  body["stream"] = true;
+  bool gone = false;
+  HttpClient::RequestId id = 0;
+  id = client->start(
+      completion(body),
+      [&](std::string_view, Clock::TimePoint) {
+        if (!gone) client->cancel(id);
+        gone = true;
+      },
+      [](Result<HttpAnswer> answer) { EXPECT_FALSE(answer); });
+  client->run();
+  EXPECT_TRUE(gone);
+  json stats;
+  const auto give_up = std::chrono::steady_clock::now() + kEndTimeout;
+  do {
+    stats = json::parse(server.ask({.path = "/stats"}).body);
+  } while (stats["requests"]["running"] != 0 && std::chrono::steady_clock::now() < give_up);
+  EXPECT_EQ(stats["requests"]["running"], 0);
+  EXPECT_EQ(stats["requests"]["cancelled"], 1);
+  EXPECT_LT(stats["tokens"]["generated"], 1000);
+}
+
+TEST(Serve, says_in_one_line_why_it_cannot_start) {
+  Server server({});
+  const json stats = json::parse(server.ask({.path = "/stats"}).body);
+  const auto failure = [](std::vector<std::string> options) {
+    options.insert(options.begin(), {ATOLL_BINARY, "serve"});
+    const CommandResult result = run_command(options);
+    EXPECT_NE(result.exit_code, 0);
+    EXPECT_THAT(result.out, IsEmpty());
+    return result.err;
+  };
+  EXPECT_THAT(failure({model(), "--port", "99999"}), HasSubstr("--port"));
+  EXPECT_THAT(failure({model(), "--host", "no.such.address.invalid"}),
+              HasSubstr("no.such.address.invalid"));
+  EXPECT_THAT(failure({model(), "--port", "0", "--kv-cache", "1KiB"}),
+              HasSubstr("two blocks of 64 positions"));
+  EXPECT_THAT(failure({model(), "--port", "0", "--kv-cache", "1MiB", "--context", "2000"}),
+              HasSubstr("--context 2000: the KV cache holds"));
+  EXPECT_THAT(failure({model(), "--port", "0", "--api-key-file", "/no/such/file"}),
+              HasSubstr("/no/such/file"));
+}
+
+}  // namespace
+}  // namespace atl::test
