@@ -24,13 +24,10 @@
 
 namespace atl::coordinator {
 
-// What a checkpoint says about how it wants to be asked.
+// What a checkpoint's generation_config.json says about how it wants to be asked: used where a
+// request doesn't say. OpenAI's are 1 and 1.
 struct ModelDefaults {
-  // Of generation_config.json; used where a request doesn't say. OpenAI's are 1 and 1.
   std::optional<float> temperature, top_p;
-  // The text of the chat template that model::ChatTemplate::load() reads; empty: none. Tells which
-  // marks the model uses (reasoning, calls of tools).
-  std::string chat_template;
 };
 // LoadError: the file, and what in it is wrong.
 ModelDefaults load_model_defaults(const std::filesystem::path& model_dir);

@@ -54,6 +54,8 @@ std::optional<std::string> exceeded(std::string_view text, const JsonLimits& lim
       case ':':
         if (!keys.empty()) comparisons += keys.back()++;
         break;
+      case '\0':  // which the parser takes for the end
+        return "a zero byte in it";
       default:
         break;
     }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 namespace atl::coordinator {
 namespace {
@@ -105,13 +106,14 @@ bool ends_in_reasoning(std::string_view text) {
 
 }  // namespace
 
-ChatTraits chat_traits(const model::ChatTemplate& chat_template, std::string_view template_text) {
+ChatTraits chat_traits(const model::ChatTemplate& chat_template) {
+  const std::string_view source = chat_template.source();
   ChatTraits traits;
-  const ReplyFormat format = model::recognise_reply_format(template_text);
+  const ReplyFormat format = model::recognise_reply_format(source);
   if (format != ReplyFormat::kPlain) traits.reply_format = format;
   traits.reads_tools = chat_template.reads("tools");
-  traits.reads_tool_messages = template_text.find("tool_calls") != template_text.npos;
-  traits.reasoning = template_text.find("think>") != template_text.npos;
+  traits.reads_tool_messages = source.find("tool_calls") != source.npos;
+  traits.reasoning = source.find("think>") != source.npos;
   return traits;
 }
 

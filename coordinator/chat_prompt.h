@@ -2,7 +2,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include "coordinator/api_errors.h"
 #include "coordinator/chat_request.h"
@@ -19,7 +18,7 @@ struct ChatTraits {
   bool reads_tool_messages = false;  // else calls and results are spelled out as text
   bool reasoning = false;            // replies may hold <think>...</think>
 };
-ChatTraits chat_traits(const model::ChatTemplate& chat_template, std::string_view template_text);
+ChatTraits chat_traits(const model::ChatTemplate& chat_template);
 
 struct ChatPrompt {
   std::string text;

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "base/result.h"
@@ -15,16 +14,11 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-std::string read_text(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in) throw LoadError(fmt::format("{}: can't be read", file.string()));
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
 // An empty object if there is no such file.
 Json read_json(const fs::path& file) {
   if (!fs::exists(file)) return Json::object();
-  Json json = Json::parse(read_text(file), nullptr, false);
+  std::ifstream in(file);
+  const Json json = Json::parse(in, nullptr, false);
   if (!json.is_object()) throw LoadError(fmt::format("{}: not a JSON object", file.string()));
   return json;
 }
@@ -41,23 +35,6 @@ std::optional<float> read_number(const Json& json, const char* key, double max,
   return static_cast<float>(value);
 }
 
-std::string read_template(const fs::path& model_dir) {
-  const fs::path own_file = model_dir / "chat_template.jinja";
-  if (fs::exists(own_file)) return read_text(own_file);
-  const Json config = read_json(model_dir / "tokenizer_config.json");
-  const auto it = config.find("chat_template");
-  if (it == config.end()) return {};
-  if (it->is_string()) return it->get<std::string>();
-  if (!it->is_array()) return {};
-  for (const Json& named : *it) {
-    if (named.is_object() && named.value("name", "") == "default" && named.contains("template") &&
-        named["template"].is_string()) {
-      return named["template"].get<std::string>();
-    }
-  }
-  return {};
-}
-
 }  // namespace
 
 ModelDefaults load_model_defaults(const fs::path& model_dir) {
@@ -67,7 +44,6 @@ ModelDefaults load_model_defaults(const fs::path& model_dir) {
   defaults.temperature = read_number(config, "temperature", 100, file);
   defaults.top_p = read_number(config, "top_p", 1, file);
   if (defaults.top_p == 0.0f) defaults.top_p.reset();  // says nothing that can be sampled
-  defaults.chat_template = read_template(model_dir);
   return defaults;
 }
 

@@ -12,11 +12,6 @@ constexpr int64_t kCompletionTokensDefault = 16;  // OpenAI's
 constexpr size_t kGrammarsMax = 64;               // compiled schemas kept
 constexpr size_t kSchemaBytesMax = 1 << 20;
 
-ChatTraits traits_of(const model::ChatTemplate* chat_template, const ApiOptions& options) {
-  if (chat_template == nullptr) return {};
-  return chat_traits(*chat_template, options.model.chat_template);
-}
-
 int64_t context_of(const ApiOptions& options, const model::ModelConfig& config) {
   if (options.context_tokens <= 0) return config.max_position_embeddings;
   return std::min(options.context_tokens, config.max_position_embeddings);
@@ -36,7 +31,7 @@ RequestPreparer::RequestPreparer(const ApiOptions& options, const model::ModelCo
       config_(config),
       tokenizer_(tokenizer),
       chat_template_(chat_template),
-      traits_(traits_of(chat_template, options)),
+      traits_(chat_template ? chat_traits(*chat_template) : ChatTraits()),
       context_tokens_(context_of(options, config)),
       limits_{.choices_max = options.choices_max,
               .vocab_limit =
