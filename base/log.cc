@@ -35,6 +35,10 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
   return spdlog::level::info;
 }
 
+constexpr std::pair<std::string_view, LogLevel> kNames[] = {
+    {"trace", LogLevel::kTrace}, {"debug", LogLevel::kDebug}, {"info", LogLevel::kInfo},
+    {"warn", LogLevel::kWarn},   {"error", LogLevel::kError}, {"off", LogLevel::kOff}};
+
 }  // namespace
 
 void init_log(LogLevel level, std::string_view process_name) {
@@ -43,9 +47,6 @@ void init_log(LogLevel level, std::string_view process_name) {
 }
 
 bool parse_log_level(std::string_view text, LogLevel* level) {
-  constexpr std::pair<std::string_view, LogLevel> kNames[] = {
-      {"trace", LogLevel::kTrace}, {"debug", LogLevel::kDebug}, {"info", LogLevel::kInfo},
-      {"warn", LogLevel::kWarn},   {"error", LogLevel::kError}, {"off", LogLevel::kOff}};
   for (const auto& [name, value] : kNames) {
     if (text == name) {
       *level = value;
@@ -53,6 +54,20 @@ bool parse_log_level(std::string_view text, LogLevel* level) {
     }
   }
   return false;
+}
+
+LogLevel log_level() {
+  for (const auto& [name, level] : kNames) {
+    if (log_enabled(level)) return level;
+  }
+  return LogLevel::kOff;
+}
+
+std::string_view to_string(LogLevel level) {
+  for (const auto& [name, value] : kNames) {
+    if (value == level) return name;
+  }
+  return "?";
 }
 
 bool log_enabled(LogLevel level) { return logger()->should_log(to_spdlog(level)); }

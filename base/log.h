@@ -17,6 +17,8 @@ enum class LogLevel { kTrace, kDebug, kInfo, kWarn, kError, kOff };
 void init_log(LogLevel level, std::string_view process_name);
 // trace|debug|info|warn|error|off; false if it is none of them.
 bool parse_log_level(std::string_view text, LogLevel* level);
+std::string_view to_string(LogLevel level);
+LogLevel log_level();  // the lowest that is printed
 bool log_enabled(LogLevel level);
 void log_line(LogLevel level, std::string_view line);
 

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include "base/child_process.h"
+#include "base/log.h"
 
 namespace atl::cli {
 namespace {
@@ -58,6 +59,7 @@ ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_un
     child.argv.insert(child.argv.end(), memory.begin(), memory.end());
     child.argv.insert(child.argv.end(), {"--rows-max", std::to_string(options.rows_max)});
     add_thread_arguments(options.threads[node], &child.argv);
+    child.argv.insert(child.argv.end(), {"--log-level", std::string(to_string(log_level()))});
     if (options.spin) child.argv.push_back("--spin");
     children_->processes.push_back(ChildProcess::start(child));
   }

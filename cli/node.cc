@@ -67,6 +67,7 @@ topology::TeamPlan place_threads(const NodeCommandOptions& options) {
 }
 
 void serve(const NodeCommandOptions& options) {
+  init_log(log_level(), "node " + options.name);
   // First of all: the memory of everything that follows is to come from the domain.
   const topology::TeamPlan threads = place_threads(options);
   const std::unique_ptr<LoadedModel> model =

@@ -115,6 +115,15 @@ void Dispatcher::hint(int32_t layer, std::span<const int32_t> experts) {
   }
 }
 
+void Dispatcher::announce(const std::string& request_ids) {
+  std::vector<std::byte> header;
+  transport::encode_step_note(
+      {{options_.session, DispatchId{next_id_}, options_.epoch, 0}, request_ids}, &header);
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (alive_[node]) (void)transport_.send(nodes_[node].peer, header, nullptr, 0);
+  }
+}
+
 void Dispatcher::poll() {
   while (auto event = transport_.poll()) handle(std::move(*event));
 }
@@ -251,7 +260,8 @@ void Dispatcher::handle(transport::Event event) {
   auto frame = transport::decode_frame(*event.message, options_.limits);
   if (!frame) return lose_node(*node, "sent a bad frame: " + frame.error().message);
   if (frame->kind == transport::Frame::Kind::kDispatch ||
-      frame->kind == transport::Frame::Kind::kHint) {
+      frame->kind == transport::Frame::Kind::kHint ||
+      frame->kind == transport::Frame::Kind::kStepNote) {
     return lose_node(*node, fmt::format("sent a frame of kind {}, expected a partial",
                                         static_cast<int>(frame->kind)));
   }

@@ -71,6 +71,9 @@ class Dispatcher {
   // can't take it now goes without: no result depends on a hint.
   //   experts  ascending, none twice, each in range; nothing is sent if there are none
   void hint(int32_t layer, std::span<const int32_t> experts);
+  // Tells every living node for whom the dispatches from here on are, for its log: ids of requests.
+  // At any time between combine() and dispatch(); best effort, as hint().
+  void announce(const std::string& request_ids);
   // Takes what has arrived; call now and then during long work between dispatch and combine.
   void poll();
   // Waits for the rest, then out[row] += fp32(sum). Rows in the result are left unspecified.

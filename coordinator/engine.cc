@@ -12,6 +12,7 @@ Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatc
     : config_(config),
       weights_(weights),
       options_(options),
+      experts_(experts),
       cache_(config.num_hidden_layers,
              kernels::LatentShape{config.kv_lora_rank, config.qk_rope_head_dim, options.cache_type},
              options.cache_blocks),
@@ -99,6 +100,10 @@ Status Engine::fill_context(Sequence& sequence, int64_t num_tokens, uint64_t see
   }
   sequence.num_tokens = num_tokens;
   return {};
+}
+
+void Engine::announce(const std::string& request_ids) {
+  if (experts_) experts_->announce(request_ids);
 }
 
 void Engine::reuse(Sequence& sequence, std::span<const int32_t> tokens) {

@@ -65,6 +65,9 @@ class Engine {
   Status step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
               std::span<std::optional<Error>> errors, StepObserver* observer = nullptr);
 
+  // Tells the nodes for whom the next steps are, for their logs: ids of requests.
+  void announce(const std::string& request_ids);
+
   // Moves an empty sequence over the longest prefix of `tokens` that was kept (keep()), in whole
   // blocks and leaving at least one token to step; its num_tokens tells how far.
   void reuse(Sequence& sequence, std::span<const int32_t> tokens);
@@ -96,6 +99,7 @@ class Engine {
   const model::ModelConfig& config_;
   const Weights& weights_;
   const EngineOptions options_;
+  Dispatcher* const experts_;
   KvCache cache_;
   PrefixCache prefixes_;
   DecodeStep step_;

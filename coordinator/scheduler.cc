@@ -382,6 +382,7 @@ bool Scheduler::compute() {
                     to_the_end ? WantLogits::kLast : WantLogits::kNone});
   }
   if (work.empty()) return false;
+  announce(stepped);
 
   const Clock::TimePoint start = clock_.now();
   std::vector<std::optional<Error>> errors(work.size());
@@ -406,6 +407,18 @@ bool Scheduler::compute() {
   counts_.step_seconds += seconds_between(start, end);
   counts_.last_step_end = seconds_between(Clock::TimePoint(), end);
   return true;
+}
+
+// The nodes' logs name the requests that a step is for; most steps are for those of the last one.
+void Scheduler::announce(const std::vector<Generation*>& stepped) {
+  std::string ids;
+  for (const Generation* generation : stepped) {
+    if (!ids.empty()) ids += ' ';
+    ids += generation->request.request_id;
+  }
+  if (ids == announced_) return;
+  engine_.announce(ids);
+  announced_ = std::move(ids);
 }
 
 // Chooses the next token from the logits of the last one. The request is not changed: the step may

@@ -81,6 +81,7 @@ class Scheduler final : public GenerationBackend {
   void plan();
   void preempt(size_t index);
   bool compute();
+  void announce(const std::vector<Generation*>& stepped);
   void sample(Generation& generation, std::span<const float> logits);
   void advance(Generation& generation);
   void finish(Generation& generation, FinishReason reason);
@@ -116,6 +117,7 @@ class Scheduler final : public GenerationBackend {
   std::deque<GenerationPtr> preempted_;  // in the order of their first admission
   std::vector<GenerationPtr> running_;   // in the order of their first admission
   uint64_t admissions_ = 0;
+  std::string announced_;  // ids of the requests of the last step
   GenerationStats counts_;
   std::vector<GenerationEvent> events_;
   model::Sampler sampler_;

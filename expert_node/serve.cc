@@ -98,8 +98,10 @@ void ExpertNode::answer(transport::PeerId peer, const transport::Message& messag
                         frame.error());
   }
   if (frame->kind == transport::Frame::Kind::kHint) return take_hint(frame->hint);
+  if (frame->kind == transport::Frame::Kind::kStepNote) return take_note(*session, frame->note);
   if (frame->kind != transport::Frame::Kind::kDispatch) {
-    log_warn("frame from {} refused: a node takes only dispatches and hints", session->coordinator);
+    log_warn("frame from {} refused: a node takes only dispatches, hints and notes",
+             session->coordinator);
     return;
   }
   if (frame->dispatch.names.session != session->id) {
@@ -121,6 +123,13 @@ void ExpertNode::take_hint(const transport::Hint& hint) {
     for (int tile = range.begin; tile < range.end; ++tile) tiles.push_back(tile);
   }
   tiles_.hint(static_cast<int32_t>(hint.names.layer), hint.experts, tiles);
+}
+
+void ExpertNode::take_note(Session& session, const transport::StepNote& note) {
+  if (note.names.session != session.id) return;
+  session.requests = note.text;
+  log_debug("{}: dispatches from {} on are for requests {}", session.coordinator,
+            note.names.dispatch.value, note.text);
 }
 
 void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) {
@@ -205,8 +214,8 @@ size_t ExpertNode::send_partial(Session& session, const transport::DispatchNames
 
 void ExpertNode::send_refusal(Session& session, const transport::DispatchNames& names,
                               const Error& error) {
-  log_warn("dispatch {} of {} refused: {}", names.dispatch.value, session.coordinator,
-           error.message);
+  log_warn("dispatch {} of {}{}{} refused: {}", names.dispatch.value, session.coordinator,
+           session.requests.empty() ? "" : " for requests ", session.requests, error.message);
   {
     std::lock_guard lock(mutex_);
     ++session.stats.refused;

@@ -68,12 +68,14 @@ class ExpertNode final : public transport::NodeControl {
     std::optional<transport::PeerId> peer;  // data-plane thread only; set when connected
     bool closing = false;
     transport::NodeStats stats;
+    std::string requests;  // data-plane thread only; for whom it computes, for log lines
   };
   class LoadProgress;
 
   void connect_and_close_sessions();
   void answer(transport::PeerId peer, const transport::Message& message);
   void take_hint(const transport::Hint& hint);
+  void take_note(Session& session, const transport::StepNote& note);
   bool plan_is_loaded();
   void compute(Session& session, const transport::Dispatch& dispatch);
   size_t send_piece(Session& session, const transport::Dispatch& dispatch, const Piece& piece);

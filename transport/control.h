@@ -21,7 +21,7 @@ namespace atl::transport {
 
 // Raised with kWireVersion, too: only the handshake can refuse a peer of another data plane by
 // name.
-inline constexpr uint32_t kControlVersion = 2;
+inline constexpr uint32_t kControlVersion = 3;
 
 // Who serves what; compared field by field in the handshake.
 struct ModelIdentity {

@@ -24,7 +24,7 @@ struct FrameHeader {
   uint16_t magic;
   uint16_t version;
   uint8_t kind;
-  uint8_t detail;         // Dispatch: row type; Partial: element bits; Refusal: error code; Hint: 0
+  uint8_t detail;         // Dispatch: row type; Partial: element bits; Refusal: error code; else 0
   uint16_t header_bytes;  // of the whole header
   uint64_t session;
   uint64_t dispatch;
@@ -48,11 +48,11 @@ struct PartialFields {  // then num_failed_rows x {u16 row - row_begin, u16 expe
   uint32_t reserved;
 };
 static_assert(sizeof(PartialFields) == 24);
-struct RefusalFields {  // then message_bytes of UTF-8
-  uint32_t message_bytes;
+struct TextFields {  // then text_bytes of UTF-8; of a Refusal and a StepNote
+  uint32_t text_bytes;
   uint32_t reserved;
 };
-static_assert(sizeof(RefusalFields) == 8);
+static_assert(sizeof(TextFields) == 8);
 struct HintFields {  // then num_tile_ranges x {u16 begin, u16 end}
   uint32_t num_experts;
   uint32_t num_tile_ranges;
@@ -63,14 +63,14 @@ struct PackedFailedRow {
   uint16_t expert;
 };
 
-constexpr size_t kRefusalTextMax = 1024;
+constexpr size_t kTextMax = 1024;
 static_assert(sizeof(FrameHeader) + sizeof(DispatchFields) + kTileRangesMax * sizeof(TileRange) <=
               kHeaderBytesMax);
 static_assert(sizeof(HintFields) <= sizeof(DispatchFields), "a Hint's header fits, too");
 static_assert(sizeof(FrameHeader) + sizeof(PartialFields) +
                   kPartialRowsMax * sizeof(PackedFailedRow) <=
               kHeaderBytesMax);
-static_assert(sizeof(FrameHeader) + sizeof(RefusalFields) + kRefusalTextMax <= kHeaderBytesMax);
+static_assert(sizeof(FrameHeader) + sizeof(TextFields) + kTextMax <= kHeaderBytesMax);
 
 // ---- encoding
 
@@ -106,6 +106,17 @@ FrameHeader frame_header(Frame::Kind kind, uint8_t detail, size_t header_bytes,
           names.dispatch.value,
           names.epoch.value,
           names.layer};
+}
+
+// `text` is cut at kTextMax bytes.
+void encode_text(Frame::Kind kind, uint8_t detail, const DispatchNames& names,
+                 std::string_view text, std::vector<std::byte>* header) {
+  text = text.substr(0, kTextMax);
+  const size_t bytes = sizeof(FrameHeader) + sizeof(TextFields) + text.size();
+  Writer writer(header, bytes);
+  writer.put(frame_header(kind, detail, bytes, names));
+  writer.put(TextFields{static_cast<uint32_t>(text.size()), 0});
+  writer.put_bytes(text.data(), text.size());
 }
 
 // ---- decoding
@@ -292,27 +303,37 @@ Failure decode_partial(Reader reader, uint8_t detail, std::span<const std::byte>
   return decode_failed_rows(reader.rest(), limits, partial);
 }
 
+Failure decode_text(Reader reader, std::span<const std::byte> payload, std::string* text) {
+  const auto fields = reader.take<TextFields>();
+  if (auto bad = expect(fields.reserved == 0, "reserved field", fields.reserved, 0)) return bad;
+  if (auto bad = expect(fields.text_bytes <= kTextMax && reader.rest().size() == fields.text_bytes,
+                        "text bytes", reader.rest().size(),
+                        fmt::format("{}, at most {}", fields.text_bytes, kTextMax)))
+    return bad;
+  if (auto bad = expect(payload.empty(), "payload bytes", payload.size(), 0)) return bad;
+  text->assign(reinterpret_cast<const char*>(reader.rest().data()), reader.rest().size());
+  // Somebody else's words in our log: no line breaks, no escapes.
+  for (char& c : *text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return std::nullopt;
+}
+
 Failure decode_refusal(Reader reader, uint8_t detail, std::span<const std::byte> payload,
                        Refusal* refusal) {
-  const auto fields = reader.take<RefusalFields>();
   constexpr int kLastCode = static_cast<int>(ErrorCode::kInternal);
   if (auto bad =
           expect(detail <= kLastCode, "error code", detail, fmt::format("0 to {}", kLastCode)))
     return bad;
-  if (auto bad = expect(fields.reserved == 0, "reserved field", fields.reserved, 0)) return bad;
-  if (auto bad = expect(
-          fields.message_bytes <= kRefusalTextMax && reader.rest().size() == fields.message_bytes,
-          "message bytes", reader.rest().size(),
-          fmt::format("{}, at most {}", fields.message_bytes, kRefusalTextMax)))
-    return bad;
-  if (auto bad = expect(payload.empty(), "payload bytes", payload.size(), 0)) return bad;
   refusal->error.code = static_cast<ErrorCode>(detail);
-  refusal->error.message.assign(reinterpret_cast<const char*>(reader.rest().data()),
-                                reader.rest().size());
-  // Somebody else's words in our log: no line breaks, no escapes.
-  for (char& c : refusal->error.message)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  return std::nullopt;
+  return decode_text(reader, payload, &refusal->error.message);
+}
+
+Failure decode_step_note(Reader reader, uint8_t detail, std::span<const std::byte> payload,
+                         StepNote* note) {
+  if (auto bad = expect(detail == 0, "detail of a note", detail, 0)) return bad;
+  if (auto bad = expect(note->names.layer == 0, "layer of a note", note->names.layer, 0))
+    return bad;
+  return decode_text(reader, payload, &note->text);
 }
 
 Failure decode_hint(Reader reader, uint8_t detail, std::span<const std::byte> payload,
@@ -349,7 +370,8 @@ size_t fields_bytes(Frame::Kind kind) {
     case Frame::Kind::kPartial:
       return sizeof(PartialFields);
     case Frame::Kind::kRefusal:
-      return sizeof(RefusalFields);
+    case Frame::Kind::kStepNote:
+      return sizeof(TextFields);
     case Frame::Kind::kHint:
       return sizeof(HintFields);
   }
@@ -430,13 +452,13 @@ void encode_partial_header(const Partial& partial, std::vector<std::byte>* heade
 }
 
 void encode_refusal(const Refusal& refusal, std::vector<std::byte>* header) {
-  const size_t text_bytes = std::min(refusal.error.message.size(), kRefusalTextMax);
-  const size_t bytes = sizeof(FrameHeader) + sizeof(RefusalFields) + text_bytes;
-  Writer writer(header, bytes);
-  writer.put(frame_header(Frame::Kind::kRefusal, static_cast<uint8_t>(refusal.error.code), bytes,
-                          refusal.names));
-  writer.put(RefusalFields{static_cast<uint32_t>(text_bytes), 0});
-  writer.put_bytes(refusal.error.message.data(), text_bytes);
+  encode_text(Frame::Kind::kRefusal, static_cast<uint8_t>(refusal.error.code), refusal.names,
+              refusal.error.message, header);
+}
+
+void encode_step_note(const StepNote& note, std::vector<std::byte>* header) {
+  CHECK_EQ(note.names.layer, 0u);
+  encode_text(Frame::Kind::kStepNote, 0, note.names, note.text, header);
 }
 
 uint8_t narrowest_element_bits(std::span<const int64_t> values) {
@@ -495,7 +517,7 @@ Result<Frame> decode_frame(const Message& message, const WireLimits& limits) {
   if (auto bad = expect(header.magic == kMagic, "magic", header.magic, kMagic)) return *bad;
   if (auto bad = expect(header.version == kWireVersion, "version", header.version, kWireVersion))
     return *bad;
-  if (auto bad = expect(header.kind >= 1 && header.kind <= 4, "kind", header.kind, "1 to 4"))
+  if (auto bad = expect(header.kind >= 1 && header.kind <= 5, "kind", header.kind, "1 to 5"))
     return *bad;
   if (auto bad = expect(header.header_bytes == message.header().size(), "header bytes",
                         header.header_bytes, message.header().size()))
@@ -529,6 +551,10 @@ Result<Frame> decode_frame(const Message& message, const WireLimits& limits) {
     case Frame::Kind::kHint:
       frame.hint.names = names;
       failure = decode_hint(reader, header.detail, message.payload(), limits, &frame.hint);
+      break;
+    case Frame::Kind::kStepNote:
+      frame.note.names = names;
+      failure = decode_step_note(reader, header.detail, message.payload(), &frame.note);
       break;
   }
   if (failure) return *failure;

@@ -1,6 +1,6 @@
 // The messages of the data plane: Dispatch (rows out) and Partial (partial rows back), or Refusal;
-// Hint (experts that will probably be asked for), which nobody answers. Bytes are drawn in
-// docs/wire.md. Little-endian; every field is checked by decode.
+// Hint (experts that will probably be asked for) and StepNote (for whom it is computed), which
+// nobody answers. Bytes are drawn in docs/wire.md. Little-endian; every field is checked by decode.
 //
 // A Dispatch names (session, dispatch id, epoch, layer, tiles wanted); the Partial repeats the
 // names. A Partial may come in pieces: a rectangle of rows x outputs each.
@@ -17,7 +17,7 @@
 
 namespace atl::transport {
 
-inline constexpr uint16_t kWireVersion = 2;
+inline constexpr uint16_t kWireVersion = 3;
 inline constexpr uint32_t kTileRangesMax = 256;
 // Most rows that a handshake may agree on for one Dispatch; bounds a node's buffers.
 inline constexpr uint32_t kDispatchRowsMax = 8192;
@@ -130,14 +130,24 @@ struct Hint {
 // The payload is the experts as they lie in memory, the same for all nodes.
 void encode_hint_header(const Hint& hint, std::vector<std::byte>* header);
 
+// For whom the Dispatches from names.dispatch on are computed, until the next note: ids of
+// requests, for the node's log. Never needed and never answered; layer is 0. `text` is cut at 1024
+// bytes.
+struct StepNote {
+  DispatchNames names;
+  std::string text;
+};
+void encode_step_note(const StepNote& note, std::vector<std::byte>* header);  // no payload
+
 // One received frame, checked against the limits. kInvalid says which field, expected and found.
 struct Frame {
-  enum class Kind : uint8_t { kDispatch = 1, kPartial = 2, kRefusal = 3, kHint = 4 };
+  enum class Kind : uint8_t { kDispatch = 1, kPartial = 2, kRefusal = 3, kHint = 4, kStepNote = 5 };
   Kind kind = Kind::kDispatch;
   Dispatch dispatch;
   Partial partial;
   Refusal refusal;
   Hint hint;
+  StepNote note;
 };
 Result<Frame> decode_frame(const Message& message, const WireLimits& limits);
 

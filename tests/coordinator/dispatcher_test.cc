@@ -110,7 +110,7 @@ class ScriptedTransport final : public transport::Transport {
     if (unreachable.contains(peer.value)) return Error{ErrorCode::kUnavailable, "no route"};
     OwnedMessage message;
     message.header_bytes.assign(header.begin(), header.end());
-    message.set_payload(payload->span().first(payload_bytes));
+    if (payload) message.set_payload(payload->span().first(payload_bytes));
     auto frame = transport::decode_frame(message, limits_);
     EXPECT_TRUE(frame) << (frame ? "" : frame.error().message);
     if (frame->kind == transport::Frame::Kind::kHint) {
@@ -118,6 +118,10 @@ class ScriptedTransport final : public transport::Transport {
                         frame->hint.names,
                         frame->hint.tiles,
                         {frame->hint.experts.begin(), frame->hint.experts.end()}});
+      return {};
+    }
+    if (frame->kind == transport::Frame::Kind::kStepNote) {
+      noted.push_back({peer.value, frame->note});
       return {};
     }
     for (Event& event : scripts.at(peer.value)(peer, frame->dispatch)) {
@@ -151,6 +155,7 @@ class ScriptedTransport final : public transport::Transport {
     std::vector<int32_t> experts;
   };
   std::vector<SentHint> hinted;
+  std::vector<std::pair<uint32_t, transport::StepNote>> noted;
   std::function<void()> on_wait;
 
  private:
@@ -367,6 +372,22 @@ TEST_F(DispatcherTest, a_hint_goes_to_every_living_node_with_its_own_tiles) {
   transport_.hinted.clear();
   dispatcher_->hint(4, {});
   EXPECT_TRUE(transport_.hinted.empty());
+}
+
+TEST_F(DispatcherTest, a_note_names_the_dispatch_that_comes_next_to_every_living_node) {
+  transport_.unreachable = {1};
+  ASSERT_TRUE(step());
+  transport_.unreachable.clear();
+  transport_.sent.clear();
+  dispatcher_->announce("req-1 req-2");
+  ASSERT_EQ(transport_.noted.size(), 2u);
+  for (const auto& [peer, note] : transport_.noted) {
+    EXPECT_NE(peer, 1u);
+    EXPECT_EQ(note.text, "req-1 req-2");
+    EXPECT_EQ(note.names.session, SessionId{77});
+    EXPECT_GT(note.names.dispatch.value, 1u);
+  }
+  EXPECT_TRUE(step());  // it changes nothing
 }
 
 TEST_F(DispatcherTest, a_hint_to_a_lost_node_is_not_sent_and_its_heir_gets_those_tiles) {

@@ -15,6 +15,7 @@
 #include "coordinator/http/http_client.h"
 #include "tests/support/command.h"
 #include "tests/support/golden.h"
+#include "tests/support/temp_dir.h"
 
 namespace atl::test {
 namespace {
@@ -34,9 +35,14 @@ std::string model() { return (tests_dir() / "models/tiny-fp8").string(); }
 
 class Server {
  public:
-  explicit Server(std::vector<std::string> options) {
+  // The log goes to `log_file` if there is one.
+  explicit Server(std::vector<std::string> options, const std::string& log_file = "") {
     ChildOptions child;
-    child.argv = {ATOLL_BINARY, "serve", model(), "--port", "0", "--log-level", "warn"};
+    if (!log_file.empty()) {
+      child.argv = {"/bin/sh", "-c", "exec \"$0\" \"$@\" 2>'" + log_file + "'"};
+    }
+    child.argv.insert(child.argv.end(), {ATOLL_BINARY, "serve", model(), "--port", "0"});
+    if (log_file.empty()) options.insert(options.end(), {"--log-level", "warn"});
     child.argv.insert(child.argv.end(), options.begin(), options.end());
     child.pipe_stdout = true;
     process_ = ChildProcess::start(child);
@@ -266,6 +272,26 @@ TEST(Serve, killing_the_coordinator_leaves_no_node_behind) {
     }
     EXPECT_NE(::kill(node, 0), 0) << "node " << node << " is still there";
   }
+}
+
+TEST(Serve, one_request_id_goes_from_the_header_to_the_nodes_logs) {
+  TempDir dir;
+  const std::string log = (dir / "log").string();
+  {
+    Server server({"--nodes", "2", "--log-level", "debug"}, log);
+    HttpClientRequest request = completion(requests()[0]);
+    request.headers = {{"X-Request-Id", "trace-me-4711"}};
+    const HttpAnswer answer = server.ask(request);
+    EXPECT_EQ(answer.status, 200);
+    EXPECT_EQ(answer.header("x-request-id"), "trace-me-4711");
+  }
+  std::ifstream file(log);
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  for (const char* node : {"n0", "n1"}) {
+    EXPECT_THAT(text, testing::ContainsRegex("debug node " + std::string(node) +
+                                             ": .*for requests trace-me-4711"));
+  }
+  EXPECT_THAT(text, testing::ContainsRegex("debug atoll: .*trace-me-4711"));
 }
 
 TEST(Serve, a_client_that_goes_away_frees_its_place) {

@@ -223,6 +223,18 @@ TEST_F(ServeTest, a_dispatch_before_the_plan_is_loaded_is_refused_and_one_after_
   EXPECT_EQ(stats.bytes_out, kHidden * 6u);
 }
 
+TEST_F(ServeTest, log_lines_of_a_dispatch_name_the_requests_that_it_was_for) {
+  open_session();
+  std::vector<std::byte> header;
+  transport::encode_step_note({{kSession, DispatchId{5}, Epoch{1}, 0}, "req-1 req-2"}, &header);
+  ASSERT_TRUE(near_->send(peer_, header, nullptr, 0));
+  testing::internal::CaptureStderr();
+  send_dispatch(kSession, 5);
+  EXPECT_EQ(receive().kind, Frame::Kind::kRefusal);  // nothing is loaded yet
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("dispatch 5 of c0 for requests req-1 req-2 refused"));
+}
+
 TEST_F(ServeTest, a_node_without_tiles_of_its_own_computes_what_it_is_asked) {
   open_session();
   load_plan({});

@@ -116,6 +116,14 @@ TestFrame test_hint() {
   return frame;
 }
 
+TestFrame test_note(const std::string& text = "req-1 req-2") {
+  TestFrame frame;
+  StepNote note{test_names(), text};
+  note.names.layer = 0;
+  encode_step_note(note, &frame.header);
+  return frame;
+}
+
 Result<Frame> decode(const TestFrame& frame, const WireLimits& limits = test_limits()) {
   static std::vector<std::unique_ptr<TestMessage>> kept;  // frames borrow from it
   if (kept.size() > 100) kept.clear();
@@ -146,7 +154,7 @@ TEST(Wire, a_dispatch_comes_back_as_it_was) {
 
 TEST(Wire, bytes_are_as_drawn_in_the_document) {
   const TestFrame dispatch = test_dispatch();
-  const uint8_t expected[] = {0x41, 0x46, 2,    0,    1,    1,    60,   0,     //
+  const uint8_t expected[] = {0x41, 0x46, 3,    0,    1,    1,    60,   0,     //
                               0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01,  //
                               0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe,  //
                               7,    0,    0,    0,    5,    0,    0,    0,     //
@@ -157,7 +165,7 @@ TEST(Wire, bytes_are_as_drawn_in_the_document) {
   EXPECT_EQ(std::memcmp(dispatch.header.data(), expected, sizeof expected), 0);
   EXPECT_EQ(test_partial().header.size(), 32u + 24 + 3 * 4);
   EXPECT_EQ(test_refusal().header.size(), 32u + 8 + 36);
-  const uint8_t expected_hint[] = {0x41, 0x46, 2,    0,    4,    0,    48,   0,     //
+  const uint8_t expected_hint[] = {0x41, 0x46, 3,    0,    4,    0,    48,   0,     //
                                    0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01,  //
                                    0,    0,    0,    0,    0,    0,    0,    0,     //
                                    7,    0,    0,    0,    5,    0,    0,    0,     //
@@ -166,6 +174,21 @@ TEST(Wire, bytes_are_as_drawn_in_the_document) {
   const TestFrame hint = test_hint();
   ASSERT_EQ(hint.header.size(), sizeof expected_hint);
   EXPECT_EQ(std::memcmp(hint.header.data(), expected_hint, sizeof expected_hint), 0);
+}
+
+TEST(Wire, a_note_comes_back_as_it_was_cut_and_without_control_characters) {
+  auto decoded = decode(test_note());
+  ASSERT_TRUE(decoded) << decoded.error().message;
+  ASSERT_EQ(decoded->kind, Frame::Kind::kStepNote);
+  EXPECT_EQ(decoded->note.names.dispatch, test_names().dispatch);
+  EXPECT_EQ(decoded->note.text, "req-1 req-2");
+  EXPECT_EQ(test_note().header.size(), 32u + 8 + 11);
+  decoded = decode(test_note("a\nb" + std::string(2000, 'c')));
+  ASSERT_TRUE(decoded);
+  EXPECT_EQ(decoded->note.text, "a?b" + std::string(1021, 'c'));
+  decoded = decode(test_note(""));
+  ASSERT_TRUE(decoded);
+  EXPECT_EQ(decoded->note.text, "");
 }
 
 TEST(Wire, a_hint_comes_back_as_it_was) {
@@ -288,13 +311,14 @@ BadFrame resized(TestFrame frame, int header_delta, int payload_delta, const cha
 }
 
 TEST(Wire, every_field_is_checked_and_named) {
-  const TestFrame d = test_dispatch(), p = test_partial(), r = test_refusal(), h = test_hint();
+  const TestFrame d = test_dispatch(), p = test_partial(), r = test_refusal(), h = test_hint(),
+                  n = test_note();
   const float kInf = std::numeric_limits<float>::infinity();
   const std::vector<BadFrame> frames = {
       bad(d, 0, uint16_t{1}, "magic is 1, expected 17985"),
-      bad(d, 2, uint16_t{9}, "version is 9, expected 2"),
-      bad(d, 4, uint8_t{0}, "kind is 0, expected 1 to 4"),
-      bad(d, 4, uint8_t{5}, "kind is 5"),
+      bad(d, 2, uint16_t{9}, "version is 9, expected 3"),
+      bad(d, 4, uint8_t{0}, "kind is 0, expected 1 to 5"),
+      bad(d, 4, uint8_t{6}, "kind is 6"),
       bad(d, 6, uint16_t{59}, "header bytes is 59, expected 60"),
       bad(d, 28, uint32_t{6}, "layer is 6, expected below 6"),
       bad(d, 5, uint8_t{2}, "row type is 2, expected 1"),
@@ -333,7 +357,7 @@ TEST(Wire, every_field_is_checked_and_named) {
       bad(p, 58, uint16_t{32}, "expert of a failed row is 32"),
       resized(p, 0, 6, "payload bytes is 3846"),
       bad(r, 5, uint8_t{7}, "error code is 7, expected 0 to 6"),
-      bad(r, 32, uint32_t{35}, "message bytes is 36, expected 35"),
+      bad(r, 32, uint32_t{35}, "text bytes is 36, expected 35"),
       bad(r, 36, uint32_t{1}, "reserved field is 1"),
       resized(r, 0, 1, "payload bytes is 1, expected 0"),
       bad(h, 5, uint8_t{1}, "detail of a hint is 1, expected 0"),
@@ -353,6 +377,12 @@ TEST(Wire, every_field_is_checked_and_named) {
       bad_hinted(0, -1, "hinted expert 0 is -1, expected one in (-1, 32)"),
       bad_hinted(1, 0, "hinted expert 1 is 0, expected one in (0, 32)"),
       bad_hinted(3, 32, "hinted expert 3 is 32, expected one in (8, 32)"),
+      bad(n, 5, uint8_t{1}, "detail of a note is 1, expected 0"),
+      bad(n, 28, uint32_t{1}, "layer of a note is 1, expected 0"),
+      bad(n, 32, uint32_t{12}, "text bytes is 11, expected 12"),
+      bad(n, 36, uint32_t{1}, "reserved field is 1"),
+      resized(n, 0, 1, "payload bytes is 1, expected 0"),
+      resized(n, -12, 0, "header bytes is 39, expected at least 40"),
   };
   for (const BadFrame& frame : frames) {
     auto decoded = decode(frame.frame);
@@ -373,7 +403,7 @@ TEST(Wire, rows_and_weights_of_missing_choices_may_hold_anything) {
 
 TEST(Wire, no_frame_crashes_the_decoder) {
   const TestFrame originals[] = {test_dispatch(), test_partial(48), test_partial(64),
-                                 test_refusal(), test_hint()};
+                                 test_refusal(),  test_hint(),      test_note()};
   int taken = 0, refused = 0;
   const auto look = [&](const TestFrame& frame) { ++(decode(frame) ? taken : refused); };
   for (const TestFrame& original : originals) {
