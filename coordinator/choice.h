@@ -16,10 +16,11 @@
 namespace atl::coordinator {
 
 struct ChoiceOptions {
-  std::vector<std::string> stop;
-  std::vector<int32_t> stop_ids;  // as in the GenerationRequest: end the text and are not shown
+  std::vector<std::string> stop = {};
+  std::vector<int32_t> stop_ids =
+      {};  // as in the GenerationRequest: end the text and are not shown
   model::SpecialTokens special = model::SpecialTokens::kSkip;
-  std::optional<model::ReplyParserOptions> reply;  // of a chat; else all text is content
+  std::optional<model::ReplyParserOptions> reply = {};  // of a chat; else all text is content
   bool logprobs = false;
 };
 
