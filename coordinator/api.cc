@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "coordinator/api_errors.h"
+#include "coordinator/http/page.h"
 #include "coordinator/live_answer.h"
 #include "coordinator/metrics.h"
 #include "coordinator/request_preparer.h"
@@ -84,6 +85,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void get_model(Exchange exchange);
   void get_metrics(Exchange exchange);
   void get_stats(Exchange exchange);
+  void get_page(Exchange exchange);
   void post_chat(Exchange exchange) { generate(std::move(exchange), &RequestPreparer::chat); }
   void post_completion(Exchange exchange) {
     generate(std::move(exchange), &RequestPreparer::completion);
@@ -169,6 +171,7 @@ Api::Impl::Impl(ApiOptions options_given, HttpServer& server_given,
 }
 
 void Api::Impl::add_routes() {
+  route("GET", "/", &Impl::get_page);
   route("GET", "/health", &Impl::get_health);
   route("GET", "/ready", &Impl::get_ready);
   route("GET", "/version", &Impl::get_version);
@@ -240,6 +243,10 @@ void Api::Impl::get_model(Exchange exchange) { answer(exchange, json_response(mo
 void Api::Impl::get_metrics(Exchange exchange) {
   answer(exchange, text_response("text/plain; version=0.0.4; charset=utf-8",
                                  metrics.text(backend.stats(), snapshot(), server.stats())));
+}
+
+void Api::Impl::get_page(Exchange exchange) {
+  answer(exchange, text_response("text/html; charset=utf-8", std::string(status_page())));
 }
 
 void Api::Impl::get_stats(Exchange exchange) {

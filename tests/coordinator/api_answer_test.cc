@@ -670,6 +670,14 @@ TEST(ApiPaths, tell_what_the_server_is) {
   EXPECT_EQ(server.get("/v1/models/other").status, 404);
 }
 
+TEST(ApiPaths, the_page_is_at_the_root) {
+  ApiServer server;
+  const RawResponse page = server.get("/");
+  EXPECT_EQ(page.status, 200);
+  EXPECT_THAT(page.headers.at("content-type"), StartsWith("text/html"));
+  EXPECT_THAT(page.body, HasSubstr("</html>"));
+}
+
 TEST(ApiPaths, unknown_paths_and_methods_have_openais_error) {
   ApiServer server;
   const RawResponse unknown = server.get("/v1/nothing");
@@ -723,7 +731,9 @@ TEST(ApiKeysOverHttp, are_asked_for_wherever_there_is_data) {
     EXPECT_EQ(server.get(path).status, 401) << path;
     EXPECT_EQ(server.get(path, "Authorization: Bearer sk-9876543210\r\n").status, 200) << path;
   }
-  for (const char* path : {"/health", "/version"}) EXPECT_EQ(server.get(path).status, 200) << path;
+  for (const char* path : {"/", "/health", "/version"}) {
+    EXPECT_EQ(server.get(path).status, 200) << path;
+  }
   for (const char* header :
        {"", "Authorization: Bearer \r\n", "Authorization: Bearer sk-012345678\r\n",
         "Authorization: Bearer sk-01234567890\r\n", "Authorization: sk-0123456789\r\n",
