@@ -17,6 +17,7 @@
 #include "coordinator/metrics.h"
 #include "coordinator/request_preparer.h"
 #include "coordinator/stats_json.h"
+#include "storage/printable.h"
 
 namespace atl::coordinator {
 namespace {
@@ -27,6 +28,8 @@ using std::chrono::milliseconds;
 constexpr milliseconds kTick{1000};
 constexpr double kStatisticsEverySeconds = 10;
 constexpr int kRetryAfterMax = 60;
+constexpr size_t kLoggedBytesMax = 300;
+constexpr size_t kUserBytesMax = 128;
 
 std::string dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -201,7 +204,9 @@ void Api::Impl::answer(const Exchange& exchange, HttpResponse response) {
 }
 
 void Api::Impl::refuse(const Exchange& exchange, const ApiError& error) {
-  log_debug("request {} refused: {} {}", exchange->request().id, error.status, error.message);
+  // The message may quote what a stranger sent.
+  log_debug("request {} refused: {} {}", exchange->request().id, error.status,
+            storage::printable(error.message, kLoggedBytesMax));
   answer(exchange, to_response(error));
 }
 
@@ -445,7 +450,7 @@ std::optional<ApiError> Api::Impl::submit_all(PreparedGeneration& prepared,
 
 std::string Api::Impl::client_of(const HttpRequest& http, const std::string& user) const {
   if (const auto owner = owner_of_key(options.keys, http.header("authorization"))) return *owner;
-  if (!user.empty()) return user.substr(0, 128);
+  if (!user.empty()) return user.substr(0, kUserBytesMax);
   return std::string(host_of(http.remote));
 }
 

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/log.h"
+#include "storage/printable.h"
 
 namespace atl::coordinator {
 namespace {
@@ -160,7 +161,7 @@ void log_ignored_fields(const JsonValue& root, std::vector<std::string_view> kno
   std::vector<std::string> ignored;
   for (const std::string& key : root.keys()) {
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
-    ignored.push_back(key.substr(0, kNameBytesMax));
+    ignored.push_back(storage::printable(key, kNameBytesMax));
     if (ignored.size() == kNamedMax) break;
   }
   if (!ignored.empty()) log_debug("fields ignored: {}", fmt::join(ignored, ", "));

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/log.h"
+#include "storage/printable.h"
 
 namespace atl::coordinator {
 namespace {
@@ -138,9 +139,9 @@ void LiveAnswer::end(const std::string& reason, int status, Clock::TimePoint now
   log_debug(
       "request {} of {}: {} prompt tokens, {} cached, {} generated, first token after {:.3f} "
       "s, {} after {:.3f} s",
-      exchange_->request().id, client_, usage.prompt_tokens, usage.cached_tokens,
-      usage.completion_tokens, first_token_ ? seconds_between(arrived(), *first_token_) : 0.0,
-      reason, finished.seconds);
+      exchange_->request().id, storage::printable(client_), usage.prompt_tokens,
+      usage.cached_tokens, usage.completion_tokens,
+      first_token_ ? seconds_between(arrived(), *first_token_) : 0.0, reason, finished.seconds);
 }
 
 // A prompt counts once. Of its choices the first one computed what the others found in the cache.
