@@ -110,7 +110,8 @@ class Deployment {
   coordinator::Engine& engine() { return *engine_; }
   const model::ModelConfig& config() const { return model_->config; }
   const Clock& clock() const { return clock_; }
-  // For commands that serve (ClusterMonitor).
+  // For commands that serve (Scheduler, ClusterMonitor).
+  ThreadTeam& team() { return team_; }
   coordinator::Cluster& cluster() { return *cluster_; }
   const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
   // What each node did so far, with the traffic seen from here.

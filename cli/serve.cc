@@ -170,7 +170,8 @@ void serve(ServeOptions options) {
   settings.after_step = [&monitor] { monitor.after_step(); };
   coordinator::Api* api_of_events = nullptr;
   coordinator::Scheduler scheduler(
-      deployment.engine(), clock, settings, [&](std::vector<coordinator::GenerationEvent> events) {
+      deployment.engine(), deployment.team(), clock, settings,
+      [&](std::vector<coordinator::GenerationEvent> events) {
         server.post(
             [&api_of_events, events = std::make_shared<decltype(events)>(std::move(events))] {
               api_of_events->on_events(std::move(*events));

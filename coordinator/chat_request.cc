@@ -181,7 +181,8 @@ void read_tool_choice(const JsonValue& choice, ChatRequest& request) {
     read_named_choice(choice, request);
     return;
   }
-  const std::string text = choice.is_string() ? *choice.string() : "";
+  std::string text;
+  if (choice.is_string()) text = choice.string().value_or("");
   if (text == "none") {
     request.tool_choice = ToolChoice::kNone;
   } else if (text == "required" && request.input.tools.empty()) {

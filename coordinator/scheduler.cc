@@ -57,6 +57,7 @@ struct Scheduler::Generation {
 
   // Of the step under way.
   int64_t rows = 0;
+  std::optional<size_t> logits_row;  // in the step's logits
   std::optional<int32_t> sampled;
   std::optional<Error> sample_error;
   float logprob = 0;
@@ -74,8 +75,14 @@ struct Scheduler::Generation {
   }
 };
 
-Scheduler::Scheduler(Engine& engine, const Clock& clock, SchedulerOptions options, EventSink sink)
-    : engine_(engine), clock_(clock), options_(std::move(options)), sink_(std::move(sink)) {
+Scheduler::Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, SchedulerOptions options,
+                     EventSink sink)
+    : engine_(engine),
+      team_(team),
+      clock_(clock),
+      options_(std::move(options)),
+      sink_(std::move(sink)),
+      workspaces_(static_cast<size_t>(team.num_threads())) {
   CHECK_GT(options_.sequences_max, 0);
   CHECK_LE(options_.sequences_max, engine.options().rows_max);
   publish_stats();
@@ -386,9 +393,17 @@ bool Scheduler::compute() {
 
   const Clock::TimePoint start = clock_.now();
   std::vector<std::optional<Error>> errors(work.size());
-  const Status status = engine_.step(
-      work, [&](size_t w, size_t, std::span<const float> logits) { sample(*stepped[w], logits); },
-      errors, options_.observer);
+  const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
+  size_t num_logits = 0;
+  const auto keep_logits = [&](size_t w, size_t, std::span<const float> logits) {
+    const size_t row = num_logits++;
+    if (logits_.size() < num_logits * vocab) logits_.resize(num_logits * vocab);
+    std::copy(logits.begin(), logits.end(),
+              logits_.begin() + static_cast<std::ptrdiff_t>(row * vocab));
+    stepped[w]->logits_row = row;
+  };
+  const Status status = engine_.step(work, keep_logits, errors, options_.observer);
+  if (status) sample_all(stepped);
   counts_.failure = status ? "" : status.error().message;
   for (size_t w = 0; w < stepped.size(); ++w) {
     Generation& generation = *stepped[w];
@@ -421,33 +436,51 @@ void Scheduler::announce(const std::vector<Generation*>& stepped) {
   announced_ = std::move(ids);
 }
 
-// Chooses the next token from the logits of the last one. The request is not changed: the step may
-// still fail.
-void Scheduler::sample(Generation& generation, std::span<const float> logits) {
+// A row of V3's vocabulary takes milliseconds: too long to do them one after the other.
+void Scheduler::sample_all(const std::vector<Generation*>& stepped) {
+  const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
+  std::vector<Generation*> sampling;
+  for (Generation* generation : stepped) {
+    if (generation->logits_row) sampling.push_back(generation);
+  }
+  team_.parallel_for(std::ssize(sampling), 1, [&](int64_t begin, int64_t end, int member) {
+    for (int64_t i = begin; i < end; ++i) {
+      Generation& generation = *sampling[static_cast<size_t>(i)];
+      sample(generation, std::span(logits_).subspan(*generation.logits_row * vocab, vocab),
+             workspaces_[static_cast<size_t>(member)]);
+      generation.logits_row.reset();
+    }
+  });
+}
+
+// Chooses the next token from the logits of the last one.
+void Scheduler::sample(Generation& generation, std::span<const float> logits,
+                       Workspace& workspace) {
   const GenerationRequest& request = generation.request;
   std::span<const float> adjusted = logits;
   if (!request.logits.idle()) {
-    logits_.assign(logits.begin(), logits.end());
-    request.logits.apply(generation.counts, logits_);
-    adjusted = logits_;
+    workspace.logits.assign(logits.begin(), logits.end());
+    request.logits.apply(generation.counts, workspace.logits);
+    adjusted = workspace.logits;
   }
   std::span<const uint8_t> allowed = options_.allowed;
   const bool too_short = generation.num_generated() < request.min_tokens;
   if (request.constraint || too_short) {
-    allowed_ = options_.allowed;
-    allowed_.resize(static_cast<size_t>(options_.vocab_limit), 1);
+    workspace.allowed = options_.allowed;
+    workspace.allowed.resize(static_cast<size_t>(options_.vocab_limit), 1);
     if (too_short) {
       for (const int32_t id : request.stop_ids) {
-        if (id >= 0 && id < options_.vocab_limit) allowed_[static_cast<size_t>(id)] = 0;
+        if (id >= 0 && id < options_.vocab_limit) workspace.allowed[static_cast<size_t>(id)] = 0;
       }
     }
     if (request.constraint) {
-      request.constraint->mask(request.max_tokens - generation.num_generated(), allowed_);
+      request.constraint->mask(request.max_tokens - generation.num_generated(), workspace.allowed);
     }
-    allowed = allowed_;
+    allowed = workspace.allowed;
   }
   const RandomPlace place{request.sample, static_cast<uint64_t>(generation.num_tokens())};
-  auto token = sampler_.sample(adjusted, request.sampling, place, options_.vocab_limit, allowed);
+  auto token =
+      workspace.sampler.sample(adjusted, request.sampling, place, options_.vocab_limit, allowed);
   if (!token) {
     generation.sample_error = token.error();
     return;

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/thread_team.h"
 #include "coordinator/engine.h"
 #include "coordinator/generation.h"
 #include "model/sampler.h"
@@ -46,8 +47,9 @@ struct SchedulerOptions {
 // submit(), cancel(), stats(), drain(), stop(): any thread. The rest: the engine's thread.
 class Scheduler final : public GenerationBackend {
  public:
-  // `engine` is borrowed. `sink`: see GenerationBackend::EventSink.
-  Scheduler(Engine& engine, const Clock& clock, SchedulerOptions options, EventSink sink);
+  // All borrowed; `team` is the engine's own. `sink`: see GenerationBackend::EventSink.
+  Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, SchedulerOptions options,
+            EventSink sink);
   ~Scheduler() override;  // not while run() runs
 
   Result<GenerationId> submit(GenerationRequest request) override;
@@ -64,6 +66,7 @@ class Scheduler final : public GenerationBackend {
 
  private:
   struct Generation;
+  struct Workspace;
   using GenerationPtr = std::unique_ptr<Generation>;
   struct Client {
     std::deque<GenerationPtr> waiting;
@@ -82,7 +85,8 @@ class Scheduler final : public GenerationBackend {
   void preempt(size_t index);
   bool compute();
   void announce(const std::vector<Generation*>& stepped);
-  void sample(Generation& generation, std::span<const float> logits);
+  void sample_all(const std::vector<Generation*>& stepped);
+  void sample(Generation& generation, std::span<const float> logits, Workspace& workspace);
   void advance(Generation& generation);
   void finish(Generation& generation, FinishReason reason);
   void fail(Generation& generation, const Error& error);
@@ -97,7 +101,15 @@ class Scheduler final : public GenerationBackend {
   template <typename Visit>
   void for_each_waiting(const Visit& visit);
 
+  // What one member of the team samples with.
+  struct Workspace {
+    model::Sampler sampler;
+    std::vector<float> logits;     // [vocab_size]
+    std::vector<uint8_t> allowed;  // [vocab_limit]
+  };
+
   Engine& engine_;
+  ThreadTeam& team_;
   const Clock& clock_;
   const SchedulerOptions options_;
   const EventSink sink_;
@@ -120,9 +132,8 @@ class Scheduler final : public GenerationBackend {
   std::string announced_;  // ids of the requests of the last step
   GenerationStats counts_;
   std::vector<GenerationEvent> events_;
-  model::Sampler sampler_;
-  std::vector<float> logits_;     // scratch, [vocab_size]
-  std::vector<uint8_t> allowed_;  // scratch, [vocab_limit]
+  std::vector<float> logits_;          // [sequences_max at most, vocab_size] of the step
+  std::vector<Workspace> workspaces_;  // of each member of the team
 };
 
 }  // namespace atl::coordinator

@@ -24,10 +24,10 @@ using testing::IsEmpty;
 
 constexpr int32_t kVocab = 3328;
 
-cli::DeploymentOptions options_for(int64_t cache_tokens, int64_t chunk) {
+cli::DeploymentOptions options_for(int64_t cache_tokens, int64_t chunk, int threads) {
   cli::DeploymentOptions options;
   options.model_dir = test::tests_dir() / "models/tiny-fp8";
-  options.threads = 1;
+  options.threads = threads;
   options.chunk = chunk;
   options.cache_tokens = cache_tokens - 64;  // a deployment adds a block
   options.progress = false;
@@ -46,18 +46,19 @@ struct Outcome {
 
 class SchedulerTest : public testing::Test {
  protected:
-  void open(int64_t cache_tokens = 4096, int64_t chunk = 64, SchedulerOptions options = {}) {
+  void open(int64_t cache_tokens = 4096, int64_t chunk = 64, SchedulerOptions options = {},
+            int threads = 1) {
     scheduler_.reset();
     if (!deployment_ || cache_tokens != cache_tokens_ || chunk != chunk_) {
       deployment_.reset();
-      deployment_.emplace(options_for(cache_tokens, chunk));
+      deployment_.emplace(options_for(cache_tokens, chunk, threads));
       cache_tokens_ = cache_tokens;
       chunk_ = chunk;
     }
     options.sequences_max = std::min(options.sequences_max, chunk);
     options.vocab_limit = kVocab;
     outcomes_.clear();
-    scheduler_.emplace(deployment_->engine(), clock_, options,
+    scheduler_.emplace(deployment_->engine(), deployment_->team(), clock_, options,
                        [this](std::vector<GenerationEvent> events) { take(std::move(events)); });
   }
 
@@ -443,7 +444,7 @@ TEST_F(SchedulerTest, a_constraint_is_asked_before_and_told_after_every_token) {
 }
 
 TEST_F(SchedulerTest, serves_threads_that_submit_and_cancel_while_it_runs) {
-  open();
+  open(4096, 64, {}, /*threads=*/2);
   scheduler_.reset();
   std::mutex mutex;
   std::condition_variable changed;
@@ -451,7 +452,7 @@ TEST_F(SchedulerTest, serves_threads_that_submit_and_cancel_while_it_runs) {
   SchedulerOptions options;
   options.vocab_limit = kVocab;
   SteadyClock clock;
-  Scheduler scheduler(deployment_->engine(), clock, options,
+  Scheduler scheduler(deployment_->engine(), deployment_->team(), clock, options,
                       [&](std::vector<GenerationEvent> events) {
                         const std::lock_guard lock(mutex);
                         for (const GenerationEvent& event : events) {
