@@ -50,6 +50,7 @@ Tokenizer::Tokenizer(const TokenizerFile& file, const TokenizerConfig& config,
   }
   for (const AddedToken& token : file.added_tokens) {
     add_token(token.id, token.content, token.special);
+    tokens_[token.id].added = true;
     (token.normalized ? second_pass_ : first_pass_).add(token.content, token.id);
   }
 }
@@ -57,7 +58,7 @@ Tokenizer::Tokenizer(const TokenizerFile& file, const TokenizerConfig& config,
 void Tokenizer::add_token(int32_t id, std::string bytes, bool special) {
   if (id >= id_end()) tokens_.resize(static_cast<size_t>(id) + 1);
   if (!tokens_[id].present) ++vocab_size_;
-  tokens_[id] = {std::move(bytes), true, special};
+  tokens_[id] = {std::move(bytes), true, special, false};
 }
 
 BytePairEncoder Tokenizer::make_encoder(const TokenizerFile& file, const std::string& name) const {
@@ -156,6 +157,8 @@ bool Tokenizer::has_token(int32_t id) const {
 }
 
 bool Tokenizer::is_special(int32_t id) const { return has_token(id) && tokens_[id].special; }
+
+bool Tokenizer::is_added(int32_t id) const { return has_token(id) && tokens_[id].added; }
 
 std::string StreamDecoder::push(int32_t id) {
   std::string out;

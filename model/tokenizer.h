@@ -50,6 +50,8 @@ class Tokenizer {
   std::optional<int32_t> token_id(std::string_view content) const;
   bool has_token(int32_t id) const;
   bool is_special(int32_t id) const;
+  // One of the file's added tokens, special or not: found before the text is cut into pieces.
+  bool is_added(int32_t id) const;
 
   // One past the largest id with a token: a model's logits from here on belong to no token.
   int32_t id_end() const { return static_cast<int32_t>(tokens_.size()); }
@@ -67,6 +69,7 @@ class Tokenizer {
     std::string bytes;
     bool present = false;
     bool special = false;
+    bool added = false;
   };
 
   void add_token(int32_t id, std::string bytes, bool special);
