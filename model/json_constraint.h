@@ -54,8 +54,9 @@ class ConstraintGrammar {
 // Any JSON object (`response_format` json_object).
 std::shared_ptr<const ConstraintGrammar> json_object_grammar();
 
-// JSON text of a schema. Covers what docs/serving.md lists; kInvalid names the keyword and its
-// place ("$.properties.a.pattern") for what is not covered, and for a schema that nothing fulfils.
+// JSON text of a schema. Covers what docs/structured-output.md lists; kInvalid names the keyword
+// and its place ("$.properties.a.pattern") for what is not covered, and for a schema that nothing
+// fulfils.
 Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json);
 
 // Calls of the named tools in the model's own marks, one or more (`parallel`) of them, and nothing
