@@ -84,6 +84,7 @@ struct Launch {
   int stdout_fd = -1;  // -1: inherited
   int error_fd = -1;   // errno of a failed exec is written here; closed by a successful one
   pid_t parent = 0;
+  bool own_process_group = false;
 };
 
 // dup2 that also works where it is already in place: the copy stays open over the exec.
@@ -101,6 +102,7 @@ bool move_to(int from, int to) {
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) fail();
   // The parent may have died before the call above; then nobody would tell us.
   if (::getppid() != launch.parent) ::_exit(127);
+  if (launch.own_process_group && ::setpgid(0, 0) != 0) fail();
   if (launch.stdin_fd >= 0 && !move_to(launch.stdin_fd, STDIN_FILENO)) fail();
   if (launch.stdout_fd >= 0 && !move_to(launch.stdout_fd, STDOUT_FILENO)) fail();
   // Descriptors of libraries that don't ask for close-on-exec.
@@ -192,6 +194,7 @@ ChildProcess ChildProcess::start(const ChildOptions& options) {
   launch.stdout_fd = options.pipe_stdout ? output.write_fd : -1;
   launch.error_fd = errors.write_fd;
   launch.parent = ::getpid();
+  launch.own_process_group = options.own_process_group;
 
   ChildProcess child;
   child.name_ = options.name.empty() ? options.argv[0] : options.name;

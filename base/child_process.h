@@ -17,7 +17,8 @@ struct ChildOptions {
   std::vector<std::pair<std::string, std::string>> env;  // added to this process's environment
   std::string name;                                      // in errors and logs; argv[0] if empty
   bool inherit_stdin = false;                            // else /dev/null
-  bool pipe_stdout = false;  // for read_line(); else inherited. stderr is always inherited
+  bool pipe_stdout = false;        // for read_line(); else inherited. stderr is always inherited
+  bool own_process_group = false;  // Ctrl-C at the terminal is not for it
 };
 
 // One child process. The kernel kills it when this process ends in whatever way, kill -9 included:

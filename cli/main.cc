@@ -27,6 +27,7 @@ constexpr int kExitOutputClosed = 141;
 void add_commands(CLI::App& app, int* exit_code) {
   add_run_command(app, exit_code);
   add_serve_command(app, exit_code);
+  add_chat_command(app, exit_code);
   add_eval_command(app, exit_code);
   add_node_command(app, exit_code);
   add_pack_command(app, exit_code);

@@ -19,6 +19,7 @@
 
 #include "base/check.h"
 #include "base/rng.h"
+#include "cli/http_error.h"
 #include "cli/output.h"
 
 namespace atl::cli {
@@ -57,17 +58,6 @@ int64_t integer(const json& object, const char* key) {
 std::string text_of(const json& object, const char* key) {
   const auto value = object.find(key);
   return value != object.end() && value->is_string() ? value->get<std::string>() : "";
-}
-
-// What a server says in place of an answer, as one line.
-std::string refusal_text(const HttpAnswer& answer) {
-  const json body = json::parse(answer.body, nullptr, false);
-  std::string text;
-  if (body.is_object() && body.contains("error") && body["error"].is_object()) {
-    text = text_of(body["error"], "message");
-  }
-  if (text.empty()) text = answer.body.substr(0, 200);
-  return fmt::format("status {}: {}", answer.status, one_line(text));
 }
 
 // One request under way.
@@ -169,7 +159,7 @@ json ServeLoad::Impl::ask_json(HttpClientRequest request) {
   const std::string what = request.method + " " + request.path;
   const Result<HttpAnswer> answer = client.ask(std::move(request));
   if (!answer) throw LoadError(answer.error().message);
-  if (answer->status != 200) throw LoadError(what + ": " + refusal_text(*answer));
+  if (answer->status != 200) throw LoadError(what + ": " + http_error_text(*answer));
   json parsed = json::parse(answer->body, nullptr, false);
   if (!parsed.is_object()) throw LoadError(what + ": the answer is not a JSON object");
   return parsed;
@@ -300,7 +290,7 @@ bool ServeLoad::Impl::count(Run& run, const Request& request, const Result<HttpA
     ++result.refused;
     return true;
   } else if (answer->status != 200) {
-    failure = refusal_text(*answer);
+    failure = http_error_text(*answer);
   } else if (!request.error.empty()) {
     failure = "in the stream: " + one_line(request.error);
   } else if (!request.finished || request.events.empty()) {

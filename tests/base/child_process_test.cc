@@ -114,6 +114,15 @@ TEST(ChildProcess, inherits_only_what_it_should) {
   ::signal(SIGPIPE, old_action);
 }
 
+TEST(ChildProcess, has_a_process_group_of_its_own_where_asked) {
+  ChildOptions options = role("hang");
+  auto with_us = ChildProcess::start(options);
+  EXPECT_EQ(::getpgid(with_us.pid()), ::getpgrp());
+  options.own_process_group = true;
+  auto alone = ChildProcess::start(options);
+  EXPECT_EQ(::getpgid(alone.pid()), alone.pid());
+}
+
 TEST(ChildProcess, a_program_that_is_not_there_is_one_line) {
   ChildOptions options;
   options.argv = {"/no/such/program"};

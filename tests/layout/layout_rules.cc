@@ -47,6 +47,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"pcre2.h", {"model/"}},
     {"spdlog/", {"base/log.cc"}},
     {"CLI/", {"cli/"}},
+    {"histedit.h", {"cli/line_editor.cc"}},
     {"boost/", {"coordinator/http/", "cli/"}},
     {"prometheus/", {"coordinator/metrics.cc"}},
     {"nlohmann/", {"model/", "storage/", "topology/", "transport/", "coordinator/", "cli/"}},

@@ -1,0 +1,363 @@
+// atoll chat: a conversation in the terminal with a running server, or with one started for it.
+#include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/child_process.h"
+#include "cli/chat_session.h"
+#include "cli/commands.h"
+#include "cli/line_input.h"
+#include "cli/output.h"
+
+namespace atl::cli {
+namespace {
+
+constexpr std::string_view kListening = "listening on ";
+constexpr std::chrono::seconds kReadyPoll{1};
+constexpr const char* kHelp =
+    "/clear           begin anew, with the same system message\n"
+    "/system [TEXT]   set the system message, or none\n"
+    "/save FILE       write the conversation as JSON\n"
+    "/quit            leave; so does Ctrl-D, and Ctrl-C twice on an empty line\n"
+    "//TEXT           send a text that begins with a slash\n"
+    "A line that ends with \\ goes on in the next one. Ctrl-C stops a reply.\n";
+
+struct ChatCommandOptions {
+  std::string target;
+  std::vector<std::string> serve_arguments;
+  std::string api_key_file;
+  ChatOptions chat;
+};
+
+// "name key" or "key" of the first line that is no comment.
+std::string read_api_key(const std::string& file) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    const size_t comment = line.find('#');
+    if (comment != std::string::npos) line.resize(comment);
+    const size_t end = line.find_last_not_of(" \t\r");
+    if (end == std::string::npos) continue;
+    line.resize(end + 1);
+    return line.substr(line.find_last_of(" \t") + 1);
+  }
+  throw LoadError("API key file " + file + ": no key in it, or it can't be read");
+}
+
+// What a model says could move the cursor or set the title; on a terminal only text and line breaks
+// pass. `text` is valid UTF-8.
+std::string without_controls(std::string_view text) {
+  std::string clean;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto c = static_cast<unsigned char>(text[i]);
+    const bool is_c1 = c == 0xc2 && i + 1 < text.size() &&
+                       static_cast<unsigned char>(text[i + 1]) < 0xa0;  // U+0080 to U+009F
+    if (is_c1) {
+      ++i;
+    } else if ((c >= 0x20 && c != 0x7f) || c == '\n' || c == '\t') {
+      clean.push_back(text[i]);
+    }
+  }
+  return clean;
+}
+
+// SIGINT stops the reply under way, or ends the process where there is none; SIGTERM ends it. Its
+// child, if any, ends with it. Construct before any other thread.
+class ChatSignals {
+ public:
+  ChatSignals() {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGINT);
+    sigaddset(&set_, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &set_, nullptr);
+    has_terminal_ = tcgetattr(STDIN_FILENO, &terminal_) == 0;
+    // Ends with the process: it owns nothing.
+    std::thread([this] { watch(); }).detach();
+  }
+  // The session must outlive the result.
+  auto watch_session(ChatSession& session) {
+    set_session(&session);
+    const auto forget = [this](ChatSession*) { set_session(nullptr); };
+    return std::unique_ptr<ChatSession, decltype(forget)>(&session, forget);
+  }
+  void set_replying(bool replying) { replying_ = replying; }
+
+ private:
+  void set_session(ChatSession* session) {
+    const std::lock_guard lock(mutex_);
+    session_ = session;
+  }
+  void watch() {
+    for (int signal = 0; sigwait(&set_, &signal) == 0;) {
+      const std::lock_guard lock(mutex_);
+      if (signal == SIGINT && replying_ && session_) {
+        session_->stop();
+        continue;
+      }
+      if (has_terminal_) tcsetattr(STDIN_FILENO, TCSANOW, &terminal_);
+      std::_Exit(128 + signal);
+    }
+  }
+
+  sigset_t set_;
+  termios terminal_{};
+  bool has_terminal_ = false;
+  std::mutex mutex_;
+  ChatSession* session_ = nullptr;
+  std::atomic<bool> replying_{false};
+};
+
+// `atoll serve MODEL_DIR` on a free port; *url is where it listens.
+ChildProcess start_server(const ChatCommandOptions& options, coordinator::HttpUrl* url) {
+  ChildOptions child;
+  child.argv = {std::filesystem::canonical("/proc/self/exe").string(),
+                "serve",
+                options.target,
+                "--port",
+                "0",
+                "--log-level",
+                "warn"};
+  child.argv.insert(child.argv.end(), options.serve_arguments.begin(),
+                    options.serve_arguments.end());
+  child.name = "atoll serve";
+  child.pipe_stdout = true;
+  child.own_process_group = true;  // Ctrl-C stops a reply, not the server
+  ChildProcess process = ChildProcess::start(child);
+  for (;;) {  // a large checkpoint takes as long as it takes
+    const Result<std::string> line = process.read_line(kReadyPoll);
+    if (!line && line.error().code == ErrorCode::kTimeout) continue;
+    if (!line) {
+      // It has said why on stderr.
+      throw LoadError(
+          fmt::format("the server of {} did not start: {}", options.target, line.error().message));
+    }
+    const auto parsed = line->starts_with(kListening)
+                            ? coordinator::parse_http_url(line->substr(kListening.size()))
+                            : Error{ErrorCode::kInvalid, "unexpected output"};
+    if (!parsed) throw LoadError(fmt::format("atoll serve said '{}'", one_line(*line)));
+    *url = *parsed;
+    return process;
+  }
+}
+
+class Chat {
+ public:
+  Chat(ChatSession& session, ChatSignals& signals)
+      : session_(session), signals_(signals), input_(make_line_input()) {
+    interactive_ = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
+    colours_ = isatty(STDOUT_FILENO) == 1 && !std::getenv("NO_COLOR");
+  }
+
+  // 1 if a reply could not be had where nobody sits before it.
+  int run() {
+    if (interactive_) {
+      write_stdout(
+          fmt::format("Talking to {}. /help lists the commands.\n", one_line(session_.model())));
+    }
+    while (!leaving_) {
+      const std::optional<std::string> text = read_text();
+      if (!text) break;
+      if (text->find_first_not_of(" \t") == std::string::npos) continue;
+      if (text->starts_with('/') && !text->starts_with("//")) {
+        command(*text);
+      } else {
+        ask(text->starts_with("//") ? text->substr(1) : *text);
+      }
+    }
+    return !interactive_ && failed_ ? 1 : 0;
+  }
+
+ private:
+  // One message, of several lines where each but the last ends with a backslash; nothing at the
+  // end.
+  std::optional<std::string> read_text() {
+    std::string text;
+    for (;;) {
+      InputLine line = input_->read(text.empty() ? "> " : "| ");
+      switch (line.kind) {
+        case InputLine::Kind::kEnd:
+          if (interactive_) write_stdout("\n");
+          return text.empty() ? std::nullopt : std::optional(text);
+        case InputLine::Kind::kInterrupt:
+          interrupts_ = 0;
+          return "";
+        case InputLine::Kind::kEmptyInterrupt:
+          if (++interrupts_ == 2) return std::nullopt;
+          write_stdout("(Ctrl-C once more, or /quit, to leave)\n");
+          return "";
+        case InputLine::Kind::kLine:
+          break;
+      }
+      interrupts_ = 0;
+      const bool goes_on = interactive_ && line.text.ends_with('\\');
+      if (goes_on) line.text.back() = '\n';
+      text += line.text;
+      if (!goes_on) return text;
+    }
+  }
+
+  void command(const std::string& line) {
+    const size_t space = line.find(' ');
+    const std::string name = line.substr(0, space);
+    std::string rest = space == std::string::npos ? "" : line.substr(space + 1);
+    while (rest.starts_with(' ')) rest.erase(0, 1);
+    if (name == "/quit" || name == "/exit") {
+      leaving_ = true;
+    } else if (name == "/help") {
+      write_stdout(kHelp);
+    } else if (name == "/clear") {
+      session_.clear();
+    } else if (name == "/system") {
+      session_.set_system(rest);
+    } else if (name == "/save") {
+      save(rest);
+    } else {
+      complain(
+          fmt::format("{}: no such command; /help lists them, and // begins a text with a "
+                      "slash",
+                      one_line(name)));
+    }
+  }
+
+  void save(const std::string& file) {
+    if (file.empty()) return complain("/save FILE: there is no file's name");
+    std::ofstream out(file);
+    out << session_.to_json() << "\n";
+    out.close();
+    if (!out) return complain("can't write " + file);
+    if (interactive_) write_stdout("saved to " + file + "\n");
+  }
+
+  void ask(const std::string& text) {
+    at_line_start_ = true;
+    dimmed_ = false;
+    signals_.set_replying(true);
+    const Result<ChatReply> reply = session_.ask(
+        text, [this](std::string_view piece) { show_reasoning(piece); },
+        [this](std::string_view piece) { show_text(piece); });
+    signals_.set_replying(false);
+    set_dimmed(false);
+    if (!at_line_start_ || !interactive_) write_stdout("\n");
+    if (!reply) return complain(reply.error().message);
+    if (reply->stopped) note("(stopped)");
+    if (reply->finish_reason == "length") note("(cut: the reply reached its limit of tokens)");
+  }
+
+  void show_reasoning(std::string_view text) {
+    if (!interactive_) return;  // a script wants the answer
+    set_dimmed(true);
+    write(text);
+  }
+  void show_text(std::string_view text) {
+    if (dimmed_) {
+      set_dimmed(false);
+      if (!at_line_start_) write("\n");
+    }
+    write(text);
+  }
+  void write(std::string_view text) {
+    if (text.empty()) return;
+    at_line_start_ = text.back() == '\n';
+    if (isatty(STDOUT_FILENO) == 1) {
+      write_stdout(without_controls(text));
+    } else {
+      write_stdout(text);
+    }
+  }
+  void set_dimmed(bool dimmed) {
+    if (dimmed == dimmed_) return;
+    dimmed_ = dimmed;
+    if (colours_) write_stdout(dimmed ? "\x1b[2m" : "\x1b[0m");
+  }
+
+  void note(const std::string& text) {
+    if (interactive_) write_stdout((colours_ ? "\x1b[2m" + text + "\x1b[0m" : text) + "\n");
+  }
+  void complain(const std::string& what) {
+    failed_ = true;
+    fmt::print(stderr, "atoll: error: {}\n", one_line(what));
+  }
+
+  ChatSession& session_;
+  ChatSignals& signals_;
+  std::unique_ptr<LineInput> input_;
+  bool interactive_ = false, colours_ = false;
+  bool leaving_ = false, failed_ = false, dimmed_ = false, at_line_start_ = true;
+  int interrupts_ = 0;
+};
+
+int run_chat(ChatCommandOptions options) {
+  // Until the process ends, since its thread may hold it then.
+  static ChatSignals& signals = *new ChatSignals;
+  std::optional<ChildProcess> server;
+  if (!options.api_key_file.empty()) {
+    options.chat.api_key = read_api_key(options.api_key_file);
+  } else if (const char* key = std::getenv("ATOLL_API_KEY")) {
+    options.chat.api_key = key;
+  }
+  if (options.target.find("://") != std::string::npos) {
+    if (!options.serve_arguments.empty()) {
+      throw LoadError("options of atoll serve belong to a MODEL_DIR, not to a URL");
+    }
+    const auto url = coordinator::parse_http_url(options.target);
+    if (!url) throw LoadError(url.error().message);
+    options.chat.url = *url;
+  } else if (std::filesystem::is_directory(options.target)) {
+    server = start_server(options, &options.chat.url);
+  } else {
+    throw LoadError(fmt::format(
+        "'{}' is neither a URL such as http://127.0.0.1:8080 nor a directory with a model",
+        one_line(options.target)));
+  }
+  ChatSession session(options.chat);
+  const auto watched = signals.watch_session(session);
+  return Chat(session, signals).run();
+}
+
+}  // namespace
+
+void add_chat_command(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<ChatCommandOptions>();
+  ChatOptions& chat = options->chat;
+  CLI::App* command = app.add_subcommand("chat", "Talk to a model in the terminal");
+  command
+      ->add_option("URL_OR_MODEL_DIR", options->target,
+                   "http://HOST:PORT of an OpenAI-compatible server, or a model to start 'atoll "
+                   "serve' for")
+      ->required();
+  command->add_option("SERVE_OPTIONS", options->serve_arguments,
+                      "Behind --: options of atoll serve, for a MODEL_DIR");
+  command->add_option("--model", chat.model, "Unless given, the first of /v1/models");
+  command->add_option("--system", chat.system, "System message");
+  command->add_option("--max-tokens", chat.max_tokens, "Of a reply; the server's unless given")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  command->add_option("--temperature", chat.temperature, "The server's unless given")
+      ->check(CLI::Range(0.0, 2.0));
+  command->add_option("--top-p", chat.top_p, "The server's unless given")
+      ->check(CLI::Range(0.0, 1.0));
+  command->add_option("--seed", chat.seed, "For the same replies again");
+  command
+      ->add_option("--api-key-file", options->api_key_file,
+                   "File with the key; unless given, ATOLL_API_KEY's value, if any")
+      ->type_name("PATH");
+  command->footer(
+      "Lines that come through a pipe are sent one after the other; only the replies are printed "
+      "then.\n\nExamples:\n  atoll chat http://127.0.0.1:8080 --system 'Be brief.'\n"
+      "  atoll chat tests/models/tiny-fp8 --max-tokens 32 -- --nodes 2");
+  command->callback([options, exit_code] { *exit_code = run_chat(*options); });
+}
+
+}  // namespace atl::cli
