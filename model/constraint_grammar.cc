@@ -5,16 +5,29 @@
 #include <algorithm>
 #include <deque>
 #include <map>
-#include <optional>
+#include <unordered_map>
+#include <utility>
 
 #include "base/check.h"
 
 namespace atl::model {
 namespace {
 
-// About 60 MiB of steps at the usual 60 classes of bytes.
-constexpr size_t kStatesMax = 250'000;
-constexpr size_t kStepBytesMax = size_t{64} << 20;
+// A schema comes from a client: these bound what compiling it takes to about 100 MiB and a second.
+constexpr size_t kStatesMax = 100'000;
+constexpr size_t kStepBytesMax = size_t{24} << 20;
+constexpr size_t kSubsetNodesMax = 5'000'000;  // of all states together
+
+struct NodesHash {
+  size_t operator()(const std::vector<GrammarBuilder::Node>& nodes) const {
+    uint64_t hash = nodes.size();
+    for (GrammarBuilder::Node node : nodes) {
+      hash = (hash ^ static_cast<uint64_t>(node)) * 0x9E3779B97F4A7C15u;
+      hash ^= hash >> 29;
+    }
+    return hash;
+  }
+};
 
 Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
 
@@ -71,20 +84,19 @@ class GrammarCompiler {
     machine_.num_classes = first_of_class_.size();
   }
 
-  Nodes closure(Nodes nodes) const {
-    std::vector<Node> todo = nodes;
-    std::sort(nodes.begin(), nodes.end());
-    nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
-    while (!todo.empty()) {
-      const Node node = todo.back();
-      todo.pop_back();
-      for (Node next : grammar_.nodes_[static_cast<size_t>(node)].empties) {
-        const auto at = std::lower_bound(nodes.begin(), nodes.end(), next);
-        if (at != nodes.end() && *at == next) continue;
-        nodes.insert(at, next);
-        todo.push_back(next);
-      }
+  Nodes closure(Nodes seed) {
+    ++round_;
+    reached_.resize(grammar_.nodes_.size(), 0);
+    Nodes nodes;
+    while (!seed.empty()) {
+      const auto node = static_cast<size_t>(seed.back());
+      seed.pop_back();
+      if (std::exchange(reached_[node], round_) == round_) continue;
+      nodes.push_back(static_cast<Node>(node));
+      const Nodes& empties = grammar_.nodes_[node].empties;
+      seed.insert(seed.end(), empties.begin(), empties.end());
     }
+    std::sort(nodes.begin(), nodes.end());
     return nodes;
   }
 
@@ -96,6 +108,7 @@ class GrammarCompiler {
         std::binary_search(at->first.begin(), at->first.end(), grammar_.rules_[rule].accept);
     machine_.states.push_back(std::move(state));
     subsets_.push_back(&at->first);
+    num_subset_nodes_ += at->first.size();
     rule_of_.push_back(rule);
     todo_.push_back(at->second);
     return at->second;
@@ -107,7 +120,10 @@ class GrammarCompiler {
       todo_.pop_front();
       expand(state);
       const size_t step_bytes = machine_.states.size() * machine_.num_classes * sizeof(int32_t);
-      if (machine_.states.size() > kStatesMax || step_bytes > kStepBytesMax) return false;
+      if (machine_.states.size() > kStatesMax || step_bytes > kStepBytesMax ||
+          num_subset_nodes_ > kSubsetNodesMax) {
+        return false;
+      }
     }
     return true;
   }
@@ -230,7 +246,10 @@ class GrammarCompiler {
   const GrammarBuilder& grammar_;
   ConstraintMachine machine_;
   std::vector<uint8_t> first_of_class_;
-  std::map<Nodes, int32_t> state_ids_;
+  std::unordered_map<Nodes, int32_t, NodesHash> state_ids_;
+  size_t num_subset_nodes_ = 0;
+  std::vector<uint32_t> reached_;  // [nodes] the last round of closure() that reached it
+  uint32_t round_ = 0;
   std::vector<const Nodes*> subsets_;  // [states], keys of state_ids_
   std::vector<size_t> rule_of_;        // [states]
   std::deque<int32_t> todo_;

@@ -23,7 +23,7 @@ using Types = std::set<std::string>;
 
 constexpr int kSchemaDepthMax = 100;
 constexpr size_t kSchemaBytesMax = size_t{1} << 20;
-constexpr size_t kNodesMax = 2'000'000;
+constexpr size_t kNodesMax = 400'000;
 constexpr int64_t kLengthMax = 20'000;  // of minLength and maxLength
 constexpr int64_t kItemsMax = 10'000;
 constexpr int32_t kMultipleOfMax = 100;
@@ -197,7 +197,7 @@ class SchemaCompiler {
 
   void add(const Json& schema, const std::string& place, Node from, Node to) {
     if (++depth_ > kSchemaDepthMax) refuse(place + ": nested too deep");
-    if (grammar_.num_nodes() > kNodesMax) refuse(place + ": too large");
+    expect_room(place);
     if (schema.is_boolean()) {
       if (schema.get<bool>()) grammar_.call(from, rules_.value, to);
     } else {
@@ -206,6 +206,10 @@ class SchemaCompiler {
       add_schema(schema, place, from, to);
     }
     --depth_;
+  }
+
+  void expect_room(const std::string& place) const {
+    if (grammar_.num_nodes() > kNodesMax) refuse(place + ": too large");
   }
 
   static void check_keywords(const Json& schema, const std::string& place) {
@@ -362,6 +366,7 @@ class SchemaCompiler {
       const bool fits =
           types.empty() || types.contains(type) || (type == "integer" && types.contains("number"));
       if (fits) grammar_.empty(add_value(value, from), to);
+      expect_room(place);
     }
   }
 
@@ -433,6 +438,7 @@ class SchemaCompiler {
   // which keeps the states few.
   void add_counted(int64_t min, int64_t max, Node from, Node to) {
     for (int64_t i = 0;; ++i) {
+      if (grammar_.num_nodes() > kNodesMax) refuse("minLength or maxLength: too large");
       grammar_.set_like(from, rules_.string_inside,
                         static_cast<int32_t>(std::max<int64_t>(min - i, 0)),
                         max < 0 ? kAnyNumber : static_cast<int32_t>(max - i));

@@ -62,24 +62,49 @@ void add_utf8_range(GrammarBuilder& grammar, Node from, uint32_t low, uint32_t h
 
 bool needs_escape(uint32_t c) { return c < 0x20 || c == '"' || c == '\\'; }
 
-std::string escaped(uint32_t c) {
+// The letter of the short escape, or 0.
+char short_escape(uint32_t c) {
   switch (c) {
     case '"':
-      return "\\\"";
+      return '"';
     case '\\':
-      return "\\\\";
+      return '\\';
     case '\b':
-      return "\\b";
+      return 'b';
     case '\f':
-      return "\\f";
+      return 'f';
     case '\n':
-      return "\\n";
+      return 'n';
     case '\r':
-      return "\\r";
+      return 'r';
     case '\t':
-      return "\\t";
+      return 't';
     default:
-      return fmt::format("\\u{:04x}", c);
+      return 0;
+  }
+}
+
+std::string escaped(uint32_t c) {
+  const char letter = short_escape(c);
+  return letter != 0 ? std::string{'\\', letter} : fmt::format("\\u{:04x}", c);
+}
+
+// The escapes of those code points of the set that need one.
+void add_escapes(GrammarBuilder& grammar, Node from, const CodePoints& set, Node to) {
+  Node escape = -1, digits[2] = {-1, -1};
+  for (auto [low, high] : set) {
+    for (uint32_t c = low; c <= std::min<uint32_t>(high, '\\'); ++c) {
+      if (!needs_escape(c)) continue;
+      if (escape < 0) escape = grammar.literal(from, "\\");
+      const char letter = short_escape(c);
+      if (letter != 0) {
+        grammar.byte(escape, letter, to);
+        continue;
+      }
+      Node& last = digits[c >> 4];
+      if (last < 0) last = grammar.literal(escape, c < 0x10 ? "u000" : "u001");
+      grammar.byte(last, "0123456789abcdef"[c & 15], to);
+    }
   }
 }
 
@@ -587,15 +612,16 @@ CodePoints complement(const CodePoints& ranges) {
 }
 
 void add_character(GrammarBuilder& grammar, Node from, const CodePoints& set, Node to) {
-  for (auto [low, high] : normalised(set)) {
-    for (; low <= high && low <= '\\'; ++low) {
-      if (needs_escape(low)) {
-        join(grammar, from, escaped(low), to);
-      } else {
-        grammar.byte(from, static_cast<char>(low), to);
-      }
+  const CodePoints all = normalised(set);
+  add_escapes(grammar, from, all, to);
+  // What stands for itself: all but control characters, '"' and '\\'.
+  static constexpr std::pair<uint32_t, uint32_t> kPlain[] = {
+      {0x20, 0x21}, {0x23, 0x5B}, {0x5D, kLastCodePoint}};
+  for (const auto& [low, high] : all) {
+    for (const auto& [first, last] : kPlain) {
+      const uint32_t begin = std::max(low, first), end = std::min(high, last);
+      if (begin <= end) add_utf8_range(grammar, from, begin, end, to);
     }
-    if (low <= high) add_utf8_range(grammar, from, low, high, to);
   }
 }
 
