@@ -519,6 +519,14 @@ TEST(ApiAnswer, template_kwargs_are_variables_but_never_messages) {
   EXPECT_EQ(server.backend().submitted().at(0).prompt, ids("hi|True|<think>"));
 }
 
+TEST(ApiAnswer, template_kwargs_bring_no_tools) {
+  ApiServerOptions options;
+  options.chat_template = "{{ tools is defined }}";
+  ApiServer server(options);
+  server.post(kChat, chat(R"("chat_template_kwargs": {"tools": [1]})"));
+  EXPECT_EQ(server.backend().submitted().at(0).prompt, ids("False"));
+}
+
 TEST(ApiAnswer, reasoning_is_split_off) {
   ApiServerOptions options;
   options.chat_template = "{{ messages[0]['content'] }}<think>\n";

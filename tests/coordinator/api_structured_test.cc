@@ -1,0 +1,168 @@
+// Structured output over the wire: whatever a model with random weights would say, the answer has
+// the form that was asked for.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "tests/coordinator/api_server.h"
+
+namespace atl::test {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+constexpr const char* kChat = "/v1/chat/completions";
+constexpr int kSeeds = 40;
+
+const std::string kPerson =
+    R"("response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": {)"
+    R"("type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"},)"
+    R"("tags": {"type": "array", "items": {"enum": ["a", "b"]}}},)"
+    R"("required": ["name", "age", "tags"], "additionalProperties": false}}})";
+const std::string kTools =
+    R"("tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {)"
+    R"("type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"],)"
+    R"("additionalProperties": false}}}, {"type": "function", "function": {"name": "stop_it"}}])";
+
+std::string chat(const std::string& fields, int seed, int max_tokens) {
+  return R"({"messages": [{"role": "user", "content": "hi"}], "seed": )" + std::to_string(seed) +
+         R"(, "max_tokens": )" + std::to_string(max_tokens) + ", " + fields + "}";
+}
+
+Json choice_of(ApiServer& server, const std::string& body) {
+  const RawResponse response = server.post(kChat, body);
+  EXPECT_EQ(response.status, 200) << response.body;
+  return Json::parse(response.body)["choices"][0];
+}
+
+void expect_person(const std::string& text) {
+  ASSERT_TRUE(Json::accept(text)) << text;
+  const Json person = Json::parse(text);
+  EXPECT_THAT(person, SizeIs(3));
+  EXPECT_TRUE(person.at("name").is_string());
+  EXPECT_TRUE(person.at("age").is_number_integer());
+  for (const Json& tag : person.at("tags")) EXPECT_TRUE(tag == "a" || tag == "b");
+}
+
+// The least max_tokens that the server takes for this.
+int shortest(ApiServer& server, const std::string& fields) {
+  int tokens = 1;
+  while (server.post(kChat, chat(fields, 0, tokens)).status == 400 && tokens < 300) ++tokens;
+  return tokens;
+}
+
+TEST(ApiStructured, answers_fulfil_their_schema_with_much_room_and_with_little) {
+  ApiServer server;
+  const int least = shortest(server, kPerson);
+  EXPECT_GT(least, 20);
+  EXPECT_LT(least, 100);
+  for (const int max_tokens : {least, least + 1, least + 30, 500}) {
+    for (int seed = 0; seed < kSeeds; ++seed) {
+      const Json choice = choice_of(server, chat(kPerson, seed, max_tokens));
+      expect_person(choice["message"]["content"]);
+    }
+  }
+}
+
+TEST(ApiStructured, json_objects_are_objects) {
+  ApiServer server;
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    const Json choice =
+        choice_of(server, chat(R"("response_format": {"type": "json_object"})", seed, 60));
+    const std::string text = choice["message"]["content"];
+    ASSERT_TRUE(Json::accept(text)) << text;
+    EXPECT_TRUE(Json::parse(text).is_object()) << text;
+  }
+}
+
+TEST(ApiStructured, streams_say_the_same) {
+  ApiServer server;
+  for (int seed = 0; seed < 10; ++seed) {
+    const Json whole = choice_of(server, chat(kPerson, seed, 200));
+    const RawResponse response =
+        server.post(kChat, chat(kPerson + R"(, "stream": true)", seed, 200));
+    std::string text;
+    for (const std::string& event : events_of(response.body)) {
+      if (event != "[DONE]") {
+        text += Json::parse(event)["choices"][0]["delta"].value("content", "");
+      }
+    }
+    EXPECT_EQ(text, whole["message"]["content"]);
+  }
+}
+
+TEST(ApiStructured, reasoning_is_free_and_the_answer_is_not) {
+  ApiServerOptions options;
+  options.chat_template = "{{ messages[0]['content'] }}<think>\n";
+  ApiServer server(options);
+  int reasoned = 0;
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    const Json choice = choice_of(server, chat(kPerson, seed, 200));
+    expect_person(choice["message"]["content"]);
+    reasoned += choice["message"].contains("reasoning_content");
+  }
+  EXPECT_GT(reasoned, kSeeds / 2);
+}
+
+TEST(ApiStructured, required_calls_are_calls) {
+  ApiServer server;
+  size_t most = 0;
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    const Json choice =
+        choice_of(server, chat(kTools + R"(, "tool_choice": "required")", seed, 300));
+    EXPECT_EQ(choice["finish_reason"], "tool_calls");
+    ASSERT_TRUE(choice["message"].contains("tool_calls")) << choice;
+    const Json& calls = choice["message"]["tool_calls"];
+    most = std::max(most, calls.size());
+    for (const Json& call : calls) {
+      const Json arguments = Json::parse(call["function"]["arguments"].get<std::string>());
+      ASSERT_TRUE(arguments.is_object());
+      if (call["function"]["name"] == "get_weather") {
+        EXPECT_TRUE(arguments.at("place").is_string());
+      } else {
+        EXPECT_EQ(call["function"]["name"], "stop_it");
+      }
+    }
+  }
+  EXPECT_GT(most, 1u);
+}
+
+TEST(ApiStructured, a_named_function_alone_is_called_and_once_if_so_asked) {
+  ApiServer server;
+  const std::string named = kTools + R"(, "parallel_tool_calls": false, "tool_choice": )"
+                                     R"({"type": "function", "function": {"name": "stop_it"}})";
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    const Json choice = choice_of(server, chat(named, seed, 100));
+    ASSERT_THAT(choice["message"]["tool_calls"], SizeIs(1));
+    EXPECT_EQ(choice["message"]["tool_calls"][0]["function"]["name"], "stop_it");
+  }
+}
+
+TEST(ApiStructured, every_choice_has_the_form) {
+  ApiServer server;
+  const RawResponse response = server.post(kChat, chat(kPerson + R"(, "n": 5)", 1, 100));
+  const Json choices = Json::parse(response.body)["choices"];
+  ASSERT_THAT(choices, SizeIs(5));
+  for (const Json& choice : choices) expect_person(choice["message"]["content"]);
+}
+
+TEST(ApiStructured, what_cannot_be_promised_is_refused_with_its_place) {
+  ApiServer server;
+  const auto refused = [&](const std::string& schema) {
+    const RawResponse response = server.post(
+        kChat, chat(R"("response_format": {"type": "json_schema", "json_schema": {"schema": )" +
+                        schema + "}}",
+                    0, 100));
+    EXPECT_EQ(response.status, 400) << schema;
+    return response.body;
+  };
+  EXPECT_THAT(refused(R"({"type": "object", "properties": {"a": {"type": "unheard_of"}}})"),
+              HasSubstr("properties.a"));
+  refused(R"({"enum": []})");
+  refused(R"({"type": "string", "pattern": "(?=a)b"})");
+}
+
+}  // namespace
+}  // namespace atl::test
