@@ -307,6 +307,21 @@ TEST(JsonConstraint, near_the_end_only_what_can_be_completed_may_come) {
   EXPECT_TRUE(has_both || allowed(1, '"'));  // else the shortest way, though too late
 }
 
+TEST(JsonConstraint, characters_that_a_string_must_still_get_are_counted_near_the_end) {
+  const auto constraint = compiled({{"type", "string"}, {"minLength", 3}})->make(vocabulary(), {});
+  constraint->accept(byte_token('"'));
+  EXPECT_EQ(constraint->tokens_min(), 4);  // abc"
+  const auto allowed = [&](int64_t left, char c) {
+    return mask_of(*constraint, left)[static_cast<size_t>(byte_token(c))] != 0;
+  };
+  EXPECT_TRUE(allowed(4, 'a'));
+  EXPECT_FALSE(allowed(4, '\\'));    // \nbc" takes four more
+  EXPECT_FALSE(allowed(4, '\xC3'));  // and so does the rest of a character of two bytes
+  EXPECT_TRUE(allowed(5, '\\'));
+  EXPECT_TRUE(allowed(5, '\xC3'));
+  EXPECT_FALSE(allowed(5, '"'));
+}
+
 TEST(JsonConstraint, no_added_token_stands_inside_a_text) {
   const auto constraint = compiled({{"type", "string"}})->make(vocabulary(), {});
   constraint->accept(byte_token('"'));
