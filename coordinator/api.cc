@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "coordinator/api_errors.h"
+#include "coordinator/canary.h"
 #include "coordinator/http/page.h"
 #include "coordinator/live_answer.h"
 #include "coordinator/metrics.h"
@@ -113,7 +114,6 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void check_drained();
 
   void tick();
-  void keep_canary_going(Clock::TimePoint now);
   void log_statistics(Clock::TimePoint now);
   std::optional<std::string> not_ready_because() const;
   std::string state() const;
@@ -130,6 +130,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   const int64_t created;
   RequestPreparer preparer;
   Metrics metrics;
+  Canary canary;
 
   std::unordered_map<uint64_t, Place> sequences;                 // by GenerationId
   std::map<uint64_t, std::shared_ptr<LiveAnswer>> live_answers;  // by order of arrival
@@ -140,10 +141,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   bool draining = false;
   std::function<void()> drained;
 
-  std::optional<Clock::TimePoint> last_token;
-  std::optional<GenerationId> canary;  // under way
-  std::string canary_error;            // of the last one that failed
-  uint64_t tokens_seen = 0;            // canaries' left out
+  uint64_t tokens_seen = 0;  // canaries' left out
 
   struct Counted {  // at the last statistics line
     Clock::TimePoint at;
@@ -169,7 +167,11 @@ Api::Impl::Impl(ApiOptions options_given, HttpServer& server_given,
       started(clock.now()),
       created(std::time(nullptr)),
       preparer(options, config, tokenizer, chat_template),
-      metrics(options.model_name, options.version) {
+      metrics(options.model_name, options.version),
+      canary({.every = options.canary_every,
+              .max_age = options.canary_max_age,
+              .prompt = preparer.canary_prompt()},
+             backend, clock) {
   counted.at = started;
 }
 
@@ -275,18 +277,7 @@ std::string Api::Impl::state() const {
 }
 
 std::optional<std::string> Api::Impl::not_ready_because() const {
-  if (draining) return "draining";
-  if (const GenerationStats stats = backend.stats(); !stats.failure.empty()) {
-    return "the engine's last step failed: " + stats.failure;
-  }
-  if (!last_token) {
-    if (!canary_error.empty()) return "no token could be generated: " + canary_error;
-    return "no token was generated yet";
-  }
-  const double age = seconds_between(*last_token, clock.now());
-  if (age <= std::chrono::duration<double>(options.canary_max_age).count()) return std::nullopt;
-  return fmt::format("no token was generated for {:.0f} s{}", age,
-                     canary_error.empty() ? "" : ": " + canary_error);
+  return draining ? "draining" : canary.not_ready_because();
 }
 
 // --- tokens ---
@@ -465,19 +456,11 @@ AnswerHead Api::Impl::make_head(bool chat) const {
 // --- events ---
 
 void Api::Impl::on_event(GenerationEvent& event) {
-  const Clock::TimePoint now = clock.now();
-  if (event.token) {
-    last_token = now;
-    canary_error.clear();
-  }
-  if (canary && event.id == *canary) {
-    if (event.error) canary_error = event.error->message;
-    if (event.error || event.finish) canary.reset();
-    return;
-  }
+  if (canary.on_event(event)) return;
   const auto it = sequences.find(event.id.value);
   if (it == sequences.end()) return;
   if (event.token) ++tokens_seen;
+  const Clock::TimePoint now = clock.now();
   const Place place = it->second;
   const bool over = event.finish || event.error;
   if (over) sequences.erase(it);
@@ -514,7 +497,7 @@ void Api::Impl::check_drained() {
 
 void Api::Impl::tick() {
   const Clock::TimePoint now = clock.now();
-  keep_canary_going(now);
+  if (!draining) canary.tick();
   log_statistics(now);
   std::vector<std::shared_ptr<LiveAnswer>> late;
   for (const auto& [order, live] : live_answers) {
@@ -526,24 +509,6 @@ void Api::Impl::tick() {
   server.post_after(std::min(kTick, options.canary_every / 2), [self = weak_from_this()] {
     if (const auto impl = self.lock()) impl->tick();
   });
-}
-
-// A failing engine is tried every time, so that it is known soon when it is well again.
-void Api::Impl::keep_canary_going(Clock::TimePoint now) {
-  if (canary || draining) return;
-  const bool fresh = last_token && now - *last_token < options.canary_every;
-  if (fresh && backend.stats().failure.empty()) return;
-  GenerationRequest request;
-  request.prompt = preparer.canary_prompt();
-  request.max_tokens = 1;
-  request.client = "canary";
-  request.request_id = "canary";
-  const auto id = backend.submit(std::move(request));
-  if (id) {
-    canary = *id;
-  } else {
-    canary_error = id.error().message;
-  }
 }
 
 void Api::Impl::log_statistics(Clock::TimePoint now) {

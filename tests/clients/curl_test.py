@@ -1,12 +1,15 @@
 """curl against `atoll serve`, as docs/serving.md shows it."""
 
 import json
+import shutil
 import subprocess
+import unittest
 
 import served_model
 from served_model import API_KEY, ServedModelCase
 
 
+@unittest.skipUnless(shutil.which("curl"), "curl is not installed")
 class Curl(ServedModelCase):
     def curl(self, path, *arguments, key=API_KEY):
         """Status and body."""

@@ -43,6 +43,17 @@ std::string nested(int depth) {
   return chat(R"("x": )" + std::string(depth, '[') + std::string(depth, ']'));
 }
 
+std::string many_keys(int count) {
+  std::string keys;
+  for (int i = 0; i < count; ++i) keys += "\"k" + std::to_string(i) + "\":0,";
+  return "{" + keys + "\"prompt\":\"a\"}";
+}
+std::string many_values(int count) {
+  std::string values;
+  for (int i = 0; i < count; ++i) values += "0,";
+  return text("\"x\": [" + values + "0]");
+}
+
 const Refusal kRefusals[] = {
     // Not JSON.
     {"empty_body", kChat, "", 400, "", "invalid_json", "empty body"},
@@ -71,6 +82,9 @@ const Refusal kRefusals[] = {
     {"absurdly_deep", kChat, nested(1'000'000), 400, "", "invalid_json", "nested deeper"},
     {"open_brackets_only", kChat, std::string(1'000'000, '['), 400, "", "invalid_json",
      "nested deeper"},
+    {"too_many_keys", kText, many_keys(12'000), 400, "", "invalid_json", "too many keys"},
+    {"too_many_values", kText, many_values(4'000'000), 400, "", "invalid_json",
+     "more than 4000000 values"},
     {"number_overflow", kText, text(R"("x": 1e999)"), 400, "", "invalid_json", "overflow"},
 
     // The model's name.

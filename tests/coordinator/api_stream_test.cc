@@ -23,6 +23,7 @@ using ::testing::StartsWith;
 
 constexpr const char* kChat = "/v1/chat/completions";
 constexpr const char* kText = "/v1/completions";
+constexpr int32_t kEos = 1;
 
 std::string chat(const std::string& field = "") {
   return R"({"stream": true, "messages": [{"role": "user", "content": "hi"}])" +
@@ -316,6 +317,25 @@ TEST(ApiStream, one_choice_that_fails_ends_all) {
   const RawResponse response = client.read_response();
   EXPECT_THAT(events_of(response.body).back(), HasSubstr("\"error\""));
   EXPECT_THAT(server.backend().cancelled(), ElementsAre(submitted[0].id));
+}
+
+TEST(ApiStream, a_choice_that_a_stop_string_ended_is_cancelled_while_others_go_on) {
+  ApiServer server;
+  server.backend().manual();
+  RawClient client(server.port());
+  ASSERT_TRUE(client.send(post(kText, text(R"("n": 2, "stop": "the")"))));
+  while (server.backend().submitted().size() < 2) std::this_thread::yield();
+  const auto submitted = server.backend().submitted();
+  server.backend().send(ScriptedBackend::event_of(submitted[0].id, 262));
+  EXPECT_THAT(client.read_until("\"finish_reason\":\"stop\""), HasSubstr("\"index\":0"));
+  server.on_server([] {});
+  EXPECT_THAT(server.backend().cancelled(), ElementsAre(submitted[0].id));
+  // What was on its way changes nothing.
+  server.backend().send(ScriptedBackend::event_of(submitted[0].id, 262, FinishReason::kLength));
+  server.backend().send(ScriptedBackend::event_of(submitted[1].id, kEos, FinishReason::kStop));
+  EXPECT_THAT(client.read_until("[DONE]"), Not(HasSubstr("length")));
+  server.on_server([] {});
+  EXPECT_THAT(server.backend().cancelled(), SizeIs(1));
 }
 
 // --- the server's life ---

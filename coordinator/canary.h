@@ -1,0 +1,43 @@
+// Whether text can be generated now: a token is generated now and then when nobody asks for one.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "coordinator/generation.h"
+
+namespace atl::coordinator {
+
+struct CanaryOptions {
+  std::chrono::milliseconds every{10'000};    // without a token: one is generated
+  std::chrono::milliseconds max_age{30'000};  // no token for longer: not ready
+  std::vector<int32_t> prompt;
+};
+
+// One thread. Borrows backend and clock.
+class Canary {
+ public:
+  Canary(CanaryOptions options, GenerationBackend& backend, const Clock& clock);
+
+  // Now and then, at least twice in `every`. An engine that fails is tried each time, so that it is
+  // known soon when it is well again.
+  void tick();
+  // Of every event, whosesoever. True: it was the canary's.
+  bool on_event(const GenerationEvent& event);
+  // Nullopt: a token came lately, and the engine's last step went well.
+  std::optional<std::string> not_ready_because() const;
+
+ private:
+  const CanaryOptions options_;
+  GenerationBackend& backend_;
+  const Clock& clock_;
+  std::optional<Clock::TimePoint> last_token_;
+  std::optional<GenerationId> under_way_;
+  std::string error_;  // of the last one, if it failed
+};
+
+}  // namespace atl::coordinator
