@@ -369,7 +369,6 @@ void Scheduler::preempt(size_t index) {
   log_debug("request {}: preempted after {} of {} tokens", generation->request.request_id,
             generation->sequence.num_tokens, generation->num_tokens());
   engine_.release(generation->sequence);
-  generation->rows = 0;
   ++counts_.preempted;
   // The last ones are preempted first, so that this one goes before those that are there.
   preempted_.push_front(std::move(generation));

@@ -207,6 +207,40 @@ TEST_F(SchedulerTest, a_long_prompt_does_not_hold_up_those_that_decode) {
   EXPECT_EQ(outcomes_[reading].tokens.size(), 2u);
 }
 
+TEST_F(SchedulerTest, prompts_take_no_more_of_a_step_that_decodes_than_they_may) {
+  SchedulerOptions options;
+  options.mixed_prompt_max = 10;
+  open(4096, 64, options);
+  const GenerationId decoding = submit(request(prompt(3, 0), 40));
+  steps(2);
+  submit(request(prompt(1000, 1), 2));
+  const uint64_t before = scheduler_->stats().computed_tokens;
+  steps(3);
+  EXPECT_EQ(scheduler_->stats().computed_tokens, before + 3 * 11);
+  scheduler_->cancel(decoding);
+  steps(1);  // nobody decodes
+  EXPECT_EQ(scheduler_->stats().computed_tokens, before + 3 * 11 + 64);
+}
+
+// Four sequences want a new block in the same step, and three are left.
+TEST_F(SchedulerTest, when_all_want_room_at_once_the_last_one_gives_way_and_comes_back) {
+  open(7 * 64, 64);
+  std::vector<GenerationId> ids;
+  std::vector<std::vector<int32_t>> expected;
+  for (int i = 0; i < 4; ++i) {
+    GenerationRequest one = request(prompt(16, i), 60);
+    expected.push_back(alone(one));
+    ids.push_back(submit(std::move(one)));
+  }
+  steps(1);
+  EXPECT_EQ(scheduler_->stats().running, 4);
+  steps(49);
+  EXPECT_EQ(scheduler_->stats().running, 3);
+  EXPECT_EQ(scheduler_->stats().preempted, 1u);
+  finish_all();
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(outcomes_[ids[i]].tokens, expected[i]);
+}
+
 TEST_F(SchedulerTest, prompts_share_a_step_and_short_ones_are_through_first) {
   open(4096, 64);
   const GenerationId long_one = submit(request(prompt(400, 1), 1));
