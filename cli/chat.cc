@@ -74,8 +74,9 @@ std::string without_controls(std::string_view text) {
   return clean;
 }
 
-// SIGINT stops the reply under way, or ends the process where there is none; SIGTERM ends it. Its
-// child, if any, ends with it. Construct before any other thread.
+// SIGINT stops the reply under way. Where there is none it ends the process, unless an editor takes
+// Ctrl-C: then it was meant for the reply that has just ended. SIGTERM ends the process. Its child,
+// if any, ends with it. Construct before any other thread.
 class ChatSignals {
  public:
   ChatSignals() {
@@ -94,6 +95,7 @@ class ChatSignals {
     return std::unique_ptr<ChatSession, decltype(forget)>(&session, forget);
   }
   void set_replying(bool replying) { replying_ = replying; }
+  void set_editing(bool editing) { editing_ = editing; }
 
  private:
   void set_session(ChatSession* session) {
@@ -107,6 +109,7 @@ class ChatSignals {
         session_->stop();
         continue;
       }
+      if (signal == SIGINT && editing_) continue;
       if (has_terminal_) tcsetattr(STDIN_FILENO, TCSANOW, &terminal_);
       std::_Exit(128 + signal);
     }
@@ -117,7 +120,7 @@ class ChatSignals {
   bool has_terminal_ = false;
   std::mutex mutex_;
   ChatSession* session_ = nullptr;
-  std::atomic<bool> replying_{false};
+  std::atomic<bool> replying_{false}, editing_{false};
 };
 
 // `atoll serve MODEL_DIR` on a free port; *url is where it listens.
@@ -158,6 +161,7 @@ class Chat {
   Chat(ChatSession& session, ChatSignals& signals)
       : session_(session), signals_(signals), input_(make_line_input()) {
     interactive_ = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
+    signals_.set_editing(input_->takes_ctrl_c());
     colours_ = isatty(STDOUT_FILENO) == 1 && !std::getenv("NO_COLOR");
   }
 

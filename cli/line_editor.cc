@@ -2,6 +2,8 @@
 
 #include <histedit.h>
 #include <langinfo.h>
+#include <termios.h>
+#include <unistd.h>
 
 #include <clocale>
 #include <cstdio>
@@ -16,6 +18,14 @@ namespace atl::cli {
 namespace {
 
 constexpr int kHistoryLines = 1000;
+
+// Whether Ctrl-C at the terminal is a signal.
+void set_ctrl_c_signals(bool on) {
+  termios settings{};
+  if (tcgetattr(STDIN_FILENO, &settings) != 0) return;
+  settings.c_lflag = on ? settings.c_lflag | ISIG : settings.c_lflag & ~ISIG;
+  tcsetattr(STDIN_FILENO, TCSANOW, &settings);
+}
 
 // libedit reads characters as the locale spells them; ours are UTF-8 whatever the environment says.
 void use_utf8() {
@@ -37,8 +47,7 @@ class LineEditor final : public LineInput {
     el_set(editor_, EL_EDITOR, "emacs");
     el_set(editor_, EL_HIST, history, history_);
     el_set(editor_, EL_ADDFN, "atoll-interrupt", "Ctrl-C", &interrupt);
-    // While a line is edited Ctrl-C is a key; while a reply comes it is a signal.
-    el_set(editor_, EL_SETTY, "-d", "-isig", nullptr);
+    el_set(editor_, EL_SETTY, "-d", "-isig", nullptr);  // its own mode turns signals on
     el_set(editor_, EL_BIND, "^C", "atoll-interrupt", nullptr);
     el_set(editor_, EL_BIND, "^R", "em-inc-search-prev", nullptr);
   }
@@ -52,9 +61,11 @@ class LineEditor final : public LineInput {
   InputLine read(const std::string& prompt) override {
     prompt_ = prompt;
     interrupted_ = false;
-    el_resize(editor_);  // the window may be another size by now
     int bytes = 0;
+    // Before the prompt, which libedit shows before it sets its own mode.
+    set_ctrl_c_signals(false);
     const char* text = el_gets(editor_, &bytes);
+    set_ctrl_c_signals(true);
     if (interrupted_) {
       write_stdout("\n");
       return {line_was_empty_ ? InputLine::Kind::kEmptyInterrupt : InputLine::Kind::kInterrupt, ""};
@@ -66,6 +77,7 @@ class LineEditor final : public LineInput {
     if (!line.empty()) history(history_, &event, H_ENTER, line.c_str());
     return {InputLine::Kind::kLine, std::move(line)};
   }
+  bool takes_ctrl_c() const override { return true; }
 
  private:
   static LineEditor& self_of(EditLine* editor) {

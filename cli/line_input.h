@@ -22,6 +22,8 @@ class LineInput {
   virtual ~LineInput() = default;
   // Blocks. The prompt is shown by an editor only.
   virtual InputLine read(const std::string& prompt) = 0;
+  // Ctrl-C is a key while read() waits, so that SIGINT comes only at other times.
+  virtual bool takes_ctrl_c() const { return false; }
 };
 
 // An editor if stdin and stdout are a terminal and this program was built with one, else plain
