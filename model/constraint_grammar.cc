@@ -236,7 +236,7 @@ class GrammarCompiler {
         return is_dead(call.second) || is_dead(start(call.first));
       });
       const auto row = machine_.steps.begin() + static_cast<ptrdiff_t>(i * machine_.num_classes);
-      state.reads = !state.marks.empty() ||
+      state.reads = !state.marks.empty() || state.like >= 0 ||
                     std::any_of(row, row + static_cast<ptrdiff_t>(machine_.num_classes),
                                 [](int32_t to) { return to >= 0; });
       state.plain = !state.accepting && state.calls.empty() && state.marks.empty() && state.reads;

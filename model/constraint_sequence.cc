@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "model/constraint_vocabulary.h"
+#include "model/json_text_grammar.h"
 
 namespace atl::model {
 namespace {
@@ -594,6 +595,15 @@ std::unique_ptr<TokenConstraint> make_constraint_sequence(
     std::string begin_after) {
   return std::make_unique<ConstraintSequence>(std::move(compiled), vocabulary,
                                               std::move(begin_after));
+}
+
+void find_shared_tokens(const ConstraintVocabulary::Trie& trie) {
+  GrammarBuilder grammar;
+  const JsonRules rules = add_json_rules(grammar);
+  const auto machine = grammar.compile(rules.string);
+  CHECK(machine.has_value());
+  TokenCache cache(*machine, trie);
+  for (int32_t state = 0; state < machine->num_shared_states; ++state) cache.get(state);
 }
 
 }  // namespace atl::model

@@ -23,4 +23,7 @@ std::unique_ptr<TokenConstraint> make_constraint_sequence(
     std::shared_ptr<const CompiledConstraint> compiled, const ConstraintVocabulary& vocabulary,
     std::string begin_after);
 
+// Finds what every state of any string allows, so that no request waits for it (some milliseconds).
+void find_shared_tokens(const ConstraintVocabulary::Trie& trie);
+
 }  // namespace atl::model

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string_view>
 
+#include "model/constraint_sequence.h"
+
 namespace atl::model {
 namespace {
 
@@ -54,6 +56,7 @@ ConstraintVocabulary::ConstraintVocabulary(const Tokenizer& tokenizer,
     : tokenizer_(tokenizer), stop_ids_(std::move(stop_ids)) {
   auto trie = std::make_unique<Trie>();
   add_nodes(sorted_tokens(tokenizer), *trie);
+  find_shared_tokens(*trie);
   trie_ = std::move(trie);
 }
 
