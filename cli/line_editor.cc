@@ -19,13 +19,30 @@ namespace {
 
 constexpr int kHistoryLines = 1000;
 
-// Whether Ctrl-C at the terminal is a signal.
-void set_ctrl_c_signals(bool on) {
-  termios settings{};
-  if (tcgetattr(STDIN_FILENO, &settings) != 0) return;
-  settings.c_lflag = on ? settings.c_lflag | ISIG : settings.c_lflag & ~ISIG;
-  tcsetattr(STDIN_FILENO, TCSANOW, &settings);
-}
+// While it lives, keys come one by one, are not shown by the terminal, and Ctrl-C is none but a key.
+// libedit sets the same, but only after it has shown the prompt: what is typed in between, the
+// terminal would edit by bytes.
+class KeyByKey {
+ public:
+  KeyByKey() {
+    known_ = tcgetattr(STDIN_FILENO, &before_) == 0;
+    if (!known_) return;
+    termios settings = before_;
+    settings.c_lflag &= ~static_cast<tcflag_t>(ISIG | ICANON | ECHO);
+    settings.c_cc[VMIN] = 1;
+    settings.c_cc[VTIME] = 0;
+    tcsetattr(STDIN_FILENO, TCSANOW, &settings);
+  }
+  ~KeyByKey() {
+    if (known_) tcsetattr(STDIN_FILENO, TCSANOW, &before_);
+  }
+  KeyByKey(const KeyByKey&) = delete;
+  KeyByKey& operator=(const KeyByKey&) = delete;
+
+ private:
+  termios before_{};
+  bool known_ = false;
+};
 
 // libedit reads characters as the locale spells them; ours are UTF-8 whatever the environment says.
 void use_utf8() {
@@ -62,10 +79,11 @@ class LineEditor final : public LineInput {
     prompt_ = prompt;
     interrupted_ = false;
     int bytes = 0;
-    // Before the prompt, which libedit shows before it sets its own mode.
-    set_ctrl_c_signals(false);
-    const char* text = el_gets(editor_, &bytes);
-    set_ctrl_c_signals(true);
+    const char* text = nullptr;
+    {
+      const KeyByKey keys;
+      text = el_gets(editor_, &bytes);
+    }
     if (interrupted_) {
       write_stdout("\n");
       return {line_was_empty_ ? InputLine::Kind::kEmptyInterrupt : InputLine::Kind::kInterrupt, ""};
