@@ -354,7 +354,8 @@ TEST(BenchCommandLine, mistakes_end_with_one_line_that_names_the_inner_command) 
     std::string about;
   } kCases[] = {
       {{"bench"},
-       "a command is required: one of kernels, decode, prefill, disk (see 'atoll bench --help')"},
+       "a command is required: one of kernels, decode, prefill, disk, serve (see "
+       "'atoll bench --help')"},
       {{"bench", "kernel"},
        "unknown command 'kernel'; did you mean 'kernels'? (see 'atoll bench --help')"},
       {{"bench", "kernels", "--row", "1"},
@@ -377,7 +378,7 @@ TEST(BenchCommandLine, mistakes_end_with_one_line_that_names_the_inner_command) 
 }
 
 TEST(BenchCommandLine, every_command_has_help_with_an_example) {
-  for (const std::string name : {"kernels", "decode", "prefill", "disk"}) {
+  for (const std::string name : {"kernels", "decode", "prefill", "disk", "serve"}) {
     const CommandResult result = atoll({"bench", name, "--help"});
     EXPECT_EQ(result.exit_code, 0) << name;
     EXPECT_THAT(result.out, HasSubstr("Usage: atoll bench " + name));
