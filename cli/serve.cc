@@ -17,7 +17,7 @@
 #include "cli/deployment.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
-#include "coordinator/api.h"
+#include "coordinator/api/api.h"
 #include "coordinator/cluster_monitor.h"
 #include "coordinator/http/http_server.h"
 #include "coordinator/scheduler.h"

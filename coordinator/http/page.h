@@ -1,5 +1,5 @@
 // The page at `/`: one HTML file without anything from outside. Its text is page.html, put into the
-// program at build time; it asks for `stats` (see coordinator/stats_json.h) every second.
+// program at build time; it asks for `stats` (see coordinator/api/stats_json.h) every second.
 #pragma once
 
 #include <string_view>

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "coordinator/api.h"
+#include "coordinator/api/api.h"
 #include "model/chat_template.h"
 #include "model/config.h"
 #include "model/tokenizer.h"

@@ -1,4 +1,4 @@
-#include "coordinator/canary.h"
+#include "coordinator/api/canary.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // Chats with the templates of published models.
-#include "coordinator/chat_prompt.h"
+#include "coordinator/api/chat_prompt.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "coordinator/choice.h"
+#include "coordinator/api/choice.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,11 +1,11 @@
-// load_model_defaults() of coordinator/api.h.
+// load_model_defaults() of coordinator/api/api.h.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <string>
 
 #include "base/result.h"
-#include "coordinator/api.h"
+#include "coordinator/api/api.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::coordinator {

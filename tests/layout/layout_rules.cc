@@ -49,7 +49,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"CLI/", {"cli/"}},
     {"histedit.h", {"cli/line_editor.cc"}},
     {"boost/", {"coordinator/http/", "cli/"}},
-    {"prometheus/", {"coordinator/metrics.cc"}},
+    {"prometheus/", {"coordinator/api/metrics.cc"}},
     {"nlohmann/", {"model/", "storage/", "topology/", "transport/", "coordinator/", "cli/"}},
     {"gtest/", {}},
     {"gmock/", {}},

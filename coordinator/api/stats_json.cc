@@ -1,4 +1,4 @@
-#include "coordinator/stats_json.h"
+#include "coordinator/api/stats_json.h"
 
 #include <nlohmann/json.hpp>
 

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/api/stop_strings.h"
 #include "coordinator/generation.h"
-#include "coordinator/stop_strings.h"
 #include "model/reply_parser.h"
 #include "model/tokenizer.h"
 

@@ -11,12 +11,12 @@
 #include <utility>
 #include <vector>
 
-#include "coordinator/api.h"
-#include "coordinator/api_errors.h"
-#include "coordinator/chat_prompt.h"
-#include "coordinator/chat_request.h"
-#include "coordinator/choice.h"
-#include "coordinator/completion_request.h"
+#include "coordinator/api/api.h"
+#include "coordinator/api/api_errors.h"
+#include "coordinator/api/chat_prompt.h"
+#include "coordinator/api/chat_request.h"
+#include "coordinator/api/choice.h"
+#include "coordinator/api/completion_request.h"
 #include "coordinator/generation.h"
 #include "model/json_constraint.h"
 

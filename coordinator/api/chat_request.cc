@@ -1,4 +1,4 @@
-#include "coordinator/chat_request.h"
+#include "coordinator/api/chat_request.h"
 
 #include <fmt/format.h>
 

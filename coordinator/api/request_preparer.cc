@@ -1,4 +1,4 @@
-#include "coordinator/request_preparer.h"
+#include "coordinator/api/request_preparer.h"
 
 #include <fmt/format.h>
 

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "coordinator/choice.h"
+#include "coordinator/api/choice.h"
 #include "model/tokenizer.h"
 
 namespace atl::coordinator {

@@ -8,14 +8,14 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "coordinator/answer_format.h"
-#include "coordinator/api_errors.h"
-#include "coordinator/choice.h"
+#include "coordinator/api/answer_format.h"
+#include "coordinator/api/api_errors.h"
+#include "coordinator/api/choice.h"
+#include "coordinator/api/metrics.h"
+#include "coordinator/api/request_preparer.h"
+#include "coordinator/api/stats_json.h"
 #include "coordinator/generation.h"
 #include "coordinator/http/http_server.h"
-#include "coordinator/metrics.h"
-#include "coordinator/request_preparer.h"
-#include "coordinator/stats_json.h"
 
 namespace atl::coordinator {
 

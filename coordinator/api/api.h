@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "coordinator/api_keys.h"
+#include "coordinator/api/api_keys.h"
 #include "coordinator/cluster_snapshot.h"
 #include "coordinator/generation.h"
 #include "coordinator/http/http_server.h"

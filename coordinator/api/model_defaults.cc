@@ -1,4 +1,4 @@
-// load_model_defaults() of coordinator/api.h.
+// load_model_defaults() of coordinator/api/api.h.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/result.h"
-#include "coordinator/api.h"
+#include "coordinator/api/api.h"
 
 namespace atl::coordinator {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "coordinator/api_errors.h"
-#include "coordinator/chat_request.h"
+#include "coordinator/api/api_errors.h"
+#include "coordinator/api/chat_request.h"
 #include "model/chat_template.h"
 #include "model/reply_parser.h"
 

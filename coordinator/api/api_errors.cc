@@ -1,4 +1,4 @@
-#include "coordinator/api_errors.h"
+#include "coordinator/api/api_errors.h"
 
 #include <fmt/format.h>
 

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "coordinator/generation_fields.h"
+#include "coordinator/api/generation_fields.h"
 
 namespace atl::coordinator {
 

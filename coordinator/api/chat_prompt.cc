@@ -1,4 +1,4 @@
-#include "coordinator/chat_prompt.h"
+#include "coordinator/api/chat_prompt.h"
 
 #include <fmt/format.h>
 

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "coordinator/api_errors.h"
+#include "coordinator/api/api_errors.h"
 
 namespace atl::coordinator {
 

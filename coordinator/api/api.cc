@@ -1,4 +1,4 @@
-#include "coordinator/api.h"
+#include "coordinator/api/api.h"
 
 #include <fmt/format.h>
 
@@ -11,13 +11,13 @@
 #include <unordered_map>
 
 #include "base/log.h"
-#include "coordinator/api_errors.h"
-#include "coordinator/canary.h"
+#include "coordinator/api/api_errors.h"
+#include "coordinator/api/canary.h"
 #include "coordinator/http/page.h"
-#include "coordinator/live_answer.h"
-#include "coordinator/metrics.h"
-#include "coordinator/request_preparer.h"
-#include "coordinator/stats_json.h"
+#include "coordinator/api/live_answer.h"
+#include "coordinator/api/metrics.h"
+#include "coordinator/api/request_preparer.h"
+#include "coordinator/api/stats_json.h"
 #include "storage/printable.h"
 
 namespace atl::coordinator {

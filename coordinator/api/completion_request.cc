@@ -1,4 +1,4 @@
-#include "coordinator/completion_request.h"
+#include "coordinator/api/completion_request.h"
 
 #include <fmt/format.h>
 

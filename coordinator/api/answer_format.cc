@@ -1,4 +1,4 @@
-#include "coordinator/answer_format.h"
+#include "coordinator/api/answer_format.h"
 
 #include <fmt/format.h>
 

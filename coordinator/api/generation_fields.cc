@@ -1,4 +1,4 @@
-#include "coordinator/generation_fields.h"
+#include "coordinator/api/generation_fields.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

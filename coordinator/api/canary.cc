@@ -1,4 +1,4 @@
-#include "coordinator/canary.h"
+#include "coordinator/api/canary.h"
 
 #include <fmt/format.h>
 

@@ -6,7 +6,7 @@
 #include <variant>
 #include <vector>
 
-#include "coordinator/generation_fields.h"
+#include "coordinator/api/generation_fields.h"
 
 namespace atl::coordinator {
 

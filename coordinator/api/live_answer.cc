@@ -1,4 +1,4 @@
-#include "coordinator/live_answer.h"
+#include "coordinator/api/live_answer.h"
 
 #include <algorithm>
 #include <limits>

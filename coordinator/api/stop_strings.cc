@@ -1,4 +1,4 @@
-#include "coordinator/stop_strings.h"
+#include "coordinator/api/stop_strings.h"
 
 #include <algorithm>
 #include <utility>

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "coordinator/api_json.h"
+#include "coordinator/api/api_json.h"
 #include "model/logits_processor.h"
 
 namespace atl::coordinator {

@@ -1,4 +1,4 @@
-#include "coordinator/api_json.h"
+#include "coordinator/api/api_json.h"
 
 #include <fmt/format.h>
 
