@@ -305,6 +305,11 @@ void Deployment::wait_until_warm() {
   wait_for_nodes("warming", &coordinator::Cluster::LoadState::warm);
 }
 
+std::string Deployment::fingerprint() const {
+  const transport::ModelIdentity identity = model_->identity(numerics_);
+  return identity.checkpoint_fingerprint + ", " + identity.profile;
+}
+
 std::vector<Deployment::NodeReport> Deployment::node_reports() {
   std::vector<NodeReport> reports;
   for (coordinator::Cluster::NamedStats& stats : cluster_->stats()) {

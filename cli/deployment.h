@@ -112,6 +112,8 @@ class Deployment {
   const Clock& clock() const { return clock_; }
   // For commands that serve (Scheduler, ClusterMonitor).
   ThreadTeam& team() { return team_; }
+  // Of weights and numerics: equal ones give equal tokens.
+  std::string fingerprint() const;
   coordinator::Cluster& cluster() { return *cluster_; }
   const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
   // What each node did so far, with the traffic seen from here.

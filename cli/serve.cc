@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -121,29 +122,103 @@ coordinator::ApiOptions api_options(const ServeOptions& options, const model::Mo
 }
 
 coordinator::HttpOptions http_options(const ServeOptions& options,
-                                      const coordinator::ApiOptions& api) {
+                                      const coordinator::ApiOptions& api,
+                                      const std::atomic<bool>& loading) {
   coordinator::HttpOptions http;
   http.address = options.host;
   http.port = options.port;
   http.connections_max = options.connections_max;
   http.body_bytes_max = options.body_bytes_max;
   http.bodies_bytes_max = std::max(http.bodies_bytes_max, options.body_bytes_max);
-  http.admit = [&api](const coordinator::HttpRequest& request) {
-    return coordinator::Api::admit(api, request);
+  http.admit = [&api, &loading](const coordinator::HttpRequest& request) {
+    return loading ? coordinator::Api::answer_while_loading(request)
+                   : coordinator::Api::admit(api, request);
   };
   http.error_response = coordinator::Api::error_response;
   return http;
+}
+
+// The HTTP server's thread.
+class ServerThread {
+ public:
+  explicit ServerThread(coordinator::HttpServer& server)
+      : server_(server), thread_([&server] { server.run(); }) {}
+  ~ServerThread() {
+    server_.stop();
+    join();
+  }
+  ServerThread(const ServerThread&) = delete;
+  ServerThread& operator=(const ServerThread&) = delete;
+
+  // Runs the task there and waits; throws what it throws.
+  void call(const std::function<void()>& task) {
+    std::packaged_task<void()> packaged(task);
+    std::future<void> done = packaged.get_future();
+    server_.post([&packaged] { packaged(); });
+    done.get();
+  }
+  void join() {
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  coordinator::HttpServer& server_;
+  std::thread thread_;
+};
+
+// What a signal to stop does: the first one drains, a second one ends at once. Server's thread.
+class Shutdown {
+ public:
+  Shutdown(double drain_timeout_s, coordinator::HttpServer& server,
+           coordinator::Scheduler& scheduler, coordinator::Api& api)
+      : drain_timeout_s_(drain_timeout_s), server_(server), scheduler_(scheduler), api_(api) {}
+
+  void request() {
+    if (draining_) {
+      log_info("stopping at once");
+      return end_now();
+    }
+    draining_ = true;
+    log_info("draining: no new requests; those under way have {} s", drain_timeout_s_);
+    scheduler_.drain();
+    api_.drain([this] { end(); });
+    server_.post_after(milliseconds(drain_timeout_s_), [this] {
+      log_warn("draining took longer than {} s: the rest is ended", drain_timeout_s_);
+      end_now();
+    });
+  }
+
+ private:
+  void end_now() {
+    api_.abort("the server is shutting down");
+    end();
+  }
+  void end() {
+    server_.stop();
+    scheduler_.stop();
+  }
+
+  const double drain_timeout_s_;
+  coordinator::HttpServer& server_;
+  coordinator::Scheduler& scheduler_;
+  coordinator::Api& api_;
+  bool draining_ = false;
+};
+
+std::string url_of(const ServeOptions& options, uint16_t port) {
+  const bool is_v6 = options.host.find(':') != std::string::npos;
+  return fmt::format("http://{}:{}", is_v6 ? "[" + options.host + "]" : options.host, port);
 }
 
 // Three threads of work: the engine's (the caller's), the HTTP server's and the monitor's.
 void serve(ServeOptions options) {
   // Before any thread. Gone before what it stops.
   std::atomic<coordinator::HttpServer*> serving = nullptr;
-  std::function<void()> stop;  // on the server's thread
+  std::optional<Shutdown> shutdown;  // the server's thread
   auto signals = std::make_unique<StopSignals>();
   signals->watch([&] {
     if (coordinator::HttpServer* server = serving) {
-      server->post([&stop] { stop(); });
+      server->post([&shutdown] { shutdown->request(); });
     } else {
       log_info("stopped while loading");
       std::_Exit(kExitStoppedLoading);  // nothing to finish; child nodes end with this process
@@ -156,58 +231,38 @@ void serve(ServeOptions options) {
   if (!chat) log_info("the model has no chat template: /v1/chat/completions is not served");
   const int64_t tokens = cache_tokens(options, config);
   options.deployment.cache_tokens = tokens - kernels::kAttentionBlock;  // it adds a block
-  const coordinator::ApiOptions api_settings = api_options(options, config, tokens);
+  coordinator::ApiOptions api_settings = api_options(options, config, tokens);
   SteadyClock clock;
-  // Before the model is loaded: a port that is taken should not cost minutes.
-  coordinator::HttpServer server(http_options(options, api_settings), clock);
+  // Before the model is loaded: a port that is taken should not cost minutes, and /health answers.
+  std::atomic<bool> loading = true;
+  coordinator::HttpServer server(http_options(options, api_settings, loading), clock);
+  ServerThread http(server);
+  log_info("loading {}; {}/health answers", model_dir.string(), url_of(options, server.port()));
 
   Deployment deployment(options.deployment);
   if (!options.cold_start) deployment.wait_until_warm();
+  api_settings.system_fingerprint = deployment.fingerprint();
   coordinator::ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(),
                                       deployment.cluster(), clock);
   coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
   settings.observer = &monitor;
   settings.after_step = [&monitor] { monitor.after_step(); };
-  coordinator::Api* api_of_events = nullptr;
+  std::optional<coordinator::Api> api;  // the server's thread
   coordinator::Scheduler scheduler(
       deployment.engine(), deployment.team(), clock, settings,
       [&](std::vector<coordinator::GenerationEvent> events) {
-        server.post(
-            [&api_of_events, events = std::make_shared<decltype(events)>(std::move(events))] {
-              api_of_events->on_events(std::move(*events));
-            });
+        server.post([&api, events = std::make_shared<decltype(events)>(std::move(events))] {
+          api->on_events(std::move(*events));
+        });
       });
-  coordinator::Api api(api_settings, server, scheduler, config, tokenizer, chat ? &*chat : nullptr,
-                       clock, [&monitor] { return monitor.snapshot(); });
-  api_of_events = &api;
-
-  bool stopping = false;  // the server's thread
-  stop = [&] {
-    if (stopping) {
-      log_info("stopping at once");
-      api.abort("the server is shutting down");
-      server.stop();
-      return;
-    }
-    stopping = true;
-    log_info("draining: no new requests; those under way have {} s", options.drain_timeout_s);
-    scheduler.drain();
-    api.drain([&server] { server.stop(); });
-    server.post_after(milliseconds(options.drain_timeout_s), [&] {
-      log_warn("draining took longer than {} s: the rest is ended", options.drain_timeout_s);
-      api.abort("the server is shutting down");
-      server.stop();
-    });
-  };
-  serving = &server;
-  std::thread http([&] {
-    server.run();
-    scheduler.stop();
+  http.call([&] {
+    api.emplace(api_settings, server, scheduler, config, tokenizer, chat ? &*chat : nullptr, clock,
+                [&monitor] { return monitor.snapshot(); });
+    shutdown.emplace(options.drain_timeout_s, server, scheduler, *api);
   });
-  write_stdout(fmt::format(
-      "listening on http://{}:{}\n",
-      options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]",
-      server.port()));
+  loading = false;
+  serving = &server;
+  write_stdout(fmt::format("listening on {}\n", url_of(options, server.port())));
   log_info("serving {} with a context of {} tokens, ready after {:.1f} s", api_settings.model_name,
            api_settings.context_tokens, deployment.load_seconds());
   {

@@ -56,6 +56,7 @@ struct GenerationEvent {
   std::optional<FinishReason> finish;
   std::optional<Error> error;  // ended without an answer; neither token nor finish is set
   int64_t cached_tokens = 0;   // of the prompt, found in the prefix cache; with every event
+  double queued_seconds = 0;   // from submit() until it entered the batch; with every event
 };
 
 // What the engine's side does, for metrics, logs and the status page. Counters are over its life.

@@ -53,6 +53,8 @@ struct Scheduler::Generation {
   std::unordered_map<int32_t, int32_t> counts;  // of generated tokens
   uint64_t admission = 0;  // place in the order of first admissions; 0: none yet
   int64_t cached_tokens = 0;
+  Clock::TimePoint submitted{};
+  double queued_seconds = 0;
   bool ended = false;
 
   // Of the step under way.
@@ -117,6 +119,7 @@ Result<GenerationId> Scheduler::submit(GenerationRequest request) {
   auto generation = std::make_unique<Generation>();
   generation->tokens = request.prompt;
   generation->request = std::move(request);
+  generation->submitted = clock_.now();
   const std::lock_guard lock(mutex_);
   if (draining_ || stopping_) {
     ++stats_.rejected;
@@ -296,6 +299,7 @@ bool Scheduler::try_admit(GenerationPtr& generation) {
   if (generation->admission == 0) {
     generation->admission = ++admissions_;
     generation->cached_tokens = generation->sequence.num_tokens;
+    generation->queued_seconds = seconds_between(generation->submitted, clock_.now());
     counts_.prompt_tokens += static_cast<uint64_t>(generation->num_tokens());
     counts_.cached_tokens += static_cast<uint64_t>(generation->cached_tokens);
     const std::lock_guard lock(mutex_);
@@ -561,6 +565,7 @@ GenerationEvent& Scheduler::event_of(Generation& generation) {
     GenerationEvent event;
     event.id = generation.id;
     event.cached_tokens = generation.cached_tokens;
+    event.queued_seconds = generation.queued_seconds;
     events_.push_back(std::move(event));
   }
   return events_[*generation.event];

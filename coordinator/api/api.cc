@@ -13,11 +13,11 @@
 #include "base/log.h"
 #include "coordinator/api/api_errors.h"
 #include "coordinator/api/canary.h"
-#include "coordinator/http/page.h"
 #include "coordinator/api/live_answer.h"
 #include "coordinator/api/metrics.h"
 #include "coordinator/api/request_preparer.h"
 #include "coordinator/api/stats_json.h"
+#include "coordinator/http/page.h"
 #include "storage/printable.h"
 
 namespace atl::coordinator {
@@ -29,6 +29,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kTick{1000};
 constexpr double kStatisticsEverySeconds = 10;
 constexpr int kRetryAfterMax = 60;
+constexpr int kRetryAfterLoading = 5;
 constexpr size_t kLoggedBytesMax = 300;
 constexpr size_t kUserBytesMax = 128;
 
@@ -561,6 +562,13 @@ std::optional<HttpResponse> Api::admit(const ApiOptions& options, const HttpRequ
                                         : "incorrect API key given");
   response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
+}
+
+HttpResponse Api::answer_while_loading(const HttpRequest& request) {
+  if (request.path == "/health") return json_response({{"status", "ok"}});
+  ApiError error = api_error(503, "not ready: the model is being loaded");
+  error.retry_after_s = kRetryAfterLoading;
+  return to_response(error);
 }
 
 void Api::on_events(std::vector<GenerationEvent> events) {

@@ -61,6 +61,8 @@ class Api {
   // HttpOptions::admit and ::error_response of the server this one is for.
   static HttpResponse error_response(int status, const std::string& message);
   static std::optional<HttpResponse> admit(const ApiOptions& options, const HttpRequest& request);
+  // The answer to anything while there is no Api yet: /health is well, the rest 503.
+  static HttpResponse answer_while_loading(const HttpRequest& request);
 
   // Server's thread: what the backend tells.
   void on_events(std::vector<GenerationEvent> events);

@@ -51,6 +51,7 @@ bool LiveAnswer::push(size_t index, const GenerationEvent& event, Clock::TimePoi
   ChoiceState& state = choices_.at(index);
   if (ended_ || state.choice.ended()) return false;
   state.cached_tokens = event.cached_tokens;
+  if (event.token && !state.last_token) metrics_.observe_queued(event.queued_seconds);
   if (event.token) count_token(state, now);
   const ChoiceDelta delta = state.choice.push(event);
   if (!stream_) {

@@ -197,6 +197,13 @@ void add_http(const HttpStats& http, Families& to) {
              number(http.accepted));
   to.counter("atoll_http_slow_clients_dropped_total",
              "Connections closed because their client reads too slowly", number(http.dropped_slow));
+  for (const auto& [status, count] : http.refused) {
+    to.counter(
+        "atoll_http_refused_total",
+        "Requests that no path of this API answered: malformed, too large, too slow, without "
+        "a key, or for what isn't there",
+        number(count), {{"status", fmt::format("{}", status)}});
+  }
 }
 
 }  // namespace
@@ -226,6 +233,9 @@ struct Metrics::Impl {
   Histogram& preparing =
       histogram("atoll_request_prepare_time_seconds",
                 "From a request's arrival until it is parsed and tokenized", kFirstTokenBuckets);
+  Histogram& queued =
+      histogram("atoll_request_queue_time_seconds",
+                "From a sequence's submission until it entered the batch", kFirstTokenBuckets);
   Histogram& prompt_tokens =
       histogram("atoll_request_prompt_tokens", "Prompt tokens of a request", kCountBuckets);
   Histogram& generated_tokens =
@@ -255,6 +265,7 @@ void Metrics::count_answer(std::string_view path, int status) {
 void Metrics::observe_first_token(double seconds) { impl_->first_token.Observe(seconds); }
 void Metrics::observe_next_token(double seconds) { impl_->next_token.Observe(seconds); }
 void Metrics::observe_prepared(double seconds) { impl_->preparing.Observe(seconds); }
+void Metrics::observe_queued(double seconds) { impl_->queued.Observe(seconds); }
 
 void Metrics::count_finished(const FinishedRequest& request) {
   impl_->finished.Add({{"finished_reason", request.finished_reason}}).Increment();

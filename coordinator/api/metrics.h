@@ -32,6 +32,7 @@ class Metrics {
   void observe_first_token(double seconds);  // from the request's arrival
   void observe_next_token(double seconds);   // from the one before it
   void observe_prepared(double seconds);     // from the arrival until parsed and tokenized
+  void observe_queued(double seconds);       // of a sequence, until it entered the batch
   void count_finished(const FinishedRequest& request);
 
   // Everything in Prometheus' text format: what was counted here, and the others' as they are now.

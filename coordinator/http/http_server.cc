@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
@@ -182,9 +183,12 @@ class Exchange final : public HttpExchange {
   bool ended_ = false;
 };
 
+constexpr int kStatusEnd = 600;
+
 struct Counters {
   std::atomic<int64_t> connections{0}, in_flight{0};
   std::atomic<uint64_t> accepted{0}, requests{0}, dropped_slow{0};
+  std::array<std::atomic<uint64_t>, kStatusEnd> refused{};  // by status
 };
 
 // What connections need of the server. Server's thread.
@@ -614,7 +618,7 @@ void Connection::on_request() {
   request.body = parser_->take_body();
   HttpResponse ignored;
   const Core::Handler* handler = core_.find_route(request, &ignored);
-  CHECK(handler != nullptr);  // on_header() found it, and routes don't change while serving
+  CHECK(handler != nullptr);  // on_header() found it, and routes only get more
   const auto exchange = std::make_shared<Exchange>(
       ++core_.last_exchange, std::move(request), std::move(*lease_), weak_from_this(), core_.gate);
   lease_.reset();
@@ -647,6 +651,9 @@ void Connection::refuse(int status, const std::string& message) {
 
 void Connection::answer_error(const HttpResponse& response, bool keep) {
   keep_alive_ = keep && keep_alive_;
+  if (response.status >= 400 && response.status < kStatusEnd) {
+    ++core_.counters.refused[static_cast<size_t>(response.status)];
+  }
   append_response(response);
   if (!keep_alive_) {
     parser_.reset();
@@ -1083,8 +1090,12 @@ void HttpServer::work(std::function<void()> task) { impl_->helper.add(std::move(
 
 HttpStats HttpServer::stats() const {
   const Counters& counters = impl_->core.counters;
-  return {counters.connections, counters.in_flight, counters.accepted, counters.requests,
-          counters.dropped_slow};
+  HttpStats stats{counters.connections, counters.in_flight, counters.accepted, counters.requests,
+                  counters.dropped_slow};
+  for (size_t status = 0; status < counters.refused.size(); ++status) {
+    if (const uint64_t count = counters.refused[status]) stats.refused[int(status)] = count;
+  }
+  return stats;
 }
 
 }  // namespace atl::coordinator

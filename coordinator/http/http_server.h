@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -74,7 +75,8 @@ struct HttpOptions {
   std::chrono::milliseconds idle_timeout{300'000};   // between requests
   std::chrono::milliseconds write_timeout{60'000};   // without a byte taken: dropped
   std::chrono::milliseconds keep_alive{15'000};
-  // Called when a header is read, before its body: an answer here refuses the request.
+  // Called when a header is read, before its body: an answer here is the answer, and no handler is
+  // asked.
   std::function<std::optional<HttpResponse>(const HttpRequest&)> admit = {};
   // The body of errors of the server itself: status, what is wrong. Both on the server's thread.
   std::function<HttpResponse(int status, const std::string& message)> error_response = {};
@@ -86,6 +88,8 @@ struct HttpStats {
   uint64_t accepted = 0;    // connections, over the server's life
   uint64_t requests = 0;
   uint64_t dropped_slow = 0;
+  // Requests answered by the server itself or by `admit`, by status; only those there were.
+  std::map<int, uint64_t> refused = {};
 };
 
 class HttpServer {
@@ -97,8 +101,9 @@ class HttpServer {
   ~HttpServer();
 
   uint16_t port() const;
-  // Before run(). An exception that leaves a handler is answered 500, with a log line. GET also
-  // answers HEAD. A path that exists with other methods is 405 with `Allow`, an unknown one 404.
+  // Before run(), or on the server's thread. An exception that leaves a handler is answered 500,
+  // with a log line. GET also answers HEAD. A path that exists with other methods is 405 with
+  // `Allow`, an unknown one 404.
   void route(const std::string& method, const std::string& path, Handler handler);
 
   // Serves until stopped; the calling thread is the server's thread.

@@ -63,6 +63,8 @@ std::unique_ptr<ApiServer> busy_server() {
   server->backend().say(" the the");
   server->post("/v1/completions", R"({"prompt": "Once"})");
   server->post("/v1/completions", R"({"prompt": 3})");
+  server->get("/nowhere");
+  server->get("/none");
   server->backend().set_stats(some_stats());
   return server;
 }
@@ -129,6 +131,9 @@ TEST(ApiMetrics, have_the_values) {
            "atoll_request_success_total{finished_reason=\"stop\"} 1\n",
            "atoll_http_requests_total{path=\"/v1/completions\",status=\"200\"} 1\n",
            "atoll_http_requests_total{path=\"/v1/completions\",status=\"400\"} 1\n",
+           "atoll_http_refused_total{status=\"404\"} 2\n",
+           "atoll_request_queue_time_seconds_count 1\n",
+           "atoll_request_queue_time_seconds_sum 0.25\n",
            "atoll_node_up{node=\"n1\"} 1\n",
            "atoll_node_up{node=\"n2\"} 0\n",
            "atoll_node_rows_total{node=\"n1\"} 12\n",

@@ -342,6 +342,26 @@ TEST_P(Refusals, names_field_and_reason) {
   EXPECT_THAT(server.backend().submitted(), ::testing::IsEmpty());
 }
 
+TEST(ApiLoading, is_alive_and_asks_for_patience) {
+  coordinator::HttpOptions options;
+  options.admit = coordinator::Api::answer_while_loading;
+  RunningServer server(options);
+  server.start();
+  const RawResponse health = RawClient(server.port()).ask(get("/health"));
+  EXPECT_EQ(health.status, 200);
+  EXPECT_EQ(Json::parse(health.body), Json({{"status", "ok"}}));
+  EXPECT_EQ(server.server().stats().refused.size(), 0u);
+  for (const std::string& request :
+       {get("/ready"), get("/v1/models"), post(kText, text(""), "Content-Type: text/plain\r\n")}) {
+    const RawResponse response = RawClient(server.port()).ask(request);
+    EXPECT_EQ(response.status, 503) << request;
+    EXPECT_EQ(response.headers.at("retry-after"), "5");
+    EXPECT_THAT(Json::parse(response.body).at("error").at("message").get<std::string>(),
+                HasSubstr("the model is being loaded"));
+  }
+  EXPECT_EQ(server.server().stats().refused.at(503), 3u);
+}
+
 INSTANTIATE_TEST_SUITE_P(Api, Refusals, ::testing::ValuesIn(kRefusals),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -41,6 +41,7 @@ struct Outcome {
   std::optional<FinishReason> finish;
   std::optional<Error> error;
   int64_t cached_tokens = 0;
+  double queued_seconds = 0;
   bool ended() const { return finish || error; }
 };
 
@@ -74,6 +75,7 @@ class SchedulerTest : public testing::Test {
       outcome.finish = event.finish;
       outcome.error = event.error;
       outcome.cached_tokens = event.cached_tokens;
+      outcome.queued_seconds = event.queued_seconds;
     }
   }
 
@@ -314,6 +316,21 @@ TEST_F(SchedulerTest, deadlines_end_what_waits_and_what_runs) {
   EXPECT_THAT(outcomes_[running].error->message, HasSubstr("after 2 tokens"));
   EXPECT_EQ(scheduler_->stats().failed, 2u);
   EXPECT_EQ(scheduler_->stats().running, 0);
+}
+
+TEST_F(SchedulerTest, tells_how_long_a_request_waited_for_the_batch) {
+  SchedulerOptions options;
+  options.sequences_max = 1;
+  open(4096, 64, options);
+  const GenerationId first = submit(request(prompt(5, 0), 3));
+  const GenerationId second = submit(request(prompt(5, 1), 3));
+  for (int i = 0; i < 6; ++i) {
+    clock_.advance(std::chrono::seconds(1));
+    steps(1);
+  }
+  EXPECT_TRUE(outcomes_[second].ended());
+  EXPECT_EQ(outcomes_[first].queued_seconds, 1);
+  EXPECT_EQ(outcomes_[second].queued_seconds, 4);
 }
 
 TEST_F(SchedulerTest, clients_take_turns_by_the_tokens_they_were_given) {

@@ -156,6 +156,7 @@ class ScriptedBackend final : public coordinator::GenerationBackend {
                                            const coordinator::GenerationRequest& request) const {
     coordinator::GenerationEvent event = event_of(id, token);
     event.cached_tokens = cached_tokens_;
+    event.queued_seconds = 0.25;
     if (request.top_logprobs >= 0) event.logprob = -0.5f;
     for (int32_t i = 0; i < request.top_logprobs; ++i) {
       event.top.push_back({.id = token + i, .logprob = -0.5f - static_cast<float>(i)});
