@@ -19,8 +19,8 @@ namespace {
 
 constexpr int kHistoryLines = 1000;
 
-// While it lives, keys come one by one, are not shown by the terminal, and Ctrl-C is none but a key.
-// libedit sets the same, but only after it has shown the prompt: what is typed in between, the
+// While it lives, keys come one by one, are not shown by the terminal, and Ctrl-C is none but a
+// key. libedit sets the same, but only after it has shown the prompt: what is typed in between, the
 // terminal would edit by bytes.
 class KeyByKey {
  public:

@@ -2,7 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "base/units.h"
+#include "cli/byte_size_option.h"
 
 namespace atl::cli {
 
@@ -31,19 +31,11 @@ std::vector<std::string> MemoryOptions::arguments() const {
 }
 
 void add_memory_options(CLI::App& command, MemoryOptions* options) {
-  command
-      .add_option_function<std::string>(
-          "--ram-budget",
-          [options](const std::string& text) { options->ram_budget = *parse_bytes(text); },
-          "RAM that each expert node may take in all, such as 8GiB, 500MiB or plain bytes; tiles "
-          "beyond it are read when asked for. Unless given, all tiles stay in RAM")
-      ->check(CLI::Validator(
-          [](const std::string& text) {
-            const Result<uint64_t> bytes = parse_bytes(text);
-            return bytes ? std::string() : bytes.error().message;
-          },
-          ""))
-      ->type_name("SIZE");
+  add_byte_size_option(
+      command, "--ram-budget",
+      "RAM that each expert node may take in all, such as 8GiB, 500MiB or plain bytes; tiles "
+      "beyond it are read when asked for. Unless given, all tiles stay in RAM",
+      [options](uint64_t bytes) { options->ram_budget = bytes; });
   command
       .add_option_function<std::string>(
           "--evict",

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "cli/byte_size_option.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
 #include "cli/output.h"
@@ -292,18 +293,8 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
                   "Connections that may be open at once")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  command
-      .add_option_function<std::string>(
-          "--max-body",
-          [options](const std::string& text) { options->body_bytes_max = *parse_bytes(text); },
-          "Longest body of a request; 32MiB unless given")
-      ->check(CLI::Validator(
-          [](const std::string& text) {
-            const Result<uint64_t> bytes = parse_bytes(text);
-            return bytes ? std::string() : bytes.error().message;
-          },
-          ""))
-      ->type_name("SIZE");
+  add_byte_size_option(command, "--max-body", "Longest body of a request; 32MiB unless given",
+                       [options](uint64_t bytes) { options->body_bytes_max = bytes; });
   command
       .add_option("--request-timeout", options->request_timeout_s,
                   "Seconds that a generation may take; 0: any time")
@@ -318,19 +309,11 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
 }
 
 void add_batch_options(CLI::App& command, ServeOptions* options) {
-  command
-      .add_option_function<std::string>(
-          "--kv-cache",
-          [options](const std::string& text) { options->cache_bytes = *parse_bytes(text); },
-          "Memory of the KV cache, such as 8GiB; unless given, 16 whole contexts or 4 GiB, "
-          "whichever is less")
-      ->check(CLI::Validator(
-          [](const std::string& text) {
-            const Result<uint64_t> bytes = parse_bytes(text);
-            return bytes ? std::string() : bytes.error().message;
-          },
-          ""))
-      ->type_name("SIZE");
+  add_byte_size_option(
+      command, "--kv-cache",
+      "Memory of the KV cache, such as 8GiB; unless given, 16 whole contexts or 4 GiB, "
+      "whichever is less",
+      [options](uint64_t bytes) { options->cache_bytes = bytes; });
   command
       .add_option("--context", options->context,
                   "Most tokens of one request, prompt and answer; unless given, what model and "
