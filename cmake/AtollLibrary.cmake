@@ -29,9 +29,10 @@ endfunction()
 #
 # Tests of one folder's code alone also carry the label `unit` and are what the target unit_tests
 # builds: the sanitizers run those, without the time that building the whole program takes. Tests
-# that need the program or take long say so: LABELS system or LABELS slow.
+# that need the program or take long say so: LABELS system or LABELS slow. ONE_THREAD: neither the
+# test nor what it tests starts a thread, so the thread sanitizer leaves it out.
 function(atoll_test folder name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "ONE_THREAD" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -41,7 +42,13 @@ function(atoll_test folder name)
   target_link_libraries(${target} PRIVATE ${ARG_LIBRARIES} GTest::gtest GTest::gmock GTest::gtest_main)
   target_compile_definitions(${target} PRIVATE ATOLL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   atoll_compile_options(${target})
-  if(NOT "slow" IN_LIST ARG_LABELS AND NOT "system" IN_LIST ARG_LABELS)
+  set(is_unit TRUE)
+  if("slow" IN_LIST ARG_LABELS OR "system" IN_LIST ARG_LABELS)
+    set(is_unit FALSE)
+  elseif(ARG_ONE_THREAD AND CMAKE_CXX_FLAGS MATCHES "-fsanitize=thread")
+    set(is_unit FALSE)
+  endif()
+  if(is_unit)
     if(NOT TARGET unit_tests)
       add_custom_target(unit_tests)
     endif()
