@@ -48,7 +48,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"spdlog/", {"base/log.cc"}},
     {"CLI/", {"cli/"}},
     {"histedit.h", {"cli/line_editor.cc"}},
-    {"boost/", {"coordinator/http/", "cli/"}},
+    {"boost/", {"coordinator/http/", "cli/"}, true},
     {"prometheus/", {"coordinator/api/metrics.cc"}},
     {"nlohmann/", {"model/", "storage/", "topology/", "transport/", "coordinator/", "cli/"}},
     {"gtest/", {}},
