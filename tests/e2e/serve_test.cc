@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -24,6 +25,7 @@ using coordinator::HttpAnswer;
 using coordinator::HttpClient;
 using coordinator::HttpClientRequest;
 using nlohmann::json;
+using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
@@ -133,6 +135,7 @@ std::vector<pid_t> children_of(pid_t parent) {
 TEST(Serve, gives_the_texts_of_run_one_by_one_and_together_on_any_layout) {
   std::vector<std::string> expected;
   for (const json& body : requests()) expected.push_back(text_of_run(body));
+  std::set<std::string> fingerprints;
   for (const char* nodes : {"0", "3"}) {
     SCOPED_TRACE(nodes);
     Server server({"--nodes", nodes, "--chunk", "16"});
@@ -148,7 +151,10 @@ TEST(Serve, gives_the_texts_of_run_one_by_one_and_together_on_any_layout) {
     }
     client->run();
     for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(texts[i], expected[i % expected.size()]);
+    const json answer = json::parse(server.ask(completion(requests()[3])).body);
+    fingerprints.insert(answer["system_fingerprint"].get<std::string>());
   }
+  EXPECT_THAT(fingerprints, ElementsAre(HasSubstr("wire bf16, kv bf16, experts fp8")));
 }
 
 TEST(Serve, a_node_that_dies_ends_no_request_and_changes_no_token) {
