@@ -19,6 +19,7 @@
 #include "model/synthetic.h"
 #include "model/weights_map.h"
 #include "storage/pack_writer.h"
+#include "tests/storage/small_spec.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::storage {
@@ -36,30 +37,8 @@ using ::testing::IsSupersetOf;
 constexpr int kTiles = 5;
 constexpr int kExperts = 4;
 
-// Five tiles of experts, an MoE layer and an MTP layer.
-model::SyntheticSpec small_spec() {
-  model::SyntheticSpec spec;
-  model::ModelConfig& c = spec.config;
-  c.vocab_size = 64;
-  c.hidden_size = 64;
-  c.intermediate_size = 96;
-  c.moe_intermediate_size = 576;
-  c.num_hidden_layers = 3;
-  c.first_k_dense_replace = 1;
-  c.num_nextn_predict_layers = 1;
-  c.num_attention_heads = 2;
-  c.q_lora_rank = 24;
-  c.kv_lora_rank = 32;
-  c.qk_nope_head_dim = 16;
-  c.qk_rope_head_dim = 8;
-  c.v_head_dim = 16;
-  c.n_routed_experts = kExperts;
-  c.n_shared_experts = 1;
-  c.num_experts_per_tok = 2;
-  c.max_position_embeddings = 128;
-  spec.shard_bytes = 1 << 20;
-  return spec;
-}
+// Five tiles of experts, two MoE layers and an MTP layer.
+model::SyntheticSpec small_spec() { return storage::small_spec(576, 64, kExperts, 3, 1); }
 
 // Writes a pack of a checkpoint that is made for it.
 void write(const fs::path& out, const PackOptions& options = {},

@@ -27,6 +27,7 @@
 #include "model/weights_map.h"
 #include "storage/pack_writer.h"
 #include "storage/tile_store.h"
+#include "tests/storage/small_spec.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::storage {
@@ -45,31 +46,6 @@ using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 constexpr size_t kWindowBytes = 64 * 1024;
-
-// A V3 model: a dense layer, an MoE layer and an MTP layer, experts of this width.
-model::SyntheticSpec small_spec(int64_t intermediate, int64_t hidden, int64_t experts) {
-  model::SyntheticSpec spec;
-  model::ModelConfig& c = spec.config;
-  c.vocab_size = 64;
-  c.hidden_size = hidden;
-  c.intermediate_size = 96;
-  c.moe_intermediate_size = intermediate;
-  c.num_hidden_layers = 3;
-  c.first_k_dense_replace = 1;
-  c.num_nextn_predict_layers = 1;
-  c.num_attention_heads = 2;
-  c.q_lora_rank = 24;
-  c.kv_lora_rank = 32;
-  c.qk_nope_head_dim = 16;
-  c.qk_rope_head_dim = 8;
-  c.v_head_dim = 16;
-  c.n_routed_experts = experts;
-  c.n_shared_experts = 1;
-  c.num_experts_per_tok = 2;
-  c.max_position_embeddings = 128;
-  spec.shard_bytes = 1 << 20;
-  return spec;
-}
 
 // A checkpoint written for the test, and what the packer takes of it.
 struct Source {
@@ -105,7 +81,7 @@ struct Source {
 
 // Five tiles, the last one narrower, in FP8.
 const Source& five_tiles() {
-  static const Source source(small_spec(576, 64, 4));
+  static const Source source(small_spec(576, 64, 4, 3, 1));
   return source;
 }
 
@@ -179,7 +155,7 @@ struct Held {
 class PackFormats : public ::testing::TestWithParam<Held> {};
 
 TEST_P(PackFormats, holds_the_tiles_and_tensors_of_the_checkpoint) {
-  model::SyntheticSpec spec = small_spec(576, 64, 3);
+  model::SyntheticSpec spec = small_spec(576, 64, 3, 3, 1);
   spec.format = GetParam().source;
   const Source source(spec);
   const TempDir dir;
@@ -309,7 +285,7 @@ TEST(Pack, refuses_what_it_cannot_write_or_must_not_overwrite) {
   options = {};
   options.format = {WeightFormat::kInt4, Activations::kI8};
   EXPECT_THAT(message(dir / "pack", options), HasSubstr("format: \"int4\" instead of \"fp8\""));
-  model::SyntheticSpec spec = small_spec(576, 64, 4);
+  model::SyntheticSpec spec = small_spec(576, 64, 4, 3, 1);
   spec.seed = 2;
   const Source other(spec);
   EXPECT_THAT(message_of<LoadError>(dir.path(), [&] { other.pack(dir / "pack"); }),
@@ -406,7 +382,7 @@ TEST(Pack, names_what_is_damaged) {
   fresh();
   PackOptions options;
   options.tiles = IndexRange{0, 4};
-  model::SyntheticSpec spec = small_spec(576, 64, 4);
+  model::SyntheticSpec spec = small_spec(576, 64, 4, 3, 1);
   spec.seed = 2;
   Source(spec).pack(dir / "other");
   fs::copy_file(dir / "other/layer-00002.tiles", bad / "layer-00002.tiles",

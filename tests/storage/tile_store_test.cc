@@ -14,6 +14,7 @@
 #include "model/config.h"
 #include "model/synthetic.h"
 #include "model/weights_map.h"
+#include "tests/storage/small_spec.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::storage {
@@ -46,26 +47,7 @@ struct OpenModel {
 
 // A small V3 model whose experts have this shape.
 model::SyntheticSpec expert_spec(int64_t intermediate, int64_t hidden, int64_t experts) {
-  model::SyntheticSpec spec;
-  model::ModelConfig& c = spec.config;
-  c.vocab_size = 64;
-  c.hidden_size = hidden;
-  c.intermediate_size = 96;
-  c.moe_intermediate_size = intermediate;
-  c.num_hidden_layers = 2;
-  c.first_k_dense_replace = 1;
-  c.num_attention_heads = 2;
-  c.q_lora_rank = 24;
-  c.kv_lora_rank = 32;
-  c.qk_nope_head_dim = 16;
-  c.qk_rope_head_dim = 8;
-  c.v_head_dim = 16;
-  c.n_routed_experts = experts;
-  c.n_shared_experts = 1;
-  c.num_experts_per_tok = 2;
-  c.max_position_embeddings = 128;
-  spec.shard_bytes = 1 << 20;
-  return spec;
+  return small_spec(intermediate, hidden, experts, 2, 0);
 }
 
 // The naive side: a whole matrix as FP32, read and dequantised element by element.
