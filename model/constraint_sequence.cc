@@ -273,7 +273,7 @@ class TokenCache {
   std::shared_ptr<const StateTokens> get(int32_t state) {
     const int32_t like = machine_.states[static_cast<size_t>(state)].like;
     if (like >= 0) state = like;
-    if (state < machine_.num_shared_states) return get_shared(state);
+    if (state < machine_.num_shared_states) return trie_.shared.at(static_cast<size_t>(state));
     const auto found = own_.find(state);
     if (found != own_.end()) return found->second;
     auto made = std::make_shared<const StateTokens>(tokens_of_state(machine_, state, trie_));
@@ -287,16 +287,6 @@ class TokenCache {
   }
 
  private:
-  std::shared_ptr<const StateTokens> get_shared(int32_t state) {
-    const std::lock_guard lock(trie_.mutex);
-    const auto index = static_cast<size_t>(state);
-    if (trie_.shared.size() <= index) trie_.shared.resize(index + 1);
-    auto& entry = trie_.shared[index];
-    if (!entry)
-      entry = std::make_shared<const StateTokens>(tokens_of_state(machine_, state, trie_));
-    return entry;
-  }
-
   const ConstraintMachine& machine_;
   const Trie& trie_;
   std::unordered_map<int32_t, std::shared_ptr<const StateTokens>> own_;
@@ -597,13 +587,15 @@ std::unique_ptr<TokenConstraint> make_constraint_sequence(
                                               std::move(begin_after));
 }
 
-void find_shared_tokens(const ConstraintVocabulary::Trie& trie) {
+void find_shared_tokens(ConstraintVocabulary::Trie& trie) {
   GrammarBuilder grammar;
   const JsonRules rules = add_json_rules(grammar);
   const auto machine = grammar.compile(rules.string);
   CHECK(machine.has_value());
-  TokenCache cache(*machine, trie);
-  for (int32_t state = 0; state < machine->num_shared_states; ++state) cache.get(state);
+  for (int32_t state = 0; state < machine->num_shared_states; ++state) {
+    trie.shared.push_back(
+        std::make_shared<const StateTokens>(tokens_of_state(*machine, state, trie)));
+  }
 }
 
 }  // namespace atl::model

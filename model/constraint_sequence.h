@@ -24,6 +24,6 @@ std::unique_ptr<TokenConstraint> make_constraint_sequence(
     std::string begin_after);
 
 // Finds what every state of any string allows, so that no request waits for it (some milliseconds).
-void find_shared_tokens(const ConstraintVocabulary::Trie& trie);
+void find_shared_tokens(ConstraintVocabulary::Trie& trie);
 
 }  // namespace atl::model

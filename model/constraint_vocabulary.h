@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -41,9 +40,8 @@ struct ConstraintVocabulary::Trie {
 
   int32_t num_nodes() const { return static_cast<int32_t>(byte.size()); }
 
-  // Of the states of rule 0 (any string), which every machine has: found when first asked for.
-  mutable std::mutex mutex;
-  mutable std::vector<std::shared_ptr<const StateTokens>> shared;
+  // Of the states of rule 0 (any string), which every machine has.
+  std::vector<std::shared_ptr<const StateTokens>> shared;
 };
 
 }  // namespace atl::model
