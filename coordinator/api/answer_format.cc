@@ -73,6 +73,13 @@ Json chat_logprobs_json(const model::Tokenizer& tokenizer, const std::vector<Cho
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
+std::string usage_chunk_text(const AnswerHead& head, const char* object, const AnswerUsage& usage) {
+  Json json = head_json(head, object);
+  json["choices"] = Json::array();
+  json["usage"] = usage_json(usage);
+  return dump(json);
+}
+
 class ChatFormat final : public AnswerFormat {
  public:
   ChatFormat(AnswerHead head, const model::Tokenizer& tokenizer, ChatFormatOptions options)
@@ -108,10 +115,7 @@ class ChatFormat final : public AnswerFormat {
   }
 
   std::string usage_chunk(const AnswerUsage& usage) override {
-    Json json = head_json(head_, "chat.completion.chunk");
-    json["choices"] = Json::array();
-    json["usage"] = usage_json(usage);
-    return dump(json);
+    return usage_chunk_text(head_, "chat.completion.chunk", usage);
   }
 
   void keep(size_t choice, const ChoiceDelta& delta) override {
@@ -221,10 +225,7 @@ class CompletionFormat final : public AnswerFormat {
   }
 
   std::string usage_chunk(const AnswerUsage& usage) override {
-    Json json = head_json(head_, "text_completion");
-    json["choices"] = Json::array();
-    json["usage"] = usage_json(usage);
-    return dump(json);
+    return usage_chunk_text(head_, "text_completion", usage);
   }
 
   void keep(size_t choice, const ChoiceDelta& delta) override {
