@@ -127,7 +127,7 @@ std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& nu
       memory.evict == Evict::kLru ? storage::Eviction::kLru : storage::Eviction::kLfu;
   options.usage_file = memory.usage_file;
   options.checkpoint_fingerprint = fingerprint();
-  options.reader.allow_io_uring = memory.io == ReaderIo::kAuto;
+  options.reader.io = memory.io;
   options.reader.num_threads = plan.num_threads;
   options.reader.window_bytes = kStagingWindowBytes;
   std::unique_ptr<storage::TileStore> tiles;

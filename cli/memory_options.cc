@@ -1,10 +1,26 @@
 #include "cli/memory_options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <map>
 
 #include "cli/byte_size_option.h"
 
 namespace atl::cli {
+namespace {
+
+using storage::PackIo;
+
+const std::map<std::string, PackIo> kPackIos = {
+    {"auto", PackIo::kAuto}, {"registered", PackIo::kRegistered}, {"threads", PackIo::kThreads}};
+
+std::string name_of(PackIo io) {
+  return std::find_if(kPackIos.begin(), kPackIos.end(),
+                      [&](const auto& named) { return named.second == io; })
+      ->first;
+}
+
+}  // namespace
 
 MemoryOptions MemoryOptions::of_node(std::string_view name) const {
   MemoryOptions options = *this;
@@ -17,7 +33,7 @@ MemoryOptions MemoryOptions::of_node(std::string_view name) const {
 
 std::vector<std::string> MemoryOptions::arguments() const {
   std::vector<std::string> arguments = {"--evict", evict == Evict::kLru ? "lru" : "lfu", "--io",
-                                        io == ReaderIo::kThreads ? "threads" : "auto"};
+                                        name_of(io)};
   if (ram_budget) {
     arguments.insert(arguments.end(), {"--ram-budget", std::to_string(*ram_budget)});
   }
@@ -28,6 +44,16 @@ std::vector<std::string> MemoryOptions::arguments() const {
     arguments.insert(arguments.end(), {"--stripe", stripe.string()});
   }
   return arguments;
+}
+
+void add_io_option(CLI::App& command, PackIo* io) {
+  command
+      .add_option_function<std::string>(
+          "--io", [io](const std::string& text) { *io = kPackIos.at(text); },
+          "How packs are read: auto (io_uring where the system has it, else threads), registered "
+          "(io_uring, and all slots are pinned for it at the start) or threads; auto unless given")
+      ->check(CLI::IsMember({"auto", "registered", "threads"}))
+      ->type_name("auto|registered|threads");
 }
 
 void add_memory_options(CLI::App& command, MemoryOptions* options) {
@@ -57,16 +83,7 @@ void add_memory_options(CLI::App& command, MemoryOptions* options) {
                   "several times")
       ->type_name("DIR")
       ->allow_extra_args(false);
-  command
-      .add_option_function<std::string>(
-          "--io",
-          [options](const std::string& text) {
-            options->io = text == "threads" ? ReaderIo::kThreads : ReaderIo::kAuto;
-          },
-          "How packs are read: auto (io_uring where the system has it) or threads; auto unless "
-          "given")
-      ->check(CLI::IsMember({"auto", "threads"}))
-      ->type_name("auto|threads");
+  add_io_option(command, &options->io);
 }
 
 }  // namespace atl::cli

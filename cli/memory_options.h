@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "storage/expert_reader.h"
+
 namespace CLI {
 class App;
 }
@@ -16,14 +18,13 @@ class App;
 namespace atl::cli {
 
 enum class Evict : uint8_t { kLru, kLfu };
-enum class ReaderIo : uint8_t { kAuto, kThreads };
 
 struct MemoryOptions {
   std::optional<uint64_t> ram_budget;  // bytes of one node; none: all its tiles stay in RAM
   Evict evict = Evict::kLfu;
   std::filesystem::path usage_file;            // of this node; "": none
   std::vector<std::filesystem::path> stripes;  // further packs of the same source
-  ReaderIo io = ReaderIo::kAuto;
+  storage::PackIo io = storage::PackIo::kAuto;
 
   // Those of one node of several, `name` in logs: its usage file has the name behind its own.
   MemoryOptions of_node(std::string_view name) const;
@@ -31,6 +32,8 @@ struct MemoryOptions {
   std::vector<std::string> arguments() const;
 };
 
+// --io into *io, borrowed for the life of the program.
+void add_io_option(CLI::App& command, storage::PackIo* io);
 // --ram-budget, --evict, --usage-file, --stripe and --io into *options, borrowed for the life of
 // the program.
 void add_memory_options(CLI::App& command, MemoryOptions* options);

@@ -109,6 +109,12 @@ void CheckpointTiles::read(size_t place, int64_t expert, std::span<const TileTar
 }
 
 std::unique_ptr<ExpertReader> CheckpointTiles::make_reader(const ReaderOptions& options) const {
+  if (options.io == PackIo::kRegistered) {
+    throw LoadError(
+        "memory is registered with io_uring for packs only, and this is a checkpoint: make a pack "
+        "of it "
+        "(`atoll pack`) or leave '--io registered' out");
+  }
   if (options.window_bytes < window_bytes_min()) {
     throw LoadError(
         fmt::format("a staging window of {} bytes is too small: one row of a matrix has {} bytes",

@@ -20,6 +20,13 @@ struct TileTarget {
   std::byte* data = nullptr;  // the tile's extent, layout->bytes on kernels::kTileAlign
 };
 
+// How packs are read (docs/disk.md).
+enum class PackIo : uint8_t {
+  kAuto,        // io_uring where the kernel allows it and files are read directly, else threads
+  kRegistered,  // io_uring with the memory registered; refused where that can't be
+  kThreads,     // threads that block
+};
+
 enum class ReadUrgency : uint8_t {
   kNow,    // somebody waits for it
   kAhead,  // may be needed later: gives way to every kNow that has not started yet
@@ -42,7 +49,8 @@ class ExpertReader {
                          ReadUrgency urgency, Done done) = 0;
   // Makes a read kNow; nothing if it has ended.
   virtual void raise(uint64_t ticket) = 0;
-  // Memory that targets will lie in. Once, before the first start(); a reader may tell the kernel.
+  // Memory that targets will lie in. Once, before the first start(). LoadError if it was to be
+  // registered with the kernel (PackIo::kRegistered) and that is refused.
   virtual void use_memory(std::span<std::byte> memory) = 0;
   // How it reads, for the log: "io_uring, O_DIRECT, 4 reads of 2 MiB at a time".
   virtual std::string describe() const = 0;

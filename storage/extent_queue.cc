@@ -34,6 +34,8 @@ class ThreadedQueue final : public ExtentQueue {
   }
   ~ThreadedQueue() override { stop(); }
 
+  void use_memory(std::span<std::byte>) override {}
+
   uint64_t start(size_t file, std::vector<ExtentPart> parts, ReadUrgency urgency,
                  Done done) override {
     auto request = std::make_shared<ExtentRequest>();
@@ -111,10 +113,16 @@ std::unique_ptr<ExtentQueue> make_extent_queue(ExtentReader& reader,
   const std::filesystem::path directory = files.front().parent_path();
   const bool direct = reader.direct_fd(0) >= 0;
   std::string refused = "told not to use io_uring";
-  if (options.allow_io_uring) {
+  if (options.io != PackIo::kThreads) {
     std::unique_ptr<ExtentQueue> queue =
         try_make_uring_queue(reader, std::move(files), options, &refused);
     if (queue != nullptr) return queue;
+  }
+  if (options.io == PackIo::kRegistered) {
+    throw LoadError(
+        fmt::format("{}: cannot read into registered memory: {}: leave '--io registered' "
+                    "out, to read without",
+                    directory.string(), refused));
   }
   log_info("{}: reading with {} threads: {}", directory.string(), options.num_threads, refused);
   return std::make_unique<ThreadedQueue>(reader, options, direct);

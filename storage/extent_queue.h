@@ -37,8 +37,9 @@ struct ExtentQueueOptions {
   // A kAhead piece starts only while less than this is under way, which somebody who comes and
   // waits has before him.
   size_t ahead_in_flight_bytes = 4 * kMiB;
-  bool allow_io_uring = true;
-  int num_threads = 4;  // where io_uring is not used
+  PackIo io = PackIo::kAuto;
+  int num_threads = 4;                    // where io_uring is not used
+  size_t registered_buffer_bytes = kGiB;  // of registered memory: the kernel takes no more as one
   // For tests: sees what the ring says of each read (bytes or -errno), says what we take it for.
   std::function<int(size_t file, uint64_t offset, int result)> filter = nullptr;
 };
@@ -54,6 +55,9 @@ class ExtentQueue {
   // As stop().
   virtual ~ExtentQueue() = default;
 
+  // Memory that parts will lie in; once, before the first start(). With PackIo::kRegistered all of
+  // it is backed and pinned now: LoadError where the kernel refuses that.
+  virtual void use_memory(std::span<std::byte> memory) = 0;
   // Starts reading parts of one file, ascending. Their memory is the queue's until their `done`.
   // Parts that begin where the one before ends are read together. Returns a ticket for raise().
   virtual uint64_t start(size_t file, std::vector<ExtentPart> parts, ReadUrgency urgency,
@@ -69,7 +73,7 @@ class ExtentQueue {
 };
 
 //   files  of the reader, for messages; the reader is borrowed and must outlive the queue
-// Where io_uring is refused, one log line says why.
+// Where io_uring is refused, one log line says why; LoadError if PackIo::kRegistered asks for it.
 std::unique_ptr<ExtentQueue> make_extent_queue(ExtentReader& reader,
                                                std::vector<std::filesystem::path> files,
                                                const ExtentQueueOptions& options = {});

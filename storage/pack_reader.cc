@@ -111,8 +111,11 @@ class PackExpertReader final : public ExpertReader {
     for (const auto& [drive, queued] : found->second->queued) drives_[drive]->queue->raise(queued);
   }
 
-  // Registering it with the rings brings nothing on huge pages, and pins it: docs/disk.md.
-  void use_memory(std::span<std::byte>) override {}
+  void use_memory(std::span<std::byte> memory) override {
+    for (const auto& drive : drives_) {
+      if (drive->queue != nullptr) drive->queue->use_memory(memory);
+    }
+  }
 
   std::string describe() const override {
     const auto with_queue = std::find_if(drives_.begin(), drives_.end(),

@@ -81,7 +81,7 @@ class PackTiles final : public TileSource {
   bool reads_tiles_alone() const override { return true; }
   std::unique_ptr<ExpertReader> make_reader(const ReaderOptions& options) const override {
     ExtentQueueOptions queue;
-    queue.allow_io_uring = options.allow_io_uring;
+    queue.io = options.io;
     return make_pack_expert_reader(packs_, catalog_, queue);
   }
   uint64_t memory_bytes(const ReaderOptions&) const override {

@@ -14,7 +14,7 @@
 namespace atl::storage {
 
 struct ReaderOptions {
-  bool allow_io_uring = true;  // for packs
+  PackIo io = PackIo::kAuto;  // for packs
   // For checkpoints: threads that read, each with a window of this many bytes (at least one row of
   // a matrix).
   int num_threads = 1;

@@ -115,7 +115,8 @@ Outcome decode(const DeploymentOptions& options) {
   return outcome;
 }
 
-// RAM of a node for this share of the tiles that it owns, beside what it needs for a step.
+// RAM of a node for this share of the tiles that it owns but two at least, beside what it needs for
+// a step.
 uint64_t budget_for(const DeploymentOptions& options, double share) {
   const auto model = LoadedModel::open(options.model_dir);
   expert_node::NodeOptions node;
@@ -123,15 +124,17 @@ uint64_t budget_for(const DeploymentOptions& options, double share) {
   const uint64_t reserved = expert_node::node_buffer_bytes(node, model->catalog, 1);
   const auto tiles = model->tiles(model->settle(options.numerics), {});
   const uint64_t of_node = kAllTiles * tiles->layout(0).bytes / std::max(1, options.nodes);
-  return reserved + tiles->ram_bytes_min() +
-         static_cast<uint64_t>(share * static_cast<double>(of_node));
+  const uint64_t two = 2 * tiles->layout(0).bytes;
+  return reserved + tiles->ram_bytes_min() - two +
+         std::max(two, static_cast<uint64_t>(share * static_cast<double>(of_node)));
 }
 
 TEST_F(PackDeployment, gives_the_same_bits_within_any_budget) {
   const Outcome all = decode(options(0));
   EXPECT_EQ(all.cache.misses, 0u);
   for (const int nodes : {0, 2}) {
-    for (const double share : {0.25, 0.0}) {
+    const auto owned = static_cast<double>(kAllTiles) / std::max(1, nodes);
+    for (const double share : {0.25, 0.03, 0.0}) {
       for (const Evict evict : {Evict::kLru, Evict::kLfu}) {
         DeploymentOptions cold = options(nodes);
         cold.memory.ram_budget = budget_for(cold, share);
@@ -140,7 +143,8 @@ TEST_F(PackDeployment, gives_the_same_bits_within_any_budget) {
         EXPECT_EQ(outcome.logits, all.logits) << nodes << " nodes, share " << share;
         EXPECT_GT(outcome.cache.misses, 0u);
         EXPECT_GT(outcome.cache.evictions, 0u);
-        EXPECT_LT(outcome.cache.slots, kAllTiles / 3);
+        EXPECT_LE(static_cast<double>(outcome.cache.slots), std::max(2.0, share * owned));
+        EXPECT_GE(static_cast<double>(outcome.cache.slots), 0.8 * share * owned);
       }
     }
   }
@@ -168,7 +172,7 @@ TEST_F(PackDeployment, reads_from_two_packs_and_by_threads_with_the_same_bits) {
     striped.memory.ram_budget = budget_for(striped, 0.25);
     striped.memory.stripes = {*dir_ / "stripe"};
     EXPECT_EQ(decode(striped).logits, all.logits) << nodes;
-    striped.memory.io = ReaderIo::kThreads;
+    striped.memory.io = storage::PackIo::kThreads;
     EXPECT_EQ(decode(striped).logits, all.logits) << nodes;
   }
 }
@@ -182,6 +186,20 @@ std::string start_error(DeploymentOptions options, Change change) {
     return error.what();
   }
   return "no error";
+}
+
+TEST_F(PackDeployment, reads_to_registered_memory_with_the_same_bits) {
+  const Outcome all = decode(options(0));
+  for (const int nodes : {0, 2}) {
+    DeploymentOptions registered = options(nodes);
+    registered.memory.ram_budget = budget_for(registered, 0.25);
+    registered.memory.io = storage::PackIo::kRegistered;
+    const std::string error = start_error(registered, [](DeploymentOptions&) {});
+    if (error.find("regist") != std::string::npos) GTEST_SKIP() << error;
+    const Outcome outcome = decode(registered);
+    EXPECT_EQ(outcome.logits, all.logits) << nodes;
+    EXPECT_GT(outcome.cache.misses, 0u);
+  }
 }
 
 TEST_F(PackDeployment, refuses_a_budget_that_is_too_small_and_names_the_least) {

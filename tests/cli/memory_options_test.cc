@@ -37,7 +37,7 @@ TEST(MemoryOptions, ask_for_nothing_unless_given) {
   EXPECT_EQ(options.evict, Evict::kLfu);
   EXPECT_TRUE(options.usage_file.empty());
   EXPECT_THAT(options.stripes, IsEmpty());
-  EXPECT_EQ(options.io, ReaderIo::kAuto);
+  EXPECT_EQ(options.io, storage::PackIo::kAuto);
 }
 
 TEST(MemoryOptions, take_sizes_with_units_or_plain_bytes) {
@@ -53,7 +53,7 @@ TEST(MemoryOptions, take_sizes_with_units_or_plain_bytes) {
 
 TEST(MemoryOptions, refuse_unknown_words) {
   EXPECT_THAT(error_of({"--evict", "fifo"}), HasSubstr("fifo not in {lru,lfu}"));
-  EXPECT_THAT(error_of({"--io", "aio"}), HasSubstr("aio not in {auto,threads}"));
+  EXPECT_THAT(error_of({"--io", "aio"}), HasSubstr("aio not in {auto,registered,threads}"));
 }
 
 TEST(MemoryOptions, take_several_stripes_each_behind_its_own_option) {
@@ -66,6 +66,7 @@ TEST(MemoryOptions, are_the_same_after_being_passed_on) {
   const std::vector<std::vector<std::string>> kCases = {
       {},
       {"--ram-budget", "3GiB", "--evict", "lru", "--usage-file", "/u/file", "--io", "threads"},
+      {"--io", "registered"},
       {"--stripe", "/a/p", "--stripe", "/b/p"}};
   for (const std::vector<std::string>& arguments : kCases) {
     const MemoryOptions options = parse(arguments);

@@ -317,7 +317,7 @@ TEST_F(PackExecutorTest, any_room_for_tiles_gives_the_same_bits) {
                                io_uring ? "io_uring" : "threads"));
       storage::TileStoreOptions options;
       options.eviction = eviction;
-      options.reader.allow_io_uring = io_uring;
+      options.reader.io = io_uring ? storage::PackIo::kAuto : storage::PackIo::kThreads;
       ASSERT_NO_FATAL_FAILURE(open(slots, options));
       tiles_->fill(silent);
       Executor executor(team, *tiles_);

@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -35,6 +38,7 @@ using test::write_file;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 constexpr size_t kPage = kExtentAlign;
@@ -120,7 +124,7 @@ class ExtentQueueWays : public ::testing::TestWithParam<bool> {
   bool uses_ring() const { return GetParam(); }
   std::unique_ptr<ExtentQueue> make(ExtentQueueOptions options = {.piece_bytes = 8 * kPage,
                                                                   .in_flight_bytes = 64 * kPage}) {
-    options.allow_io_uring = uses_ring();
+    if (!uses_ring()) options.io = PackIo::kThreads;
     return make_extent_queue(*reader_, files_.paths, options);
   }
 
@@ -322,6 +326,56 @@ TEST_P(ExtentQueueRing, goes_on_after_short_interrupted_and_refused_reads) {
     }
   }
   EXPECT_GT(faults, 100);
+}
+
+// May the memory of these pages be pinned? Containers often allow some KiB only.
+bool may_pin(size_t pages) {
+  HostBuffer memory(pages * kPage);
+  const bool may = ::mlock(memory.data(), memory.size()) == 0;
+  ::munlock(memory.data(), memory.size());
+  return may;
+}
+
+TEST_P(ExtentQueueRing, reads_to_the_pages_that_were_registered) {
+  constexpr size_t kBufferPages = 16;
+  if (!may_pin(4 * kBufferPages)) GTEST_SKIP() << "memory must not be pinned here (ulimit -l)";
+  const auto queue = make({.piece_bytes = 8 * kPage,
+                           .io = PackIo::kRegistered,
+                           .registered_buffer_bytes = kBufferPages * kPage});
+  EXPECT_THAT(queue->describe(), Not(HasSubstr("registered")));
+  HostBuffer memory(4 * kBufferPages * kPage - kPage);  // the last buffer is shorter
+  queue->use_memory(memory.span());
+  EXPECT_THAT(queue->describe(), HasSubstr(", memory registered"));
+  HostBuffer other(2 * kPage);
+  const std::vector<ExtentPart> inside = {{0, memory.data(), 16 * kPage},
+                                          {20 * kPage, memory.data() + 24 * kPage, 8 * kPage},
+                                          {40 * kPage, memory.data() + 55 * kPage, 8 * kPage}};
+  const std::vector<ExtentPart> across = {{80 * kPage, memory.data() + 44 * kPage, 8 * kPage}};
+  const std::vector<ExtentPart> outside = {{3 * kPage, other.data(), 2 * kPage}};
+  const auto is_right = [&](const ExtentPart& part) {
+    return view(part) == files_.at(1, part.offset, part.bytes);
+  };
+  Told told;
+  size_t request = 0, num_parts = 0;
+  const auto read = [&](const std::vector<ExtentPart>& parts) {
+    queue->start(1, parts, ReadUrgency::kNow, told.of(request));
+    told.wait_for(num_parts += parts.size());
+    for (size_t p = 0; p < parts.size(); ++p) EXPECT_EQ(told.message(request, p), "ok");
+    ++request;
+  };
+  for (const auto& parts : {inside, across, outside}) {
+    read(parts);
+    for (const ExtentPart& part : parts) EXPECT_TRUE(is_right(part)) << part.offset;
+  }
+  // Other pages take the place of those that were registered: a read by address finds the new ones,
+  // one to a registered buffer those that the kernel holds.
+  ASSERT_EQ(::madvise(memory.data(), memory.size(), MADV_DONTNEED), 0);
+  read(inside);
+  for (const ExtentPart& part : inside) {
+    EXPECT_TRUE(view(part) == std::string(part.bytes, '\0')) << part.offset;
+  }
+  read(across);
+  EXPECT_TRUE(is_right(across[0]));
 }
 
 TEST_P(ExtentQueueRing, an_io_error_fails_the_parts_of_its_piece_only) {
@@ -551,6 +605,55 @@ TEST(ExtentQueue, reads_with_threads_where_io_uring_is_refused) {
     if (code == kNotPossible) GTEST_SKIP() << "no seccomp here";
     EXPECT_EQ(code, 0);
   }
+}
+
+// From now on this process may lock no more than a ring takes. Capabilities: root may in spite of
+// the limit.
+bool forbid_pinning() {
+  const rlimit little{kMiB, kMiB};
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct no_capabilities[2] = {};
+  return ::setrlimit(RLIMIT_MEMLOCK, &little) == 0 &&
+         ::syscall(SYS_capset, &header, no_capabilities) == 0;
+}
+
+TEST(ExtentQueue, says_why_memory_is_not_registered) {
+  const TempDir dir;
+  const Files files(dir.path());
+  const auto error_of = [&](const std::function<bool()>& prepare) {
+    int ends[2];
+    EXPECT_EQ(::pipe(ends), 0);
+    const int code = exit_code_of([&] {
+      const auto reader = open_extent_files(files.paths);
+      if (reader->direct_fd(0) < 0 || !prepare()) return kNotPossible;
+      std::string error;
+      try {
+        const auto queue = make_extent_queue(*reader, files.paths, {.io = PackIo::kRegistered});
+        HostBuffer memory(4 * kMiB);
+        queue->use_memory(memory.span());
+      } catch (const LoadError& e) {
+        error = e.what();
+      }
+      return ::write(ends[1], error.data(), error.size()) >= 0 ? 0 : 1;
+    });
+    ::close(ends[1]);
+    std::string error(4096, '\0');
+    error.resize(static_cast<size_t>(std::max<ssize_t>(0, ::read(ends[0], error.data(), 4096))));
+    ::close(ends[0]);
+    return code == kNotPossible ? "not possible" : error;
+  };
+  const std::string pinning = error_of(forbid_pinning);
+  const std::string ring = error_of([] { return refuse_io_uring(EPERM); });
+  if (pinning == "not possible") GTEST_SKIP() << "no direct reads here";
+  EXPECT_EQ(
+      pinning,
+      "io_uring cannot register 4.00 MiB of memory: Cannot allocate memory: raise the limit on "
+      "locked memory (`ulimit -l`, in KiB), or leave '--io registered' out");
+  if (ring == "not possible") GTEST_SKIP() << "no seccomp here";
+  EXPECT_EQ(ring,
+            fmt::format("{}: cannot read into registered memory: the kernel refuses io_uring: "
+                        "Operation not permitted: leave '--io registered' out, to read without",
+                        dir.path().string()));
 }
 
 TEST(ExtentQueue, reads_through_the_page_cache_where_direct_reads_are_refused) {

@@ -34,6 +34,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsSupersetOf;
 
+PackIo io_of(bool ring) { return ring ? PackIo::kAuto : PackIo::kThreads; }
+
 constexpr int kTiles = 5;
 constexpr int kExperts = 4;
 
@@ -218,7 +220,7 @@ TEST_F(PackReader, gives_the_bytes_of_the_pack_by_ring_and_by_threads) {
          {std::vector<const Pack*>{&a}, std::vector<const Pack*>{&a, &b}}) {
       const auto reader = make_pack_expert_reader(
           packs, catalog,
-          {.piece_bytes = 32 * kKiB, .in_flight_bytes = 64 * kKiB, .allow_io_uring = ring});
+          {.piece_bytes = 32 * kKiB, .in_flight_bytes = 64 * kKiB, .io = io_of(ring)});
       for (const std::vector<int>& tiles : {kAllTiles, {0, 2, 3}, {4}}) {
         std::vector<std::unique_ptr<Asked>> asked;
         for (size_t place = 0; place < 3; ++place) {
@@ -311,7 +313,7 @@ TEST_F(PackReader, a_flipped_byte_is_read_again_then_named_or_taken_from_the_cop
     for (const bool with_copy : {false, true}) {
       const std::vector<const Pack*> packs =
           with_copy ? std::vector<const Pack*>{&a, &b} : std::vector<const Pack*>{&a};
-      const auto reader = make_pack_expert_reader(packs, catalog, {.allow_io_uring = ring});
+      const auto reader = make_pack_expert_reader(packs, catalog, {.io = io_of(ring)});
       // The first expert that is asked for begins with the first pack.
       Asked asked(a, kAllTiles);
       asked.start(*reader, 0, 2, ReadUrgency::kNow);
@@ -426,7 +428,7 @@ TEST_F(PackReader, a_file_that_shrinks_while_open_is_named_or_taken_from_the_cop
   fs::resize_file(file("a"), offset + 100);
   for (const bool ring : {true, false}) {
     const auto alone =
-        make_pack_expert_reader(std::vector<const Pack*>{&a}, catalog, {.allow_io_uring = ring});
+        make_pack_expert_reader(std::vector<const Pack*>{&a}, catalog, {.io = io_of(ring)});
     Asked asked(a, kAllTiles);
     asked.start(*alone, 0, 3, ReadUrgency::kNow);
     asked.wait();
@@ -436,8 +438,8 @@ TEST_F(PackReader, a_file_that_shrinks_while_open_is_named_or_taken_from_the_cop
     EXPECT_THAT(asked.status(4).error().message,
                 AllOf(HasSubstr(file("a").string()),
                       HasSubstr(fmt::format("at offset {}: the file shrank", offset))));
-    const auto both = make_pack_expert_reader(std::vector<const Pack*>{&a, &b}, catalog,
-                                              {.allow_io_uring = ring});
+    const auto both =
+        make_pack_expert_reader(std::vector<const Pack*>{&a, &b}, catalog, {.io = io_of(ring)});
     Asked again(a, kAllTiles);
     again.start(*both, 0, 3, ReadUrgency::kNow);
     again.wait();
@@ -539,7 +541,7 @@ TEST_F(PackReader, ends_with_reads_and_second_tries_under_way) {
   for (int round = 0; round < 100; ++round) {
     auto reader = make_pack_expert_reader(
         std::vector<const Pack*>{&a, &b}, catalog,
-        {.piece_bytes = 8 * kKiB, .in_flight_bytes = 32 * kKiB, .allow_io_uring = round % 2 == 0});
+        {.piece_bytes = 8 * kKiB, .in_flight_bytes = 32 * kKiB, .io = io_of(round % 2 == 0)});
     std::vector<std::unique_ptr<Asked>> asked;
     for (int i = 0; i < 12; ++i) {
       asked.push_back(std::make_unique<Asked>(a, kAllTiles));
@@ -559,7 +561,7 @@ TEST_F(PackReader, two_readers_of_one_pack_give_the_same) {
   const auto read_all = [&](bool ring) {
     std::string bytes;
     const auto reader =
-        make_pack_expert_reader(std::vector<const Pack*>{&pack}, catalog, {.allow_io_uring = ring});
+        make_pack_expert_reader(std::vector<const Pack*>{&pack}, catalog, {.io = io_of(ring)});
     for (int round = 0; round < 5; ++round) {
       for (int64_t expert = 0; expert < kExperts; ++expert) {
         Asked asked(pack, kAllTiles);
