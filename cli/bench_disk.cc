@@ -25,6 +25,7 @@
 #include "base/units.h"
 #include "cli/bench_report.h"
 #include "cli/fio_rate.h"
+#include "cli/memory_options.h"
 #include "cli/output.h"
 #include "cli/table.h"
 #include "storage/disk_probe.h"
@@ -54,6 +55,7 @@ struct DiskOptions {
   double seconds_per_case = 0.1;
   int repeats = 5;
   bool use_fio = true;
+  storage::PackIo io = storage::PackIo::kAuto;  // of the reader
   bool json = false;
 };
 
@@ -137,14 +139,14 @@ class ScratchFile {
 // Reads whole experts of a pack at random into slots of huge-page memory.
 class ReaderBench {
  public:
-  ReaderBench(const Pack& pack, uint64_t memory_bytes)
+  ReaderBench(const Pack& pack, uint64_t memory_bytes, storage::PackIo io)
       : pack_(pack),
         catalog_(catalog_of(pack)),
         slot_bytes_(pack.geometry().expert_bytes()),
         memory_(std::max<uint64_t>(memory_bytes / slot_bytes_, 2 * kExpertsAtOnce) * slot_bytes_) {
     std::memset(memory_.data(), 1, memory_.size());
     const Pack* const one = &pack_;
-    reader_ = storage::make_pack_expert_reader(std::span(&one, 1), catalog_);
+    reader_ = storage::make_pack_expert_reader(std::span(&one, 1), catalog_, {.io = io});
     reader_->use_memory(memory_.span());
   }
   // Ends what is under way before what it tells to goes.
@@ -235,6 +237,12 @@ Contender best_of(const std::vector<DiskCase>& cases, const Rate& rate) {
                        [&](const DiskCase& a, const DiskCase& b) { return rate(a) < rate(b); });
   return {best->block_bytes, best->depth, {}};
 }
+// Turn by turn.
+std::vector<double> ratios(const std::vector<double>& rates, const std::vector<double>& of) {
+  std::vector<double> result;
+  for (size_t turn = 0; turn < rates.size(); ++turn) result.push_back(rates[turn] / of[turn]);
+  return result;
+}
 double fio_rate(const DiskCase& one) { return one.fio ? one.fio->bytes_per_second : 0; }
 
 // Cases whose block some file has, and whose blocks the memory has.
@@ -282,25 +290,24 @@ void compare(const DiskOptions& options, const std::vector<fs::path>& files, con
   const auto run_probe = [&](Contender* contender, ProbeMemory memory) {
     contender->rates.push_back(
         probe.run(contender->block_bytes, contender->depth, seconds, memory));
-    return contender->rates.back();
   };
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
-    const double in_turn = run_probe(&report->in_turn, ProbeMemory::kInTurn);
+    run_probe(&report->in_turn, ProbeMemory::kInTurn);
     if (reader != nullptr) report->reader_rates.push_back(reader->run(seconds));
-    const double same = run_probe(&report->same, ProbeMemory::kSame);
-    double best = std::max(in_turn, same);
-    if (!fio.empty()) {
-      const auto rate =
-          measure_fio(fio, files, report->fio.block_bytes, report->fio.depth, seconds);
-      if (rate) {
-        report->fio.rates.push_back(rate->bytes_per_second);
-        best = std::max(best, rate->bytes_per_second);
-      }
-    }
-    if (reader == nullptr) continue;
-    report->of_in_turn.push_back(report->reader_rates.back() / in_turn);
-    report->of_best.push_back(report->reader_rates.back() / best);
+    run_probe(&report->same, ProbeMemory::kSame);
+    if (fio.empty()) continue;
+    const auto rate = measure_fio(fio, files, report->fio.block_bytes, report->fio.depth, seconds);
+    if (rate) report->fio.rates.push_back(rate->bytes_per_second);
   }
+  if (reader == nullptr) return;
+  report->of_in_turn = ratios(report->reader_rates, report->in_turn.rates);
+  // The best in the median: the highest of each turn would be the one that luck favoured.
+  const Contender* best = &report->in_turn;
+  for (const Contender* other : {&report->same, &report->fio}) {
+    const bool whole = other->rates.size() == report->reader_rates.size();
+    if (whole && median_of(other->rates) > median_of(best->rates)) best = other;
+  }
+  report->of_best = ratios(report->reader_rates, best->rates);
 }
 
 DiskReport measure(const DiskOptions& options) {
@@ -331,7 +338,7 @@ DiskReport measure(const DiskOptions& options) {
   report.io_uring = probe->uses_io_uring();
   std::unique_ptr<ReaderBench> reader;
   if (pack) {
-    reader = std::make_unique<ReaderBench>(*pack, report.memory_bytes);
+    reader = std::make_unique<ReaderBench>(*pack, report.memory_bytes, options.io);
     report.reader = reader->describe();
     report.expert_bytes = reader->expert_bytes();
   }
@@ -475,6 +482,7 @@ void add_bench_disk_command(CLI::App& bench, int* exit_code) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   command->add_flag("!--no-fio", options->use_fio, "Don't ask fio, even if it is installed");
+  add_io_option(*command, &options->io);
   command->add_flag("--json", options->json, "One JSON object in place of the tables");
   command->footer("Example:\n  atoll bench disk /nvme0/pack --block 1MiB,4MiB --depth 1,4");
   command->callback([options, exit_code] {
