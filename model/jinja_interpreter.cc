@@ -7,7 +7,9 @@
 #include <ctime>
 #include <optional>
 
-#include "model/jinja_operations.h"
+#include "model/jinja_filters.h"
+#include "model/jinja_methods.h"
+#include "model/jinja_operators.h"
 
 namespace atl::model::jinja {
 

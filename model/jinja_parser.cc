@@ -6,8 +6,8 @@
 #include <array>
 #include <initializer_list>
 
+#include "model/jinja_filters.h"
 #include "model/jinja_lexer.h"
-#include "model/jinja_operations.h"
 
 namespace atl::model::jinja {
 namespace {

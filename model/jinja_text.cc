@@ -1,7 +1,10 @@
 #include "model/jinja_text.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <charconv>
+#include <utility>
 
 #include "model/utf8.h"
 
@@ -103,6 +106,31 @@ std::vector<std::string_view> split_at_space(std::string_view text, int64_t max,
 }
 
 }  // namespace
+
+const std::string& text_of(const Value& value, std::string_view who) {
+  if (!value.is_string()) {
+    refuse(fmt::format("{}: expected a str, found {}", who, type_name(value)));
+  }
+  return value.string();
+}
+
+Value text_value(std::string_view text, Budget& budget) { return budget.text(std::string(text)); }
+
+std::string str_of(const Value& value, Budget& budget) {
+  TextBuilder out(budget);
+  write_str(value, out);
+  return out.text();
+}
+
+Value join_texts(const std::string& separator, const Value& items, Budget& budget) {
+  TextBuilder out(budget);
+  bool first = true;
+  for (const Value& item : items_of(items, budget)) {
+    if (!std::exchange(first, false)) out << separator;
+    out << text_of(item, "join");
+  }
+  return out.value();
+}
 
 bool is_python_space(uint32_t c) {
   return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||

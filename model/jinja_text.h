@@ -11,6 +11,14 @@
 
 namespace atl::model::jinja {
 
+// The text of a str; refuses other values, `who` asked for it.
+const std::string& text_of(const Value& value, std::string_view who);
+Value text_value(std::string_view text, Budget& budget);
+// str(value)
+std::string str_of(const Value& value, Budget& budget);
+// separator.join(items), all of them strings.
+Value join_texts(const std::string& separator, const Value& items, Budget& budget);
+
 bool is_python_space(uint32_t code_point);
 size_t num_code_points(std::string_view text);
 // Where the code point `index` begins; the text's size from its number of code points on.

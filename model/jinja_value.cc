@@ -267,6 +267,14 @@ Value Budget::dict(Dict dict) {
 
 void refuse(std::string message) { throw RenderError{std::move(message)}; }
 
+void refuse_integer() { refuse("an integer beyond 64 bits"); }
+
+void refuse_undefined(const Value& value) {
+  if (!value.is_undefined()) return;
+  const auto& what = value.get<Undefined>()->what;
+  refuse(fmt::format("'{}' is undefined", what ? *what : ""));
+}
+
 std::string_view type_name(const Value& value) {
   if (value.is_undefined()) return "undefined";
   if (value.is_none()) return "None";
@@ -406,6 +414,12 @@ List items_of(const Value& value, Budget& budget) {
     refuse(fmt::format("a value of type {} can't be iterated over", type_name(value)));
   }
   return items;
+}
+
+Value dict_items(const Value& dict, Budget& budget) {
+  List out;
+  for (const auto& [key, value] : dict.dict().items) out.push_back(budget.tuple({key, value}));
+  return budget.list(std::move(out));
 }
 
 }  // namespace atl::model::jinja

@@ -194,8 +194,11 @@ void write_json(const Value& value, const JsonStyle& style, TextBuilder& out);
 std::string float_text(double value);  // repr of Python's float
 
 [[noreturn]] void refuse(std::string message);  // throws RenderError
+[[noreturn]] void refuse_integer();             // one beyond 64 bits
+void refuse_undefined(const Value& value);      // does nothing for others
 
 // The members of what can be iterated over: items, keys, characters; of undefined: nothing.
 List items_of(const Value& value, Budget& budget);
+Value dict_items(const Value& dict, Budget& budget);  // list of (key, value)
 
 }  // namespace atl::model::jinja
