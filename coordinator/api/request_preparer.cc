@@ -22,6 +22,15 @@ uint64_t random_seed() {
   return (uint64_t{device()} << 32) | device();
 }
 
+PreparedGeneration prepare(const GenerationFields& fields) {
+  PreparedGeneration prepared;
+  prepared.stream = fields.stream;
+  prepared.include_usage = fields.include_usage;
+  prepared.logprobs = fields.top_logprobs >= 0;
+  prepared.user = fields.user;
+  return prepared;
+}
+
 }  // namespace
 
 RequestPreparer::RequestPreparer(const ApiOptions& options, const model::ModelConfig& config,
@@ -100,8 +109,15 @@ Parsed<int64_t> RequestPreparer::tokens_to_generate(const GenerationFields& fiel
   return std::min(wanted, room);
 }
 
-GenerationRequest RequestPreparer::make_request(const GenerationFields& fields) const {
-  GenerationRequest request;
+PreparedChoice RequestPreparer::make_choice(const GenerationFields& fields,
+                                            const std::vector<int32_t>& prompt, int64_t max_tokens,
+                                            int64_t sample) const {
+  PreparedChoice choice;
+  GenerationRequest& request = choice.request;
+  request.prompt = prompt;
+  request.max_tokens = max_tokens;
+  request.min_tokens = std::min(fields.min_tokens, max_tokens);
+  request.sample = static_cast<uint64_t>(sample);
   request.sampling.temperature =
       fields.temperature.value_or(options_.model.temperature.value_or(1));
   request.sampling.top_p = fields.top_p.value_or(options_.model.top_p.value_or(1));
@@ -113,7 +129,10 @@ GenerationRequest RequestPreparer::make_request(const GenerationFields& fields) 
   request.stop_ids.insert(request.stop_ids.end(), fields.stop_token_ids.begin(),
                           fields.stop_token_ids.end());
   request.top_logprobs = fields.top_logprobs;
-  return request;
+  choice.options.stop = fields.stop;
+  choice.options.stop_ids = request.stop_ids;
+  choice.options.logprobs = fields.top_logprobs >= 0;
+  return choice;
 }
 
 Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
@@ -123,11 +142,7 @@ Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
   if (auto error = check_model(fields.model)) return *error;
   if (!fields.seed) fields.seed = random_seed();
 
-  PreparedGeneration prepared;
-  prepared.stream = fields.stream;
-  prepared.include_usage = fields.include_usage;
-  prepared.logprobs = fields.top_logprobs >= 0;
-  prepared.user = fields.user;
+  PreparedGeneration prepared = prepare(fields);
   for (size_t index = 0; index < request->prompts.size(); ++index) {
     const RawPrompt& prompt = request->prompts[index];
     auto ids = encode_raw(prompt, true, "prompt");
@@ -137,17 +152,8 @@ Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
     if (!max_tokens) return max_tokens.error();
     prepared.prompt_tokens += static_cast<int64_t>(ids->size());
     for (int64_t i = 0; i < fields.n; ++i) {
-      PreparedChoice choice;
+      PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
       choice.prompt_index = index;
-      choice.request = make_request(fields);
-      choice.request.prompt = *ids;
-      choice.request.max_tokens = *max_tokens;
-      choice.request.min_tokens = std::min(fields.min_tokens, *max_tokens);
-      choice.request.sample = static_cast<uint64_t>(i);
-      choice.options = {.stop = fields.stop,
-                        .stop_ids = choice.request.stop_ids,
-                        .reply = std::nullopt,
-                        .logprobs = prepared.logprobs};
       if (request->echo) {
         const auto* text = std::get_if<std::string>(&prompt);
         choice.echo = text ? *text : tokenizer_.decode(*ids, model::SpecialTokens::kSkip);
@@ -181,35 +187,22 @@ Parsed<PreparedGeneration> RequestPreparer::chat(std::string_view body) {
   // A text that may only end where its grammar allows it needs the tokens that end it.
   if (*grammar) fields.ignore_eos = false;
 
-  PreparedGeneration prepared;
+  PreparedGeneration prepared = prepare(fields);
   prepared.chat = true;
-  prepared.stream = fields.stream;
-  prepared.include_usage = fields.include_usage;
-  prepared.logprobs = fields.top_logprobs >= 0;
-  prepared.user = fields.user;
   prepared.kimi_call_ids = traits_.reply_format == model::ReplyFormat::kKimiK2;
   prepared.num_calls_before = count_tool_calls(request->input);
   prepared.prompt_tokens = static_cast<int64_t>(ids->size());
   const model::ReplyParserOptions reply = reply_options(*request, prompt->reasoning_open);
   for (int64_t i = 0; i < fields.n; ++i) {
-    PreparedChoice choice;
-    choice.request = make_request(fields);
-    choice.request.prompt = *ids;
-    choice.request.max_tokens = *max_tokens;
-    choice.request.min_tokens = std::min(fields.min_tokens, *max_tokens);
-    choice.request.sample = static_cast<uint64_t>(i);
+    PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
+    choice.options.reply = reply;
+    // Marks of calls may be special tokens.
+    if (reply.tools) choice.options.special = model::SpecialTokens::kKeep;
     if (*grammar) {
       auto constraint = this->constraint(*grammar, prompt->reasoning_open, *max_tokens);
       if (!constraint) return constraint.error();
       choice.request.constraint = std::move(*constraint);
     }
-    choice.options = {
-        .stop = fields.stop,
-        .stop_ids = choice.request.stop_ids,
-        // Marks of calls may be special tokens.
-        .special = reply.tools ? model::SpecialTokens::kKeep : model::SpecialTokens::kSkip,
-        .reply = reply,
-        .logprobs = prepared.logprobs};
     prepared.choices.push_back(std::move(choice));
   }
   return prepared;

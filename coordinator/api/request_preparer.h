@@ -72,7 +72,9 @@ class RequestPreparer {
   Parsed<std::vector<int32_t>> encode_text(std::string_view text, const std::string& param) const;
   Parsed<int64_t> tokens_to_generate(const GenerationFields& fields, int64_t otherwise,
                                      size_t prompt_tokens, const std::string& param) const;
-  GenerationRequest make_request(const GenerationFields& fields) const;
+  // One answer to a prompt, the number `sample` of those asked for.
+  PreparedChoice make_choice(const GenerationFields& fields, const std::vector<int32_t>& prompt,
+                             int64_t max_tokens, int64_t sample) const;
   Parsed<Grammar> grammar_of(const ChatRequest& request);
   Parsed<Grammar> compiled(const std::string& key, const ChatRequest& request);
   Parsed<std::unique_ptr<model::TokenConstraint>> constraint(const Grammar& grammar,
