@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/usage.h"
 
@@ -71,6 +72,7 @@ int parse_and_run(int argc, char** argv) {
   app.footer(
       "Example:\n  atoll inspect tests/models/tiny-fp8\n"
       "\n'atoll COMMAND --help' lists the options of one command.");
+  app.formatter(make_help_formatter());
   add_commands(app, &exit_code);
   add_common_options(app);
   init_log(LogLevel::kInfo, "atoll");

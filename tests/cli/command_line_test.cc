@@ -54,6 +54,14 @@ std::vector<std::string> subcommands() {
   return names;
 }
 
+TEST(CommandLine, help_says_once_what_a_value_may_be) {
+  const std::string help = atoll({"run", "--help"}).out;
+  EXPECT_THAT(help, HasSubstr("--evict lru|lfu "));
+  EXPECT_THAT(help, HasSubstr("--nodes INT in [0 - 256]=0"));
+  const std::string bench = atoll({"bench", "decode", "--help"}).out;
+  EXPECT_THAT(bench, HasSubstr("--disk-rate GB/s in [0.001 - "));
+}
+
 TEST(CommandLine, every_subcommand_has_help_with_an_example) {
   const std::vector<std::string> names = subcommands();
   EXPECT_THAT(names, ::testing::IsSupersetOf({"inspect", "tokenize"}));
