@@ -64,7 +64,8 @@ TileStore::TileStore(std::unique_ptr<TileSource> source, const ExpertCatalog& ca
     : source_(std::move(source)),
       catalog_(catalog),
       options_(std::move(options)),
-      layouts_(source_->layouts()) {
+      layouts_(source_->layouts()),
+      clock_(options_.clock != nullptr ? *options_.clock : steady_clock_) {
   for (const kernels::TileLayout& layout : layouts_) {
     slot_bytes_ = std::max<uint64_t>(slot_bytes_, layout.bytes);
   }

@@ -42,6 +42,7 @@ struct TileStoreOptions {
   std::filesystem::path usage_file;
   std::string checkpoint_fingerprint;  // whose experts the usage file counts
   ReaderOptions reader;
+  const Clock* clock = nullptr;  // of the statistics, borrowed; nullptr: a steady one
 };
 // Room for tiles that are not of the plan (another node's that has gone) where RAM is not limited.
 inline constexpr uint64_t kSpareSlotBytes = 256 << 20;
@@ -204,7 +205,8 @@ class TileStore {
   const ExpertCatalog& catalog_;
   const TileStoreOptions options_;
   const std::span<const kernels::TileLayout> layouts_;  // by tile, of source_
-  const SteadyClock clock_;
+  const SteadyClock steady_clock_;
+  const Clock& clock_;
   uint64_t slot_bytes_ = 0;
   std::vector<int> place_of_layer_;  // in catalog_.moe_layers, -1: no routed experts
   std::vector<int> planned_;

@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #include "base/units.h"
@@ -90,22 +93,41 @@ TEST_F(ColdTiles, what_is_here_is_handed_out_at_once_and_the_rest_as_it_comes) {
   EXPECT_EQ(stats.slots_used, 8u);
 }
 
-TEST_F(ColdTiles, waiting_for_a_read_is_counted_for_its_layer) {
-  open(6);
-  // The other thread may end a read before this one has begun to wait: then there is no stall, and
-  // the next expert is asked for.
-  for (int expert = 0; expert < test::kManualExperts; ++expert) {
-    TileBatch batch = request({expert});
-    std::thread later([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5 << expert));
-      drive_.finish(expert);
-    });
-    EXPECT_THAT(next(batch), ElementsAre(0));
-    later.join();
-    if (store_->stats().stall_seconds[1] > 0) break;
+// A second passes each time somebody looks.
+class TickingClock final : public Clock {
+ public:
+  TimePoint now() const override {
+    const std::lock_guard lock(mutex_);
+    ++looks_;
+    looked_.notify_all();
+    return TimePoint(std::chrono::seconds(looks_));
   }
-  EXPECT_GT(store_->stats().stall_seconds[1], 0);
-  EXPECT_EQ(store_->stats().stall_seconds[0], 0);
+  void wait_for_looks(int number) const {
+    std::unique_lock lock(mutex_);
+    looked_.wait(lock, [&] { return looks_ >= number; });
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable looked_;
+  mutable int looks_ = 0;
+};
+
+TEST_F(ColdTiles, waiting_for_a_read_is_counted_for_its_layer) {
+  const TickingClock clock;
+  TileStoreOptions options;
+  options.clock = &clock;
+  open(6, options);
+  TileBatch batch = request({3});  // looks when the read starts
+  std::thread later([&] {
+    clock.wait_for_looks(2);  // next() waits: it looks with the lock that finish() needs
+    drive_.finish(3);         // looks when the read has ended
+  });
+  EXPECT_THAT(next(batch), ElementsAre(0));
+  later.join();
+  const ExpertCacheStats stats = store_->stats();
+  EXPECT_THAT(stats.stall_seconds, ElementsAre(0, 2));
+  EXPECT_EQ(stats.read_latency[20], 1u);  // 2 s: from 2^20 us on
 }
 
 TEST_F(ColdTiles, with_little_room_experts_are_read_as_others_are_released) {
