@@ -44,7 +44,7 @@ struct ServeOptions {
   int64_t context = 0;
   int64_t sequences_max = 64;
   int64_t queue_max = 256;
-  int64_t mixed_prompt_max = 0;
+  double step_target_ms = 200;
   bool no_prefix_cache = false;
   bool cold_start = false;
   size_t connections_max = 4096;
@@ -94,7 +94,7 @@ coordinator::SchedulerOptions scheduler_options(const ServeOptions& options,
   coordinator::SchedulerOptions scheduler;
   scheduler.sequences_max = std::min(options.sequences_max, options.deployment.chunk);
   scheduler.queue_max = options.queue_max;
-  scheduler.mixed_prompt_max = options.mixed_prompt_max;
+  scheduler.step_target_s = options.step_target_ms / 1000;
   scheduler.prefix_cache = !options.no_prefix_cache;
   scheduler.vocab_limit =
       static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size));
@@ -336,10 +336,11 @@ void add_batch_options(CLI::App& command, ServeOptions* options) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
   command
-      .add_option("--mixed-prompt-tokens", options->mixed_prompt_max,
-                  "Most prompt tokens in a step that also continues answers: fewer make their "
-                  "tokens come more evenly and prompts slower; 0: what --chunk leaves")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
+      .add_option("--step-target", options->step_target_ms,
+                  "Milliseconds that a step which reads prompts should take, and so who is being "
+                  "answered waits for a token; may cost prompts half of their rate; 0: any time")
+      ->check(CLI::Range(0.0, 1e9))
+      ->type_name("MS")
       ->capture_default_str();
   command.add_flag("--no-prefix-cache", options->no_prefix_cache,
                    "Compute every prompt from its beginning");

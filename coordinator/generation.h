@@ -72,6 +72,7 @@ struct GenerationStats {
   uint64_t computed_tokens = 0;  // rows through the model, recomputed ones included
   uint64_t generated_tokens = 0;
   uint64_t steps = 0;
+  uint64_t steps_cut = 0;    // of these: had fewer prompt tokens than room, to take less time
   double step_seconds = 0;   // in all
   double last_step_end = 0;  // seconds of the backend's clock; 0: none yet
   bool draining = false;

@@ -8,7 +8,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
-#include "base/units.h"
+#include "coordinator/step_budget.h"
 
 namespace atl::coordinator {
 namespace {
@@ -41,6 +41,18 @@ int64_t common_blocks(std::span<const int32_t> a, std::span<const int32_t> b) {
   const auto differ =
       std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(n), b.begin());
   return (differ.first - a.begin()) / PrefixCache::kBlock;
+}
+
+// How much slower than in whole steps prompts may be read for the sake of a step's target: beside
+// sequences that decode, and where nobody does. There a shorter step only helps who comes while it
+// runs, or has a short prompt beside a long one.
+constexpr double kSlowdownBesideDecoding = 2, kSlowdown = 1.1;
+
+// k/E of StepCost.
+double chosen_share(const model::ModelConfig& config) {
+  if (config.n_routed_experts == 0) return 0;
+  return static_cast<double>(config.num_experts_per_tok) /
+         static_cast<double>(config.n_routed_experts);
 }
 
 }  // namespace
@@ -84,6 +96,7 @@ Scheduler::Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, Sched
       clock_(clock),
       options_(std::move(options)),
       sink_(std::move(sink)),
+      step_cost_(engine.options().rows_max, chosen_share(engine.config())),
       workspaces_(static_cast<size_t>(team.num_threads())) {
   CHECK_GT(options_.sequences_max, 0);
   CHECK_LE(options_.sequences_max, engine.options().rows_max);
@@ -317,29 +330,34 @@ int64_t Scheduler::missing_blocks(const Generation& generation, int64_t num_toke
       0, KvCache::blocks_for(num_tokens) - std::ssize(generation.sequence.blocks));
 }
 
-// Gives every sequence its rows of this step: one to each that decodes, the rest of the step to
-// prompts in equal shares, what a short one leaves over to the longer ones.
 void Scheduler::plan() {
-  int64_t rows_left = engine_.options().rows_max;
-  std::vector<Generation*> reading;
+  share_rows();
+  find_room();
+}
+
+// Gives every sequence its rows of this step: one to each that has one left, the rest to prompts.
+void Scheduler::share_rows() {
+  StepSize decoding;
+  std::vector<PromptRows> prompts;
   for (const GenerationPtr& generation : running_) {
     generation->rows = generation->pending() == 1 ? 1 : 0;
-    rows_left -= generation->rows;
-    if (generation->rows == 0) reading.push_back(generation.get());
+    if (generation->rows == 1) {
+      decoding.add(1, generation->sequence.num_tokens);
+    } else {
+      prompts.push_back({generation->sequence.num_tokens, generation->pending()});
+    }
   }
-  const bool decodes = rows_left < engine_.options().rows_max;
-  if (decodes && options_.mixed_prompt_max > 0) {
-    rows_left = std::min(rows_left, options_.mixed_prompt_max);
+  const StepLimits limits{engine_.options().rows_max, options_.step_target_s,
+                          decoding.rows > 0 ? kSlowdownBesideDecoding : kSlowdown};
+  if (share_step(step_cost_, decoding, limits, prompts)) ++counts_.steps_cut;
+  auto prompt = prompts.begin();
+  for (const GenerationPtr& generation : running_) {
+    if (generation->rows == 0) generation->rows = prompt++->rows;
   }
-  std::stable_sort(reading.begin(), reading.end(), [](const Generation* a, const Generation* b) {
-    return a->pending() < b->pending();
-  });
-  for (size_t i = 0; i < reading.size(); ++i) {
-    const int64_t share = ceil_div(rows_left, static_cast<int64_t>(reading.size() - i));
-    reading[i]->rows = std::min(reading[i]->pending(), share);
-    rows_left -= reading[i]->rows;
-  }
+}
 
+// Takes sequences out of the batch until the others' rows have room in the cache.
+void Scheduler::find_room() {
   int64_t room = engine_.prefixes().available();
   for (size_t i = 0; i < running_.size(); ++i) {
     const auto needed = [&] {
@@ -381,9 +399,11 @@ void Scheduler::preempt(size_t index) {
 bool Scheduler::compute() {
   std::vector<Generation*> stepped;
   std::vector<SequenceRows> work;
+  StepSize size;
   for (const GenerationPtr& generation : running_) {
     if (generation->rows == 0) continue;
     stepped.push_back(generation.get());
+    size.add(generation->rows, generation->sequence.num_tokens);
     const bool to_the_end = generation->rows == generation->pending();
     work.push_back({&generation->sequence,
                     std::span(generation->tokens)
@@ -395,6 +415,7 @@ bool Scheduler::compute() {
   announce(stepped);
 
   const Clock::TimePoint start = clock_.now();
+  const double attention_before = engine_.times().attention_core;
   std::vector<std::optional<Error>> errors(work.size());
   const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
   size_t num_logits = 0;
@@ -422,7 +443,11 @@ bool Scheduler::compute() {
   }
   ++counts_.steps;
   const Clock::TimePoint end = clock_.now();
-  counts_.step_seconds += seconds_between(start, end);
+  const double seconds = seconds_between(start, end);
+  if (status) {
+    step_cost_.observe(size, seconds, engine_.times().attention_core - attention_before);
+  }
+  counts_.step_seconds += seconds;
   counts_.last_step_end = seconds_between(Clock::TimePoint(), end);
   return true;
 }

@@ -1,7 +1,7 @@
 // Continuous batching: many requests through one engine.
 //
-// Every step takes one token of each sequence that decodes and fills what is left of the step with
-// chunks of prompts, shared equally among those that are being read. Sequences join and leave
+// Every step takes one token of each sequence that decodes and fills what is left of the step, in
+// rows and in time, with chunks of prompts (coordinator/step_budget.h). Sequences join and leave
 // between steps. A sequence's tokens depend on its own request only (docs/numbers.md): neither
 // neighbours, chunks, hits in the prefix cache nor preemption change them.
 //
@@ -29,14 +29,15 @@
 #include "base/thread_team.h"
 #include "coordinator/engine.h"
 #include "coordinator/generation.h"
+#include "coordinator/step_cost.h"
 #include "model/sampler.h"
 
 namespace atl::coordinator {
 
 struct SchedulerOptions {
-  int64_t sequences_max = 64;    // in the batch; at most the engine's rows_max
-  int64_t queue_max = 256;       // accepted requests that are not in the batch yet
-  int64_t mixed_prompt_max = 0;  // prompt tokens of a step that also decodes; 0: no bound
+  int64_t sequences_max = 64;  // in the batch; at most the engine's rows_max
+  int64_t queue_max = 256;     // accepted requests that are not in the batch yet
+  double step_target_s = 0;    // a step that reads prompts is cut to take this long; 0: never
   bool prefix_cache = true;
   int32_t vocab_limit = 0;           // ids from here on have no token and are never chosen
   std::vector<uint8_t> allowed;      // [vocab_limit], 0 for ids without a token; empty: all
@@ -82,6 +83,8 @@ class Scheduler final : public GenerationBackend {
   bool computes_the_same(const Generation& generation) const;
   Client* least_served(const std::vector<const Client*>& passed_over);
   void plan();
+  void share_rows();
+  void find_room();
   void preempt(size_t index);
   bool compute();
   void announce(const std::vector<Generation*>& stepped);
@@ -129,6 +132,7 @@ class Scheduler final : public GenerationBackend {
   std::deque<GenerationPtr> preempted_;  // in the order of their first admission
   std::vector<GenerationPtr> running_;   // in the order of their first admission
   uint64_t admissions_ = 0;
+  StepCost step_cost_;
   std::string announced_;  // ids of the requests of the last step
   GenerationStats counts_;
   std::vector<GenerationEvent> events_;

@@ -100,6 +100,8 @@ void add_generation(const GenerationStats& stats, Families& to) {
   to.counter("atoll_sequences_total", help, number(stats.failed), {{"outcome", "failed"}});
   to.counter("atoll_sequences_total", help, number(stats.cancelled), {{"outcome", "cancelled"}});
   to.counter("atoll_engine_steps_total", "Steps of the engine", number(stats.steps));
+  to.counter("atoll_engine_steps_cut_total", "Steps with fewer prompt tokens, to take less time",
+             number(stats.steps_cut));
   to.counter("atoll_engine_step_seconds_total", "Time in steps of the engine", stats.step_seconds);
   to.gauge("atoll_draining", "1 while no new requests are admitted", stats.draining ? 1 : 0);
   to.gauge("atoll_engine_failing", "1 if the engine's last step failed",

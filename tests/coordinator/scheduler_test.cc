@@ -45,6 +45,31 @@ struct Outcome {
   bool ended() const { return finish || error; }
 };
 
+// Lets steps take time: advances the clock by so much for each step and each of its rows. The
+// engine times its attention by a real clock: where the outcome depends on times, take long ones.
+class StepTakes final : public StepObserver {
+ public:
+  StepTakes(ManualClock& clock, double step_s, double row_s)
+      : clock_(clock), step_s_(step_s), row_s_(row_s) {}
+  void on_routes(int64_t, std::span<const int32_t>, std::span<const float>) override {}
+  void on_hidden(int64_t layer, std::span<const float> hidden) override {
+    if (layer > 0) return;
+    rows_ = std::ssize(hidden) / kHidden;
+    double seconds = step_s_ + row_s_ * static_cast<double>(rows_);
+    if (noise_) seconds *= 0.5 + 1.5 * static_cast<double>((*noise_)()) / std::mt19937::max();
+    clock_.advance(std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9)));
+  }
+  void vary(std::mt19937& noise) { noise_ = &noise; }
+  int64_t rows() const { return rows_; }  // of the last step
+
+ private:
+  static constexpr int64_t kHidden = 256;
+  ManualClock& clock_;
+  const double step_s_, row_s_;
+  std::mt19937* noise_ = nullptr;
+  int64_t rows_ = 0;
+};
+
 class SchedulerTest : public testing::Test {
  protected:
   void open(int64_t cache_tokens = 4096, int64_t chunk = 64, SchedulerOptions options = {},
@@ -143,10 +168,10 @@ GenerationRequest copy_of(const GenerationRequest& r) {
 }
 
 // Requests of random length, sampling and moment, over prompts that begin alike, in a cache that is
-// too small for all of them.
+// too small for all of them, with steps whose time, and so what is read in them, varies.
 TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
   constexpr int kRequests = 16;
-  uint64_t preempted = 0;
+  uint64_t preempted = 0, cut = 0;
   for (const uint32_t seed : {1u, 2u, 3u}) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
@@ -156,7 +181,11 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
     SchedulerOptions options;
     options.sequences_max = draw(4, 16);
     options.prefix_cache = seed != 2;
-    options.mixed_prompt_max = draw(0, 1) * 24;
+    std::mt19937 noise(seed);
+    StepTakes times(clock_, 0.02, 0.01);
+    times.vary(noise);
+    options.observer = &times;
+    options.step_target_s = 0.1 * static_cast<double>(draw(1, 4));
     open(/*cache_tokens=*/64 * draw(6, 10), /*chunk=*/draw(16, 80), options);
     std::vector<GenerationRequest> requests;
     std::vector<std::vector<int32_t>> expected;
@@ -188,11 +217,13 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
     const GenerationStats stats = scheduler_->stats();
     EXPECT_EQ(stats.finished, static_cast<uint64_t>(kRequests));
     preempted += stats.preempted;
+    cut += stats.steps_cut;
     EXPECT_EQ(stats.cached_tokens > 0, options.prefix_cache);
     EXPECT_EQ(stats.cache_blocks_used, 0);
     EXPECT_EQ(stats.running + stats.waiting, 0);
   }
   EXPECT_GT(preempted, 0u);  // so that it was tried, too
+  EXPECT_GT(cut, 0u);
 }
 
 TEST_F(SchedulerTest, a_long_prompt_does_not_hold_up_those_that_decode) {
@@ -209,19 +240,50 @@ TEST_F(SchedulerTest, a_long_prompt_does_not_hold_up_those_that_decode) {
   EXPECT_EQ(outcomes_[reading].tokens.size(), 2u);
 }
 
-TEST_F(SchedulerTest, prompts_take_no_more_of_a_step_that_decodes_than_they_may) {
+// 100 s and 20 s a row: 45 rows take 1,000 s, 64 take 1,400.
+TEST_F(SchedulerTest, steps_that_read_a_prompt_keep_to_their_target) {
+  StepTakes times(clock_, 100, 20);
   SchedulerOptions options;
-  options.mixed_prompt_max = 10;
+  options.observer = &times;
+  options.step_target_s = 1000;
   open(4096, 64, options);
-  const GenerationId decoding = submit(request(prompt(3, 0), 40));
+  const GenerationId decoding = submit(request(prompt(3, 0), 60));
   steps(2);
+  const GenerationId reading = submit(request(prompt(1500, 1), 2));
+  steps(12);  // to learn in
+  for (int i = 0; i < 10; ++i) {
+    const size_t before = outcomes_[decoding].tokens.size();
+    const Clock::TimePoint start = clock_.now();
+    steps(1);
+    EXPECT_EQ(outcomes_[decoding].tokens.size(), before + 1);
+    EXPECT_NEAR(seconds_between(start, clock_.now()), 1000, 100);
+  }
+  EXPECT_GT(scheduler_->stats().steps_cut, 10u);
+  const uint64_t cut = scheduler_->stats().steps_cut;
+  const GenerationId comes = submit(request(prompt(15, 2), 1));
+  steps(1);
+  EXPECT_TRUE(outcomes_[comes].ended());  // a third of what the step has time for
+  EXPECT_EQ(scheduler_->stats().steps_cut, cut + 1);
+  finish_all();
+  EXPECT_EQ(outcomes_[reading].tokens.size(), 2u);
+}
+
+// 100 s and 1 s a row: 64 rows take 2.56 s each; 55 take a tenth more each, 24 about twice as much.
+TEST_F(SchedulerTest, where_nobody_decodes_the_target_costs_a_prompt_a_tenth_of_its_rate_at_most) {
+  StepTakes times(clock_, 100, 1);
+  SchedulerOptions options;
+  options.observer = &times;
+  options.step_target_s = 50;
+  open(4096, 64, options);
+  submit(request(prompt(3, 0), 10));
+  finish_all();
   submit(request(prompt(1000, 1), 2));
-  const uint64_t before = scheduler_->stats().computed_tokens;
-  steps(3);
-  EXPECT_EQ(scheduler_->stats().computed_tokens, before + 3 * 11);
-  scheduler_->cancel(decoding);
-  steps(1);  // nobody decodes
-  EXPECT_EQ(scheduler_->stats().computed_tokens, before + 3 * 11 + 64);
+  steps(8);
+  EXPECT_NEAR(times.rows(), 55, 1);
+  const GenerationId decoding = submit(request(prompt(3, 2), 60));
+  steps(4);
+  EXPECT_GT(outcomes_[decoding].tokens.size(), 1u);
+  EXPECT_NEAR(times.rows(), 25, 3);
 }
 
 // Four sequences want a new block in the same step, and three are left.
