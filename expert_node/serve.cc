@@ -376,12 +376,12 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
   if (!sessions_.contains(session)) {
     return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is not open", session.value)};
   }
-  const std::span<const int> resident = tiles_.planned_tiles();
   if (plan_state_.phase == transport::NodeState::Phase::kLoading) {
     return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
   }
   if (plan_state_.phase == transport::NodeState::Phase::kReady) {
     // A later plan is a hint: what it adds is read when a Dispatch asks for it.
+    const std::span<const int> resident = tiles_.planned_tiles();
     if (!std::equal(tiles.begin(), tiles.end(), resident.begin(), resident.end())) {
       log_info("plan epoch {}: tiles stay as loaded, new ones are read on demand",
                plan.epoch.value);

@@ -143,17 +143,30 @@ size_t TileStore::num_slots(std::span<const int> tiles) const {
 void TileStore::plan(std::span<const int> tiles) {
   check_tiles(tiles);
   require(tiles);
-  reader_.reset();
   const size_t slots = num_slots(tiles);
   const size_t experts =
       catalog_.moe_layers.size() * static_cast<size_t>(catalog_.n_routed_experts);
+  std::unique_ptr<ExpertReader> reader;
+  {
+    const std::lock_guard lock(mutex_);
+    reader = std::move(reader_);
+  }
+  reader.reset();  // reads under way end here
+  {
+    const std::lock_guard lock(mutex_);
+    planned_.clear();
+    cache_.reset();
+    reading_.clear();
+    errors_.clear();
+    arena_ = HostBuffer();
+  }
+  // Registering memory pins it, which may take long: others may ask for statistics meanwhile.
+  HostBuffer arena(slots * slot_bytes_);
+  reader = source_->make_reader(options_.reader);
+  reader->use_memory(arena.span());
+
   const std::lock_guard lock(mutex_);
-  planned_.clear();
-  cache_.reset();
-  reading_.clear();
-  errors_.clear();
-  arena_ = HostBuffer();
-  arena_ = HostBuffer(slots * slot_bytes_);
+  arena_ = std::move(arena);
   cache_.emplace(
       experts, num_tiles(), slots, options_.eviction,
       kHalfLifeTokens * static_cast<double>(std::max<size_t>(1, catalog_.moe_layers.size())));
@@ -163,8 +176,7 @@ void TileStore::plan(std::span<const int> tiles) {
   stats_.slot_bytes = slot_bytes_;
   stats_.slots = slots;
   stats_.stall_seconds.assign(static_cast<size_t>(catalog_.num_layers), 0);
-  reader_ = source_->make_reader(options_.reader);
-  reader_->use_memory(arena_.span());
+  reader_ = std::move(reader);
   planned_.assign(tiles.begin(), tiles.end());
   log_debug("expert tiles: {} slots of {}, read by {}", slots, format_bytes(slot_bytes_),
             reader_->describe());

@@ -398,7 +398,9 @@ TEST(TileStore, says_so_when_the_tiles_do_not_fit_into_the_address_space) {
                                           store.plan(std::vector<int>{0, 1});
                                         }),
             "cannot map 216 TiB of memory: Cannot allocate memory");
+  EXPECT_FALSE(store.is_planned());
   EXPECT_TRUE(store.planned_tiles().empty());
+  EXPECT_EQ(store.stats().slots, 0u);
 }
 
 // Overwrites bytes of a tensor in its file.
