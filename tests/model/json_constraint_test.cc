@@ -376,6 +376,11 @@ TEST(JsonConstraint, unknown_keywords_and_bad_schemas_are_named) {
               HasSubstr("$.oneOf: branches 0 and 1"));
   EXPECT_THAT(refusal(R"({"allOf": [{"type": "string"}, {"type": "integer"}]})"),
               HasSubstr("$.allOf[0].type"));
+  EXPECT_THAT(refusal(R"({"allOf": [{"$ref": "#"}, {"type": "object"}]})"),
+              HasSubstr("$.allOf[0]: a $ref leads back"));
+  EXPECT_THAT(
+      refusal(R"({"type": ["null", "null", "null", "null", "null", "null", "null", "null"]})"),
+      HasSubstr("$.type: a type is there twice"));
   EXPECT_THAT(refusal("{"), HasSubstr("not JSON"));
   EXPECT_THAT(refusal("[]"), HasSubstr("$: expected an object"));
   EXPECT_NE(refusal(std::string(5000, '[')), "");
