@@ -60,9 +60,10 @@ endfunction()
 # Tests of one folder's code alone also carry the label `unit` and are what the target unit_tests
 # builds: the sanitizers run those, without the time that building the whole program takes. Tests
 # that need the program or take long say so: LABELS system or LABELS slow. ONE_THREAD: neither the
-# test nor what it tests starts a thread, so the thread sanitizer leaves it out.
+# test nor what it tests starts a thread, so the thread sanitizer leaves it out. ONE_PROCESS: under the
+# sanitizers, where a process takes seconds to start, one runs all cases, which must not skip any.
 function(atoll_test folder name)
-  cmake_parse_arguments(ARG "ONE_THREAD" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "ONE_THREAD;ONE_PROCESS" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -91,8 +92,13 @@ function(atoll_test folder name)
   # One label such as e2e-system-slow: the discovery of CMake 3.25 can't carry a list.
   list(PREPEND ARG_LABELS ${folder})
   list(JOIN ARG_LABELS "-" label)
-  gtest_discover_tests(${target}
-    DISCOVERY_TIMEOUT 60
-    TEST_PREFIX ${folder}/
-    PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS ${label})
+  if(ARG_ONE_PROCESS AND CMAKE_CXX_FLAGS MATCHES "-fsanitize")
+    add_test(NAME ${folder}/${name} COMMAND ${target})
+    set_tests_properties(${folder}/${name} PROPERTIES TIMEOUT 600 LABELS ${label})
+  else()
+    gtest_discover_tests(${target}
+      DISCOVERY_TIMEOUT 60
+      TEST_PREFIX ${folder}/
+      PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS ${label})
+  endif()
 endfunction()

@@ -608,9 +608,7 @@ TEST_F(HttpServerTest, a_client_that_closes_is_gone_while_its_answer_is_made) {
     ASSERT_TRUE(kept_.at(0));
     EXPECT_EQ(server().stats().in_flight, 1);
   }
-  const auto begin = std::chrono::steady_clock::now();
   EXPECT_TRUE(gone());
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(500));
   EXPECT_EQ(server().stats().in_flight, 0);
   on_server([&] { kept_.at(0)->respond({}); });  // does nothing
   expect_serving();

