@@ -284,7 +284,7 @@ void Deployment::wait_for_nodes(const char* label, bool coordinator::Cluster::Lo
     if (options_.progress && !bar && !(state.*done) && clock_.now() - start > kBarAfter) {
       bar.emplace(label);
     }
-    if (bar && state.bytes_total != total) {
+    if (bar && !(state.*done) && state.bytes_total != total) {
       bar->start(total = state.bytes_total);
       shown = 0;
     }
