@@ -19,6 +19,8 @@ constexpr int32_t kNoFailure = std::numeric_limits<int32_t>::max();
 // A node works in panels of this many outputs, so pieces begin and end on them.
 constexpr int64_t kCell = kernels::kPanelWidth;
 constexpr auto kWaitStep = std::chrono::milliseconds(100);
+// A wait that took longer than this was not a wait: the process was stopped or its machine paused.
+constexpr auto kStall = 10 * kWaitStep;
 
 kernels::RowType kernel_row_type(transport::WireRowType type) {
   return type == transport::WireRowType::kBf16 ? kernels::RowType::kBf16 : kernels::RowType::kF32;
@@ -129,18 +131,31 @@ void Dispatcher::poll() {
 }
 
 Result<std::vector<RowFailure>> Dispatcher::combine(float* out) {
+  poll();
+  for (Share& share : shares_) share.last_progress = clock_.now();  // until now others had our time
   while (true) {
-    poll();
     if (Status reassigned = reassign_lost_shares(); !reassigned) {
       shares_.clear();
       return reassigned.error();
     }
     if (done()) break;
-    transport_.wait(kWaitStep);
-    check_deadlines();
+    await_answers();
   }
   shares_.clear();
   return add_sums(out);
+}
+
+// Only who is silent while this process listens is given up: nodes that were stopped with it, or
+// whose answers lie here unread, are not.
+void Dispatcher::await_answers() {
+  const auto start = clock_.now();
+  transport_.wait(kWaitStep);
+  poll();
+  const auto now = clock_.now();
+  if (now - start > kStall) {
+    for (Share& share : shares_) share.last_progress = now;
+  }
+  check_deadlines();
 }
 
 bool Dispatcher::done() const {
@@ -199,9 +214,10 @@ void Dispatcher::lose_node(size_t node, const std::string& why) {
 }
 
 // Gives what lost nodes still owe to living ones, the least loaded first, for good: the next
-// dispatches ask the new owner at once.
+// dispatches ask the new owner at once. Other tiles of a lost node stay its own until then.
 Status Dispatcher::reassign_lost_shares() {
   for (size_t s = 0; s < shares_.size(); ++s) {
+    const size_t owner = shares_[s].node;
     while (shares_[s].missing > 0 && !alive_[shares_[s].node]) {
       const size_t lost = shares_[s].node;
       std::optional<size_t> heir;
@@ -219,16 +235,21 @@ Status Dispatcher::reassign_lost_shares() {
       log_warn("tiles of node {} are asked from node {}, which reads them from disk",
                nodes_[lost].name, nodes_[*heir].name);
       (void)send_share(shares_[s]);  // a failure loses the heir, too: the loop goes on
-      if (alive_[*heir]) {
-        std::vector<transport::TileRange>& tiles = nodes_[*heir].tiles;
-        tiles.insert(tiles.end(), shares_[s].tiles.begin(), shares_[s].tiles.end());
-        std::sort(tiles.begin(), tiles.end(),
-                  [](const auto& a, const auto& b) { return a.begin < b.begin; });
-        nodes_[lost].tiles.clear();
-      }
+      if (alive_[*heir]) hand_over(shares_[s].tiles, owner, *heir);
     }
   }
   return {};
+}
+
+// `tiles` are some of the owner's ranges, each as it stands there.
+void Dispatcher::hand_over(const std::vector<transport::TileRange>& tiles, size_t owner,
+                           size_t heir) {
+  std::erase_if(nodes_[owner].tiles, [&](const transport::TileRange& range) {
+    return std::find(tiles.begin(), tiles.end(), range) != tiles.end();
+  });
+  std::vector<transport::TileRange>& own = nodes_[heir].tiles;
+  own.insert(own.end(), tiles.begin(), tiles.end());
+  std::sort(own.begin(), own.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
 }
 
 void Dispatcher::check_deadlines() {
@@ -294,7 +315,7 @@ void Dispatcher::take_partial(Share& share, const transport::Partial& partial) {
                                  partial.row_begin, partial.num_rows, partial.output_begin,
                                  partial.num_outputs, kCell, num_rows_, hidden));
   }
-  share.last_progress = clock_.now();
+  const int64_t missing_before = share.missing;
   const size_t element_bytes = partial.element_bits / 8;
   const int64_t panel_end = ceil_div(output_end, kCell);
   for (int64_t r = 0; r < partial.num_rows; ++r) {
@@ -316,6 +337,7 @@ void Dispatcher::take_partial(Share& share, const transport::Partial& partial) {
                               std::span(sums_).subspan(row * hidden + output, n));
     }
   }
+  if (share.missing < missing_before) share.last_progress = clock_.now();
   for (const transport::FailedRow& failed : partial.failed_rows) {
     if (failed.row < num_rows_) {
       lowest_failed_[failed.row] = std::min(lowest_failed_[failed.row], failed.expert);

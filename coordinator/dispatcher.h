@@ -35,8 +35,8 @@ struct DispatcherOptions {
   SessionId session;
   Epoch epoch{1};
   transport::WireLimits limits;
-  // Longest silence of a node that owes an answer. Generous: a node without the tile in RAM reads
-  // it from disk first.
+  // Longest silence of a node that owes an answer, while combine() waits for it. Generous: a node
+  // without the tile in RAM reads it from disk first.
   std::chrono::milliseconds progress_deadline{60000};
 };
 
@@ -104,6 +104,8 @@ class Dispatcher {
   void take_partial(Share& share, const transport::Partial& partial);
   void lose_node(size_t node, const std::string& why);
   Status reassign_lost_shares();
+  void hand_over(const std::vector<transport::TileRange>& tiles, size_t owner, size_t heir);
+  void await_answers();
   void check_deadlines();
   bool done() const;
   std::optional<size_t> node_of(transport::PeerId peer) const;

@@ -183,6 +183,8 @@ class DispatcherTest : public testing::Test {
       return events;
     };
     for (uint32_t node = 0; node < 3; ++node) transport_.scripts[node] = answer;
+  }
+  void SetUp() override {
     DispatcherOptions options;
     options.session = SessionId{77};
     options.limits = limits();
@@ -353,6 +355,94 @@ TEST_F(DispatcherTest, unreachable_nodes_are_replaced_at_once) {
   ASSERT_TRUE(step());
   expect_exact();
   EXPECT_EQ(dispatcher_->num_living(), 1);
+}
+
+// n2's tiles go to n1, which has answered for one of its two shares when it dies, too.
+TEST_F(DispatcherTest, an_heir_that_dies_leaves_all_its_tiles_whichever_it_answered_for) {
+  const auto answer = transport_.scripts[1];
+  for (const bool answers_own : {false, true}) {
+    SetUp();
+    const auto last_words = [&, answers_own](PeerId peer, const Dispatch& dispatch) {
+      const bool own = dispatch.tiles == to_ranges({1});
+      std::vector<Event> events;
+      if (own == answers_own) events.push_back(whole_partial(peer, dispatch));
+      if (!own) events.push_back(lost_event(peer));
+      return events;
+    };
+    transport_.scripts[1] = last_words;
+    transport_.unreachable = {2};
+    ASSERT_TRUE(step());
+    expect_exact();
+    EXPECT_EQ(dispatcher_->num_living(), 1);
+    for (int again = 0; again < 2; ++again) {
+      transport_.sent.clear();
+      ASSERT_TRUE(step());
+      expect_exact();
+    }
+    EXPECT_THAT(
+        transport_.sent,
+        testing::ElementsAre(std::make_pair(
+            uint32_t{0}, std::vector<transport::TileRange>{{0, 1}, {1, 2}, {2, 3}, {3, 4}})));
+  }
+}
+
+// The one that was asked first for n2's tiles can't be reached either.
+TEST_F(DispatcherTest, tiles_that_go_through_two_hands_are_asked_once_afterwards) {
+  transport_.scripts[1] = [&](PeerId peer, const Dispatch& dispatch) {
+    transport_.unreachable = {1, 2};  // from now on
+    std::vector<Event> events;
+    events.push_back(whole_partial(peer, dispatch));
+    return events;
+  };
+  transport_.unreachable = {2};
+  for (int again = 0; again < 3; ++again) {
+    transport_.sent.clear();
+    ASSERT_TRUE(step());
+    expect_exact();
+  }
+  EXPECT_EQ(transport_.sent.size(), 1u);
+}
+
+// Stopped by a signal, say, with its nodes: what they couldn't say meanwhile isn't silence.
+TEST_F(DispatcherTest, time_in_which_this_process_did_not_run_is_no_nodes_silence) {
+  const auto answer = transport_.scripts[2];
+  for (const bool while_stopped : {true, false}) {
+    std::optional<Dispatch> asked;
+    transport_.scripts[2] = [&](PeerId, const Dispatch& dispatch) {
+      asked = dispatch;
+      return std::vector<Event>{};
+    };
+    int waits = 0;
+    transport_.on_wait = [&] {
+      if (++waits == 1) clock_.advance(2 * kDeadline);
+      if (waits == (while_stopped ? 1 : 2)) {
+        for (Event& event : answer(PeerId{2}, *asked)) {
+          transport_.events.push_back(std::move(event));
+        }
+      }
+    };
+    ASSERT_TRUE(step());
+    expect_exact();
+    EXPECT_EQ(dispatcher_->num_living(), 3);
+  }
+}
+
+TEST_F(DispatcherTest, a_node_that_says_the_same_again_and_again_makes_no_progress) {
+  std::optional<Dispatch> asked;
+  transport_.scripts[1] = [&](PeerId, const Dispatch& dispatch) {
+    asked = dispatch;
+    return std::vector<Event>{};
+  };
+  int waits = 0;
+  transport_.on_wait = [&] {
+    ASSERT_LT(++waits, 1000);
+    if (dispatcher_->alive(1)) {
+      transport_.events.push_back(partial_event(PeerId{1}, *asked, 0, 1, 0, 16));
+    }
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.closed, testing::ElementsAre(1));
 }
 
 TEST_F(DispatcherTest, a_hint_goes_to_every_living_node_with_its_own_tiles) {
