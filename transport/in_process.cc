@@ -47,6 +47,7 @@ struct Side {
   bool connected = false;     // this side sends to the other and takes its messages
   bool lost = false;          // connected, but the other side has gone
   bool woken = false;
+  bool has_pump = false;
   std::string peer_name;
   std::deque<Event> inbox;
   std::condition_variable changed;
@@ -77,7 +78,10 @@ class InProcessEnd final : public Transport {
   void wake() override;
   std::string selected_links(PeerId) const override { return "in-process"; }
 
-  void set_pump(std::function<void()> pump) { pump_ = std::move(pump); }
+  void set_pump(std::function<void()> pump) {
+    pump_ = std::move(pump);
+    own_.has_pump = true;
+  }
 
  private:
   void disconnect();  // with the mutex held
@@ -150,7 +154,8 @@ Status InProcessEnd::send(PeerId peer, std::span<const std::byte> header, Shared
     return Error{ErrorCode::kUnavailable, fmt::format("send to {}: it was closed", own_.peer_name)};
   if (own_.lost)
     return Error{ErrorCode::kUnavailable, fmt::format("send to {}: it is lost", own_.peer_name)};
-  if (other_.inbox.size() >= kQueuedMax)
+  // A pump's end can't wait for room: who makes it is the thread that it runs on.
+  if (other_.inbox.size() >= kQueuedMax && !other_.has_pump)
     return Error{ErrorCode::kOverloaded, fmt::format("send to {}: {} sends are under way",
                                                      own_.peer_name, other_.inbox.size())};
   if (!other_.connected || other_.lost) return {};  // a stranger to it: dropped there

@@ -108,7 +108,8 @@ struct InProcessPair {
   std::unique_ptr<Transport> far_end;
 };
 InProcessPair make_in_process_pair(size_t message_bytes_max = 0);  // 0: no limit
-// The far end's work, run inside near_end's poll() and wait(); set before the first call.
+// The far end's work, run inside near_end's poll() and wait(); set before the first call. It may
+// send as much as it likes in one go: nobody could take any of it before it returns.
 void set_in_process_pump(Transport& near_end, std::function<void()> pump);
 
 }  // namespace atl::transport
