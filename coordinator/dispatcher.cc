@@ -48,6 +48,7 @@ Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const 
 Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
                             const float* weights) {
   CHECK(shares_.empty());
+  hand_overs_.clear();
   CHECK(num_rows >= 1 && num_rows <= options_.limits.rows_max);
   const int64_t hidden = options_.limits.hidden_size, top_k = options_.limits.top_k;
   layer_ = layer;
@@ -85,7 +86,7 @@ Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, 
     if (alive_[share.node]) (void)send_share(share);  // a failure marks the node as lost
   }
   const Status status = reassign_lost_shares();
-  if (!status) shares_.clear();
+  if (!status) give_up_dispatch();
   return status;
 }
 
@@ -135,7 +136,7 @@ Result<std::vector<RowFailure>> Dispatcher::combine(float* out) {
   for (Share& share : shares_) share.last_progress = clock_.now();  // until now others had our time
   while (true) {
     if (Status reassigned = reassign_lost_shares(); !reassigned) {
-      shares_.clear();
+      give_up_dispatch();
       return reassigned.error();
     }
     if (done()) break;
@@ -213,32 +214,53 @@ void Dispatcher::lose_node(size_t node, const std::string& why) {
            num_living(), nodes_.size());
 }
 
-// Gives what lost nodes still owe to living ones, the least loaded first, for good: the next
-// dispatches ask the new owner at once. Other tiles of a lost node stay its own until then.
+bool Dispatcher::can_be_asked(size_t node, const Share& share) const {
+  return alive_[node] && std::find(share.refused_by.begin(), share.refused_by.end(), node) ==
+                             share.refused_by.end();
+}
+
+// Gives what lost nodes still owe and what others refused to living ones, the least loaded first,
+// for good: the next dispatches ask the new owner at once. Other tiles of a lost node stay its own
+// until then.
 Status Dispatcher::reassign_lost_shares() {
   for (size_t s = 0; s < shares_.size(); ++s) {
     const size_t owner = shares_[s].node;
-    while (shares_[s].missing > 0 && !alive_[shares_[s].node]) {
+    while (shares_[s].missing > 0 && !can_be_asked(shares_[s].node, shares_[s])) {
       const size_t lost = shares_[s].node;
       std::optional<size_t> heir;
       for (size_t node = 0; node < nodes_.size(); ++node) {
-        if (alive_[node] && (!heir || num_tiles(nodes_[node]) < num_tiles(nodes_[*heir]))) {
+        if (can_be_asked(node, shares_[s]) &&
+            (!heir || num_tiles(nodes_[node]) < num_tiles(nodes_[*heir]))) {
           heir = node;
         }
       }
       if (!heir) {
-        return Error{ErrorCode::kUnavailable,
-                     fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
-                                 nodes_[lost].name, last_loss_[lost])};
+        return Error{
+            ErrorCode::kUnavailable,
+            fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
+                        nodes_[lost].name, alive_[lost] ? shares_[s].refusal : last_loss_[lost])};
       }
       shares_[s].node = *heir;
       log_warn("tiles of node {} are asked from node {}, which reads them from disk",
                nodes_[lost].name, nodes_[*heir].name);
       (void)send_share(shares_[s]);  // a failure loses the heir, too: the loop goes on
-      if (alive_[*heir]) hand_over(shares_[s].tiles, owner, *heir);
+      if (alive_[*heir]) {
+        hand_over(shares_[s].tiles, owner, *heir);
+        hand_overs_.push_back({shares_[s].tiles, owner, *heir});
+      }
     }
   }
   return {};
+}
+
+// Nobody could compute a share. Whose tiles went from hand to hand has them again: the others may
+// have them in RAM, and what could not be read now may be read later.
+void Dispatcher::give_up_dispatch() {
+  shares_.clear();
+  for (; !hand_overs_.empty(); hand_overs_.pop_back()) {
+    const HandOver& last = hand_overs_.back();
+    hand_over(last.tiles, last.heir, last.owner);
+  }
 }
 
 // `tiles` are some of the owner's ranges, each as it stands there.
@@ -297,9 +319,21 @@ void Dispatcher::handle(transport::Event event) {
                                              static_cast<uint32_t>(layer_)};
   });
   if (share == shares_.end()) return;  // late or double
-  if (refused) return lose_node(*node, "refused: " + frame->refusal.error.message);
+  if (refused) return take_refusal(*share, frame->refusal.error);
   traffic_[*node].bytes_in += event.message->payload().size();
   take_partial(*share, frame->partial);
+}
+
+// A node without a tile can still compute others.
+void Dispatcher::take_refusal(Share& share, const Error& error) {
+  const std::string why = "refused: " + error.message;
+  const bool for_want_of_a_tile = error.code == ErrorCode::kUnavailable ||
+                                  error.code == ErrorCode::kCorrupt ||
+                                  error.code == ErrorCode::kOverloaded;
+  if (!for_want_of_a_tile) return lose_node(share.node, why);
+  log_warn("node {} at layer {}: {}", nodes_[share.node].name, layer_, why);
+  share.refused_by.push_back(share.node);
+  share.refusal = why;
 }
 
 // Adds the cells of the rectangle that had not arrived yet.

@@ -4,7 +4,7 @@
 // tiles; combine() waits until every tile of every row has answered and adds the integers. Any
 // order of arrival gives the same bits. A node that is lost, refuses or makes no progress within
 // the deadline has its part asked again from another living node (a node computes any tile that it
-// can reach); only when none is left does combine() fail.
+// can reach); only when none is left does combine() fail. Who refused because of a tile lives on.
 //
 // One thread uses a Dispatcher: the one that owns the Transport.
 #pragma once
@@ -96,15 +96,24 @@ class Dispatcher {
     std::vector<bool> arrived;  // [num_rows, num_panels]
     int64_t missing = 0;
     Clock::TimePoint last_progress;
+    std::vector<size_t> refused_by;  // nodes that can't have one of its tiles
+    std::string refusal;             // the last one's words
+  };
+  struct HandOver {
+    std::vector<transport::TileRange> tiles;
+    size_t owner, heir;
   };
 
   transport::SharedBuffer free_buffer(size_t bytes);
   Status send_share(Share& share);
   void handle(transport::Event event);
+  void take_refusal(Share& share, const Error& error);
   void take_partial(Share& share, const transport::Partial& partial);
   void lose_node(size_t node, const std::string& why);
   Status reassign_lost_shares();
   void hand_over(const std::vector<transport::TileRange>& tiles, size_t owner, size_t heir);
+  bool can_be_asked(size_t node, const Share& share) const;
+  void give_up_dispatch();
   void await_answers();
   void check_deadlines();
   bool done() const;
@@ -128,6 +137,7 @@ class Dispatcher {
   transport::SharedBuffer payload_;
   size_t payload_bytes_ = 0;
   std::vector<Share> shares_;
+  std::vector<HandOver> hand_overs_;
   std::vector<int64_t> sums_;           // [num_rows, hidden]
   std::vector<int32_t> lowest_failed_;  // [num_rows] lowest failed expert, or kNone
 };

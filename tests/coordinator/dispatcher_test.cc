@@ -320,7 +320,54 @@ TEST_F(DispatcherTest, a_refusal_or_a_bad_frame_sends_the_tiles_elsewhere) {
   };
   ASSERT_TRUE(step());
   expect_exact();
-  EXPECT_THAT(transport_.closed, testing::UnorderedElementsAre(1, 2));
+  EXPECT_THAT(transport_.closed, testing::ElementsAre(2));  // n1 has other tiles to give
+  transport_.sent.clear();
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(transport_.sent.size(), 1u);  // but isn't asked for that one in vain again
+}
+
+// A damaged tile in the checkpoint that all of them read.
+TEST_F(DispatcherTest, what_every_node_refuses_ends_a_step_and_not_the_run) {
+  bool damaged = true;
+  for (uint32_t node = 0; node < 3; ++node) {
+    transport_.scripts[node] = [&, answer = transport_.scripts[node]](PeerId peer,
+                                                                      const Dispatch& dispatch) {
+      const bool mine = std::any_of(dispatch.tiles.begin(), dispatch.tiles.end(),
+                                    [](const auto& r) { return r.begin <= 1 && r.end > 1; });
+      if (!mine || !damaged) return answer(peer, dispatch);
+      std::vector<std::byte> header;
+      transport::encode_refusal({dispatch.names, {ErrorCode::kCorrupt, "tile 1 damaged"}}, &header);
+      std::vector<Event> events;
+      events.push_back(message_event(peer, header, {}));
+      return events;
+    };
+  }
+  for (int again = 0; again < 3; ++again) {
+    const auto failures = step();
+    ASSERT_FALSE(failures);
+    EXPECT_THAT(failures.error().message, testing::HasSubstr("layer 3"));
+    EXPECT_THAT(failures.error().message, testing::HasSubstr("tile 1 damaged"));
+  }
+  damaged = false;  // an expert whose tile is sound
+  transport_.sent.clear();
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 3);
+  EXPECT_EQ(transport_.sent.size(), 3u);  // each its own
+}
+
+TEST_F(DispatcherTest, a_refusal_for_another_reason_is_the_last_word_of_a_node) {
+  transport_.scripts[1] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<std::byte> header;
+    transport::encode_refusal({dispatch.names, {ErrorCode::kInvalid, "no session"}}, &header);
+    std::vector<Event> events;
+    events.push_back(message_event(peer, header, {}));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_THAT(transport_.closed, testing::ElementsAre(1));
 }
 
 TEST_F(DispatcherTest, a_rectangle_outside_the_dispatch_is_a_bad_frame) {
