@@ -264,27 +264,27 @@ void Scheduler::admit() {
     if (!try_admit(preempted_.front())) return;
     preempted_.pop_front();
   }
-  std::vector<const Client*> passed_over;
-  while (std::ssize(running_) < options_.sequences_max) {
-    Client* client = least_served(passed_over);
-    if (!client) return;
-    if (options_.prefix_cache && computes_the_same(*client->waiting.front())) {
-      passed_over.push_back(client);
-      continue;
+  if (std::ssize(running_) >= options_.sequences_max) return;
+  for (Client* client : clients_by_service()) {
+    std::deque<GenerationPtr>& waiting = client->waiting;
+    while (!waiting.empty()) {
+      if (std::ssize(running_) >= options_.sequences_max) return;
+      if (options_.prefix_cache && computes_the_same(*waiting.front())) break;
+      if (!try_admit(waiting.front())) return;
+      waiting.pop_front();
     }
-    if (!try_admit(client->waiting.front())) return;
-    client->waiting.pop_front();
   }
 }
 
-Scheduler::Client* Scheduler::least_served(const std::vector<const Client*>& passed_over) {
-  Client* least = nullptr;
+// Those with requests that wait, the least served first.
+std::vector<Scheduler::Client*> Scheduler::clients_by_service() {
+  std::vector<Client*> clients;
   for (auto& [name, client] : clients_) {
-    if (client.waiting.empty() || std::count(passed_over.begin(), passed_over.end(), &client))
-      continue;
-    if (!least || client.service < least->service) least = &client;
+    if (!client.waiting.empty()) clients.push_back(&client);
   }
-  return least;
+  std::stable_sort(clients.begin(), clients.end(),
+                   [](const Client* a, const Client* b) { return a->service < b->service; });
+  return clients;
 }
 
 // Whether a sequence in the batch is about to publish blocks that this one could use.

@@ -81,7 +81,7 @@ class Scheduler final : public GenerationBackend {
   void admit();
   bool try_admit(GenerationPtr& generation);
   bool computes_the_same(const Generation& generation) const;
-  Client* least_served(const std::vector<const Client*>& passed_over);
+  std::vector<Client*> clients_by_service();
   void plan();
   void share_rows();
   void find_room();

@@ -334,6 +334,25 @@ TEST_F(SchedulerTest, several_samples_of_one_prompt_compute_it_once) {
   EXPECT_EQ(outcomes_[ids[3]].cached_tokens, 128);
 }
 
+// Any number of clients may be told to wait for one prompt: 26 s a step where each is looked for
+// among all, behind each that was passed over.
+TEST_F(SchedulerTest, many_clients_with_one_prompt_do_not_hold_up_its_steps) {
+  constexpr int kClients = 4000;
+  SchedulerOptions options;
+  options.queue_max = kClients;
+  open(4096, 64, options);
+  for (int i = 0; i < kClients; ++i) {
+    GenerationRequest one = request(prompt(640, 1), 1);
+    one.client = std::to_string(i);
+    submit(std::move(one));
+  }
+  const auto start = std::chrono::steady_clock::now();
+  steps(2);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+  EXPECT_EQ(scheduler_->stats().running, 1);
+  EXPECT_EQ(scheduler_->stats().waiting, kClients - 1);
+}
+
 TEST_F(SchedulerTest, a_cancelled_request_is_gone_with_the_next_step) {
   open();
   const GenerationId first = submit(request(prompt(70, 0), 100));
