@@ -50,6 +50,7 @@ ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_un
     ChildOptions child;
     child.name = name(node);
     child.pipe_stdout = true;
+    child.own_process_group = true;  // Ctrl-C: the coordinator needs them to the end
     child.argv = {program,       "node",        options.model_dir.string(),
                   "--name",      name(node),    "--listen",
                   "127.0.0.1:0", "--transport", std::string(to_string(options.transport))};

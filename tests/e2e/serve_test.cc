@@ -47,6 +47,7 @@ class Server {
     if (log_file.empty()) options.insert(options.end(), {"--log-level", "warn"});
     child.argv.insert(child.argv.end(), options.begin(), options.end());
     child.pipe_stdout = true;
+    child.own_process_group = true;  // as a job of a shell
     process_ = ChildProcess::start(child);
     const auto line = process_.read_line(kStartTimeout);
     const std::string_view ready = "listening on ";
@@ -190,7 +191,9 @@ TEST(Serve, a_node_that_dies_ends_no_request_and_changes_no_token) {
   EXPECT_EQ(server.ask({.path = "/ready"}).status, 200);
 }
 
-TEST(Serve, sigterm_finishes_what_is_under_way_and_takes_nothing_new) {
+class ServeDrains : public testing::TestWithParam<int> {};
+
+TEST_P(ServeDrains, what_is_under_way_and_takes_nothing_new) {
   Server server({"--nodes", "2"});
   auto client = server.client();
   json body = requests()[1];
@@ -205,7 +208,9 @@ TEST(Serve, sigterm_finishes_what_is_under_way_and_takes_nothing_new) {
       [&](std::string_view data, Clock::TimePoint) {
         last = data;
         if (++events != 3) return;
-        server.process().send_signal(SIGTERM);
+        // A terminal sends Ctrl-C to all of a job, and so to the nodes.
+        const pid_t job = server.process().pid();
+        ASSERT_EQ(::kill(GetParam() == SIGINT ? -job : job, GetParam()), 0);
         // The signal takes a moment; what comes after it is refused.
         const auto again = [&](const auto& self) -> void {
           client->start(completion(requests()[3]), {}, [&, self](Result<HttpAnswer> answer) {
@@ -225,6 +230,9 @@ TEST(Serve, sigterm_finishes_what_is_under_way_and_takes_nothing_new) {
   ASSERT_TRUE(ended) << ended.error().message;
   EXPECT_EQ(*ended, "exit code 0");
 }
+
+INSTANTIATE_TEST_SUITE_P(Signals, ServeDrains, testing::Values(SIGTERM, SIGINT),
+                         [](const auto& info) { return std::to_string(info.param); });
 
 TEST(Serve, draining_has_a_limit_and_a_second_signal_ends_it) {
   for (const bool by_signal : {false, true}) {
