@@ -334,10 +334,10 @@ TEST_F(SchedulerTest, several_samples_of_one_prompt_compute_it_once) {
   EXPECT_EQ(outcomes_[ids[3]].cached_tokens, 128);
 }
 
-// Any number of clients may be told to wait for one prompt: 26 s a step where each is looked for
-// among all, behind each that was passed over.
+// Any number of clients may be told to wait for one prompt. Where each is looked for among all,
+// behind each that was passed over, this takes longer than a test may.
 TEST_F(SchedulerTest, many_clients_with_one_prompt_do_not_hold_up_its_steps) {
-  constexpr int kClients = 4000;
+  constexpr int kClients = 10000;
   SchedulerOptions options;
   options.queue_max = kClients;
   open(4096, 64, options);
@@ -346,9 +346,7 @@ TEST_F(SchedulerTest, many_clients_with_one_prompt_do_not_hold_up_its_steps) {
     one.client = std::to_string(i);
     submit(std::move(one));
   }
-  const auto start = std::chrono::steady_clock::now();
   steps(2);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
   EXPECT_EQ(scheduler_->stats().running, 1);
   EXPECT_EQ(scheduler_->stats().waiting, kClients - 1);
 }
