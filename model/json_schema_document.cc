@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iterator>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -71,7 +72,9 @@ SchemaTypes possible_types(const Json& schema, const std::string& place) {
 }  // namespace
 
 SchemaDocument::SchemaDocument(std::string_view text)
-    : root_(parse(text)), comparisons_left_(kComparisonsMax) {}
+    : root_(std::make_unique<const Json>(parse(text))), comparisons_left_(kComparisonsMax) {}
+
+SchemaDocument::~SchemaDocument() = default;
 
 void SchemaDocument::spend(size_t comparisons, const std::string& place) {
   if (comparisons > comparisons_left_) refuse_schema(place + ": too large");
@@ -86,13 +89,13 @@ std::string SchemaDocument::ref_of(const Json& schema, const std::string& place)
 }
 
 const Json& SchemaDocument::target(const std::string& ref, const std::string& place) const {
-  if (ref == "#") return root_;
+  if (ref == "#") return *root_;
   if (!ref.starts_with("#/")) {
     refuse_schema(
         fmt::format("{}.$ref: \"{}\" is not in this schema (\"#/...\")", place, ref.substr(0, 80)));
   }
   try {
-    return root_.at(Json::json_pointer(ref.substr(1)));
+    return root_->at(Json::json_pointer(ref.substr(1)));
   } catch (const Json::exception&) {
     refuse_schema(fmt::format("{}.$ref: there is no \"{}\"", place, ref.substr(0, 80)));
   }

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstddef>
-#include <nlohmann/json.hpp>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 
@@ -17,8 +18,9 @@ class SchemaDocument {
  public:
   // kInvalid, thrown, if the text is no JSON, too long, or nested too deep.
   explicit SchemaDocument(std::string_view text);
+  ~SchemaDocument();
 
-  const nlohmann::ordered_json& root() const { return root_; }
+  const nlohmann::ordered_json& root() const { return *root_; }
   // What stands under "$ref", and what it leads to.
   static std::string ref_of(const nlohmann::ordered_json& schema, const std::string& place);
   const nlohmann::ordered_json& target(const std::string& ref, const std::string& place) const;
@@ -40,7 +42,7 @@ class SchemaDocument {
   void merge_object(const nlohmann::ordered_json& part, const std::string& place, Merge& merge);
   void spend(size_t comparisons, const std::string& place);
 
-  nlohmann::ordered_json root_;
+  std::unique_ptr<const nlohmann::ordered_json> root_;
   size_t comparisons_left_;
 };
 

@@ -1,7 +1,7 @@
 // The keywords of a JSON Schema about numbers.
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 

@@ -50,6 +50,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"histedit.h", {"cli/line_editor.cc"}},
     {"boost/", {"coordinator/http/", "cli/"}, true},
     {"prometheus/", {"coordinator/api/metrics.cc"}},
+    {"nlohmann/json_fwd.hpp", {"model/"}, true},
     {"nlohmann/", {"model/", "storage/", "topology/", "transport/", "coordinator/", "cli/"}},
     {"gtest/", {}},
     {"gmock/", {}},
