@@ -24,7 +24,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "cli/serve_load.h"
-#include "coordinator/http/http_server.h"
+#include "http/http_server.h"
 
 namespace {
 

@@ -21,9 +21,9 @@
 #include "cli/output.h"
 #include "cli/table.h"
 #include "kernels/attention.h"
-#include "storage/disk_probe.h"
-#include "storage/pack.h"
-#include "storage/tile_store.h"
+#include "storage/io/disk_probe.h"
+#include "storage/pack/pack.h"
+#include "storage/tiles/tile_store.h"
 #include "topology/machine_limit.h"
 
 namespace atl::cli {

@@ -28,9 +28,9 @@
 #include "cli/memory_options.h"
 #include "cli/output.h"
 #include "cli/table.h"
-#include "storage/disk_probe.h"
-#include "storage/pack.h"
-#include "storage/pack_reader.h"
+#include "storage/io/disk_probe.h"
+#include "storage/pack/pack.h"
+#include "storage/pack/pack_reader.h"
 #include "topology/machine_limit.h"
 
 namespace atl::cli {

@@ -6,7 +6,7 @@
 
 #include "base/result.h"
 #include "cli/synth.h"
-#include "model/byte_alphabet.h"
+#include "text/byte_alphabet.h"
 
 namespace atl::cli {
 namespace {

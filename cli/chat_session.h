@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "base/result.h"
-#include "coordinator/http/http_client.h"
+#include "http/http_client.h"
 
 namespace atl::cli {
 

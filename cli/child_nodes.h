@@ -11,7 +11,7 @@
 #include "cli/memory_options.h"
 #include "cli/numerics.h"
 #include "topology/thread_plan.h"
-#include "transport/transport.h"
+#include "transport/data/transport.h"
 
 namespace atl::cli {
 

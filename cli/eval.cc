@@ -16,8 +16,8 @@
 #include "cli/output.h"
 #include "cli/progress_bar.h"
 #include "cli/stats_report.h"
-#include "coordinator/evaluate.h"
-#include "model/tokenizer.h"
+#include "coordinator/engine/evaluate.h"
+#include "text/tokenizer.h"
 
 namespace atl::cli {
 namespace {

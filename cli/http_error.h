@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "coordinator/http/http_client.h"
+#include "http/http_client.h"
 
 namespace atl::cli {
 

@@ -21,11 +21,11 @@
 #include "cli/table.h"
 #include "kernels/tile.h"
 #include "model/config.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 #include "model/weights_map.h"
-#include "storage/checkpoint.h"
-#include "storage/pack.h"
-#include "storage/tile_store.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/pack/pack.h"
+#include "storage/tiles/tile_store.h"
 #include "topology/placement.h"
 
 namespace atl::cli {

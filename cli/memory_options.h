@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "storage/expert_reader.h"
+#include "storage/tiles/expert_reader.h"
 
 namespace CLI {
 class App;

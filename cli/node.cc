@@ -19,7 +19,7 @@
 #include "cli/thread_options.h"
 #include "expert_node/serve.h"
 #include "topology/machine.h"
-#include "transport/control.h"
+#include "transport/control/control.h"
 
 namespace atl::cli {
 namespace {

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "kernels/numeric_types.h"
-#include "storage/matrix_source.h"
-#include "storage/pack.h"
-#include "transport/wire.h"
+#include "storage/checkpoint/matrix_source.h"
+#include "storage/pack/pack.h"
+#include "transport/data/wire.h"
 
 namespace CLI {
 class App;

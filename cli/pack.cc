@@ -20,9 +20,9 @@
 #include "cli/thread_options.h"
 #include "model/config.h"
 #include "model/weights_map.h"
-#include "storage/checkpoint.h"
-#include "storage/pack.h"
-#include "storage/pack_writer.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/pack/pack.h"
+#include "storage/pack/pack_writer.h"
 
 namespace atl::cli {
 namespace {

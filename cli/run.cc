@@ -11,9 +11,9 @@
 #include "cli/deployment.h"
 #include "cli/output.h"
 #include "cli/stats_report.h"
-#include "coordinator/generate.h"
+#include "coordinator/serving/generate.h"
 #include "model/sampler.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace atl::cli {
 namespace {

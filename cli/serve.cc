@@ -20,12 +20,12 @@
 #include "cli/output.h"
 #include "cli/stop_signals.h"
 #include "coordinator/api/api.h"
-#include "coordinator/cluster_monitor.h"
-#include "coordinator/http/http_server.h"
-#include "coordinator/scheduler.h"
+#include "coordinator/cluster/cluster_monitor.h"
+#include "http/http_server.h"
+#include "coordinator/serving/scheduler.h"
 #include "kernels/attention.h"
-#include "model/chat_template.h"
-#include "model/tokenizer.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
 
 namespace atl::cli {
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/http/http_client.h"
+#include "http/http_client.h"
 
 namespace atl::cli {
 

@@ -8,7 +8,7 @@
 
 #include "base/cache_stats.h"
 #include "cli/deployment.h"
-#include "coordinator/generate.h"
+#include "coordinator/serving/generate.h"
 
 namespace atl::cli {
 

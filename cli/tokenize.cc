@@ -13,8 +13,8 @@
 #include "base/result.h"
 #include "cli/commands.h"
 #include "cli/output.h"
-#include "model/tokenizer.h"
-#include "model/utf8.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
 
 namespace atl::cli {
 namespace {

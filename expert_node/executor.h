@@ -15,8 +15,8 @@
 #include "base/result.h"
 #include "base/thread_team.h"
 #include "expert_node/tile_phases.h"
-#include "storage/tile_store.h"
-#include "transport/wire.h"
+#include "storage/tiles/tile_store.h"
+#include "transport/data/wire.h"
 
 namespace atl::expert_node {
 

@@ -19,10 +19,10 @@
 #include "base/ids.h"
 #include "base/thread_team.h"
 #include "expert_node/executor.h"
-#include "storage/tile_store.h"
-#include "transport/control.h"
-#include "transport/transport.h"
-#include "transport/wire.h"
+#include "storage/tiles/tile_store.h"
+#include "transport/control/control.h"
+#include "transport/data/transport.h"
+#include "transport/data/wire.h"
 
 namespace atl::expert_node {
 

@@ -14,7 +14,7 @@
 
 #include "base/check.h"
 #include "base/result.h"
-#include "storage/printable.h"
+#include "storage/io/printable.h"
 
 namespace atl::model {
 namespace {

@@ -8,7 +8,7 @@
 #include "base/progress.h"
 #include "kernels/numeric_types.h"
 #include "model/config.h"
-#include "storage/safetensors_writer.h"
+#include "storage/checkpoint/safetensors_writer.h"
 
 namespace atl::model {
 

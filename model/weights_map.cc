@@ -14,7 +14,7 @@
 #include "base/units.h"
 #include "kernels/numeric_types.h"
 #include "kernels/panel.h"
-#include "storage/printable.h"
+#include "storage/io/printable.h"
 
 namespace atl::model {
 namespace {

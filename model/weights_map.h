@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "model/config.h"
-#include "storage/checkpoint.h"
-#include "storage/matrix_source.h"
-#include "storage/pack.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/checkpoint/matrix_source.h"
+#include "storage/pack/pack.h"
 
 namespace atl::model {
 

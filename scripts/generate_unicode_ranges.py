@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes model/unicode_ranges_data.inc: the general category of every code point.
+"""Writes text/unicode_ranges_data.inc: the general category of every code point.
 
 Unicode 16.0 (what the Hugging Face tokenizers library uses) beside 14.0 (what PCRE2 10.42 uses).
     python3.11 -m pip install unicodedata2==16.0.0
-    python3.11 scripts/generate_unicode_ranges.py > model/unicode_ranges_data.inc
+    python3.11 scripts/generate_unicode_ranges.py > text/unicode_ranges_data.inc
 Python 3.11's own unicodedata module is version 14.0.0.
 """
 

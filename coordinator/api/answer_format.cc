@@ -8,7 +8,7 @@
 #include <random>
 
 #include "base/check.h"
-#include "model/utf8.h"
+#include "text/utf8.h"
 
 namespace atl::coordinator {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "coordinator/api/choice.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace atl::coordinator {
 

@@ -17,8 +17,8 @@
 #include "coordinator/api/metrics.h"
 #include "coordinator/api/request_preparer.h"
 #include "coordinator/api/stats_json.h"
-#include "coordinator/http/page.h"
-#include "storage/printable.h"
+#include "coordinator/api/page.h"
+#include "storage/io/printable.h"
 
 namespace atl::coordinator {
 namespace {

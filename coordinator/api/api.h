@@ -15,12 +15,12 @@
 
 #include "base/clock.h"
 #include "coordinator/api/api_keys.h"
-#include "coordinator/cluster_snapshot.h"
-#include "coordinator/generation.h"
-#include "coordinator/http/http_server.h"
-#include "model/chat_template.h"
+#include "coordinator/cluster/cluster_snapshot.h"
+#include "coordinator/serving/generation.h"
+#include "http/http_server.h"
+#include "text/chat_template.h"
 #include "model/config.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace atl::coordinator {
 

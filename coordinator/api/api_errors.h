@@ -7,7 +7,7 @@
 
 #include "base/check.h"
 #include "base/result.h"
-#include "coordinator/http/http_server.h"
+#include "http/http_server.h"
 
 namespace atl::coordinator {
 

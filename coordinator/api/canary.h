@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "coordinator/generation.h"
+#include "coordinator/serving/generation.h"
 
 namespace atl::coordinator {
 

@@ -5,8 +5,8 @@
 
 #include "coordinator/api/api_errors.h"
 #include "coordinator/api/chat_request.h"
-#include "model/chat_template.h"
-#include "model/reply_parser.h"
+#include "text/chat_template.h"
+#include "text/reply_parser.h"
 
 namespace atl::coordinator {
 

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "coordinator/api/stop_strings.h"
-#include "coordinator/generation.h"
-#include "model/reply_parser.h"
-#include "model/tokenizer.h"
+#include "coordinator/serving/generation.h"
+#include "text/reply_parser.h"
+#include "text/tokenizer.h"
 
 namespace atl::coordinator {
 

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "base/log.h"
-#include "storage/printable.h"
+#include "storage/io/printable.h"
 
 namespace atl::coordinator {
 namespace {

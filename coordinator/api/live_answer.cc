@@ -5,7 +5,7 @@
 #include <map>
 
 #include "base/log.h"
-#include "storage/printable.h"
+#include "storage/io/printable.h"
 
 namespace atl::coordinator {
 namespace {

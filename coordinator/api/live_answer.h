@@ -14,8 +14,8 @@
 #include "coordinator/api/metrics.h"
 #include "coordinator/api/request_preparer.h"
 #include "coordinator/api/stats_json.h"
-#include "coordinator/generation.h"
-#include "coordinator/http/http_server.h"
+#include "coordinator/serving/generation.h"
+#include "http/http_server.h"
 
 namespace atl::coordinator {
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <string_view>
 
-#include "coordinator/cluster_snapshot.h"
-#include "coordinator/generation.h"
-#include "coordinator/http/http_server.h"
+#include "coordinator/cluster/cluster_snapshot.h"
+#include "coordinator/serving/generation.h"
+#include "http/http_server.h"
 
 namespace atl::coordinator {
 

@@ -17,8 +17,8 @@
 #include "coordinator/api/chat_request.h"
 #include "coordinator/api/choice.h"
 #include "coordinator/api/completion_request.h"
-#include "coordinator/generation.h"
-#include "model/json_constraint.h"
+#include "coordinator/serving/generation.h"
+#include "constrain/json_constraint.h"
 
 namespace atl::coordinator {
 

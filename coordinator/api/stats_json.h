@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/cluster_snapshot.h"
-#include "coordinator/generation.h"
+#include "coordinator/cluster/cluster_snapshot.h"
+#include "coordinator/serving/generation.h"
 #include "model/config.h"
 
 namespace atl::coordinator {

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/http/http_server.h"
-#include "tests/coordinator/raw_http.h"
+#include "http/http_server.h"
+#include "tests/http/raw_http.h"
 
 namespace atl::test {
 

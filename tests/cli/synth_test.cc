@@ -8,8 +8,8 @@
 
 #include "base/result.h"
 #include "model/synthetic.h"
-#include "model/tokenizer.h"
-#include "storage/safetensors_writer.h"
+#include "text/tokenizer.h"
+#include "storage/checkpoint/safetensors_writer.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::cli {

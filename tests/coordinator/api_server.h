@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "coordinator/api/api.h"
-#include "model/chat_template.h"
+#include "text/chat_template.h"
 #include "model/config.h"
-#include "model/tokenizer.h"
-#include "tests/coordinator/raw_http.h"
+#include "text/tokenizer.h"
+#include "tests/http/raw_http.h"
 #include "tests/coordinator/scripted_backend.h"
 
 namespace atl::test {

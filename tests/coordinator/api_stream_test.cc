@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "model/utf8.h"
+#include "text/utf8.h"
 #include "tests/coordinator/api_server.h"
 
 namespace atl::test {

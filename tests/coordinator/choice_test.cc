@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "model/utf8.h"
+#include "text/utf8.h"
 
 namespace atl::coordinator {
 namespace {

@@ -1,4 +1,4 @@
-#include "coordinator/cluster_monitor.h"
+#include "coordinator/cluster/cluster_monitor.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // The coordinator's view of nodes that load, by nodes that say what they are told to.
-#include "coordinator/cluster.h"
+#include "coordinator/cluster/cluster.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "coordinator/dispatcher.h"
+#include "coordinator/cluster/dispatcher.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 #include <deque>
 #include <functional>
 
-#include "coordinator/cluster.h"
+#include "coordinator/cluster/cluster.h"
 
 namespace atl::coordinator {
 namespace {

@@ -1,5 +1,5 @@
 // The engine with its expert node in this process: sequences that fail, neighbours that don't care.
-#include "coordinator/engine.h"
+#include "coordinator/engine/engine.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,7 +10,7 @@
 #include <set>
 
 #include "cli/deployment.h"
-#include "coordinator/generate.h"
+#include "coordinator/serving/generate.h"
 #include "model/sampler.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"

@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "coordinator/http/http_server.h"
-#include "coordinator/http/page.h"
-#include "tests/coordinator/raw_http.h"
+#include "http/http_server.h"
+#include "coordinator/api/page.h"
+#include "tests/http/raw_http.h"
 #include "tests/support/command.h"
 #include "tests/support/temp_dir.h"
 

@@ -1,4 +1,4 @@
-#include "coordinator/kv_cache.h"
+#include "coordinator/engine/kv_cache.h"
 
 #include <gtest/gtest.h>
 

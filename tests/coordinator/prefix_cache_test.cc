@@ -1,4 +1,4 @@
-#include "coordinator/prefix_cache.h"
+#include "coordinator/engine/prefix_cache.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // The scheduler over a real engine with the small model: company, order and room change no token.
-#include "coordinator/scheduler.h"
+#include "coordinator/serving/scheduler.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,7 +12,7 @@
 #include <thread>
 
 #include "cli/deployment.h"
-#include "coordinator/generate.h"
+#include "coordinator/serving/generate.h"
 #include "tests/support/golden.h"
 
 namespace atl::coordinator {

@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "coordinator/generation.h"
-#include "model/tokenizer.h"
+#include "coordinator/serving/generation.h"
+#include "text/tokenizer.h"
 
 namespace atl::test {
 

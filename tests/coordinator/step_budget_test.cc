@@ -1,4 +1,4 @@
-#include "coordinator/step_budget.h"
+#include "coordinator/serving/step_budget.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "coordinator/step_cost.h"
+#include "coordinator/serving/step_cost.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <random>
 
-#include "coordinator/step_budget.h"
+#include "coordinator/serving/step_budget.h"
 
 namespace atl::coordinator {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "cli/deployment.h"
-#include "coordinator/evaluate.h"
+#include "coordinator/engine/evaluate.h"
 #include "tests/support/golden.h"
 
 namespace atl {

@@ -11,8 +11,8 @@
 #include <set>
 
 #include "cli/deployment.h"
-#include "coordinator/evaluate.h"
-#include "coordinator/generate.h"
+#include "coordinator/engine/evaluate.h"
+#include "coordinator/serving/generate.h"
 #include "model/sampler.h"
 #include "tests/support/golden.h"
 

@@ -6,8 +6,8 @@
 #include <filesystem>
 
 #include "cli/deployment.h"
-#include "coordinator/evaluate.h"
-#include "storage/pack.h"
+#include "coordinator/engine/evaluate.h"
+#include "storage/pack/pack.h"
 #include "tests/support/command.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"

@@ -9,8 +9,8 @@
 
 #include "base/fp_env.h"
 #include "cli/deployment.h"
-#include "coordinator/evaluate.h"
-#include "coordinator/generate.h"
+#include "coordinator/engine/evaluate.h"
+#include "coordinator/serving/generate.h"
 #include "model/sampler.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"

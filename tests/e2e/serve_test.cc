@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "base/child_process.h"
-#include "coordinator/http/http_client.h"
+#include "http/http_client.h"
 #include "tests/support/command.h"
 #include "tests/support/golden.h"
 #include "tests/support/temp_dir.h"

@@ -11,7 +11,7 @@
 
 #include "kernels/ops.h"
 #include "model/weights_map.h"
-#include "storage/pack_writer.h"
+#include "storage/pack/pack_writer.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"
 #include "tests/support/temp_dir.h"

@@ -1,4 +1,4 @@
-#include "storage/checkpoint.h"
+#include "storage/checkpoint/checkpoint.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "base/result.h"
-#include "storage/safetensors_writer.h"
+#include "storage/checkpoint/safetensors_writer.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::storage {

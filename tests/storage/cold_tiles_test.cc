@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "base/units.h"
-#include "storage/tile_store.h"
-#include "storage/usage_file.h"
+#include "storage/tiles/tile_store.h"
+#include "storage/tiles/usage_file.h"
 #include "tests/support/manual_tiles.h"
 #include "tests/support/temp_dir.h"
 

@@ -1,5 +1,5 @@
 // Who goes when room is needed, and what is counted.
-#include "storage/expert_cache.h"
+#include "storage/tiles/expert_cache.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "storage/extent_queue.h"
+#include "storage/io/extent_queue.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -26,7 +26,7 @@
 #include <random>
 
 #include "base/memory.h"
-#include "storage/extent_pieces.h"
+#include "storage/io/extent_pieces.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::storage {

@@ -9,7 +9,7 @@
 #include "base/result.h"
 #include "model/config.h"
 #include "model/weights_map.h"
-#include "storage/tile_store.h"
+#include "storage/tiles/tile_store.h"
 
 int main(int argc, char** argv) {
   if (argc != 6) return 2;

@@ -1,4 +1,4 @@
-#include "storage/pack_reader.h"
+#include "storage/pack/pack_reader.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -18,7 +18,7 @@
 #include "model/config.h"
 #include "model/synthetic.h"
 #include "model/weights_map.h"
-#include "storage/pack_writer.h"
+#include "storage/pack/pack_writer.h"
 #include "tests/storage/small_spec.h"
 #include "tests/support/temp_dir.h"
 

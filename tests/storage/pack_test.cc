@@ -1,4 +1,4 @@
-#include "storage/pack.h"
+#include "storage/pack/pack.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -25,8 +25,8 @@
 #include "model/config.h"
 #include "model/synthetic.h"
 #include "model/weights_map.h"
-#include "storage/pack_writer.h"
-#include "storage/tile_store.h"
+#include "storage/pack/pack_writer.h"
+#include "storage/tiles/tile_store.h"
 #include "tests/storage/small_spec.h"
 #include "tests/support/temp_dir.h"
 

@@ -1,4 +1,4 @@
-#include "storage/safetensors_writer.h"
+#include "storage/checkpoint/safetensors_writer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "storage/tile_store.h"
+#include "storage/tiles/tile_store.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>

@@ -13,9 +13,9 @@
 #include <thread>
 #include <vector>
 
-#include "storage/expert_reader.h"
-#include "storage/matrix_source.h"
-#include "storage/tile_source.h"
+#include "storage/tiles/expert_reader.h"
+#include "storage/checkpoint/matrix_source.h"
+#include "storage/tiles/tile_source.h"
 
 namespace atl::test {
 

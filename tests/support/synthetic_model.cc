@@ -3,7 +3,7 @@
 #include <fstream>
 #include <stdexcept>
 
-#include "storage/checkpoint.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "tests/support/golden.h"
 
 namespace atl::test {

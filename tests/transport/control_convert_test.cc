@@ -1,5 +1,5 @@
 // Statistics through the schema and back; what a peer could send instead.
-#include "transport/control_convert.h"
+#include "transport/control/control_convert.h"
 
 #include <capnp/message.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "transport/control.h"
+#include "transport/control/control.h"
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>

@@ -1,6 +1,6 @@
 // One suite over every Transport: in-process, UCX shared memory (posix, sysv) and UCX tcp. Both
 // ends live in this thread unless a test says otherwise.
-#include "transport/transport.h"
+#include "transport/data/transport.h"
 
 #include <fmt/core.h>
 #include <gtest/gtest.h>

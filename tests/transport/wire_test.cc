@@ -1,4 +1,4 @@
-#include "transport/wire.h"
+#include "transport/data/wire.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,190 @@
+#include "constrain/json_constraint.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "constrain/grammar.h"
+#include "constrain/sequence.h"
+#include "constrain/json_schema_grammar.h"
+#include "constrain/json_text_grammar.h"
+
+namespace atl::model {
+namespace {
+
+using Node = GrammarBuilder::Node;
+
+constexpr int kParallelCallsMax = 16;
+
+Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
+
+class CompiledGrammar final : public ConstraintGrammar {
+ public:
+  // with_tokens: for vocabularies that have the marks as tokens; null if there are no marks.
+  CompiledGrammar(std::shared_ptr<const CompiledConstraint> with_bytes,
+                  std::shared_ptr<const CompiledConstraint> with_tokens)
+      : with_bytes_(std::move(with_bytes)), with_tokens_(std::move(with_tokens)) {}
+
+  std::unique_ptr<TokenConstraint> make(const ConstraintVocabulary& vocabulary,
+                                        const ConstraintOptions& options) const override {
+    const bool tokens = with_tokens_ && has_marks(vocabulary.tokenizer());
+    return make_constraint_sequence(tokens ? with_tokens_ : with_bytes_, vocabulary,
+                                    options.begin_after);
+  }
+
+ private:
+  bool has_marks(const Tokenizer& tokenizer) const {
+    const auto& marks = with_tokens_->machine.marks;
+    return std::all_of(marks.begin(), marks.end(), [&](const std::string& mark) {
+      const auto id = tokenizer.token_id(mark);
+      return id && tokenizer.is_added(*id);
+    });
+  }
+
+  const std::shared_ptr<const CompiledConstraint> with_bytes_, with_tokens_;
+};
+
+// Adds the rule of a text that line ends may lead, and compiles.
+Result<std::shared_ptr<const CompiledConstraint>> finish(GrammarBuilder& grammar, int32_t top) {
+  auto compiled = std::make_shared<CompiledConstraint>();
+  compiled->led_top = grammar.add_rule();
+  const auto [start, accept] = grammar.rule(compiled->led_top);
+  grammar.call(start, top, accept);
+  const Node one = grammar.literal(start, "\n");
+  grammar.call(one, top, accept);
+  grammar.call(grammar.literal(one, "\n"), top, accept);
+  auto machine = grammar.compile(top);
+  if (!machine) return machine.error();
+  compiled->machine = std::move(*machine);
+  return std::shared_ptr<const CompiledConstraint>(std::move(compiled));
+}
+
+// --- calls of tools ---
+
+class ToolCallGrammar {
+ public:
+  ToolCallGrammar(GrammarBuilder& grammar, ReplyFormat format)
+      : grammar_(grammar), format_(format) {}
+
+  Result<int32_t> add(std::span<const ToolSchema> tools, bool parallel) {
+    const JsonRules rules = add_json_rules(grammar_);
+    std::vector<int32_t> arguments;
+    for (const ToolSchema& tool : tools) {
+      const auto rule = arguments_rule(rules, tool);
+      if (!rule) return rule.error();
+      arguments.push_back(*rule);
+    }
+    const int32_t top = grammar_.add_rule();
+    const auto [start, accept] = grammar_.rule(top);
+    Node at = grammar_.mark(start, section_begin());
+    for (int i = 0; i < (parallel ? kParallelCallsMax : 1); ++i) {
+      if (i > 0 && format_ == ReplyFormat::kDeepseekV3) at = grammar_.literal(at, "\n");
+      const Node behind = grammar_.node();
+      for (size_t t = 0; t < tools.size(); ++t) {
+        grammar_.empty(call(at, tools[t].name, i, arguments[t]), behind);
+      }
+      grammar_.empty(grammar_.mark(behind, section_end()), accept);
+      at = behind;
+    }
+    return top;
+  }
+
+ private:
+  Result<int32_t> arguments_rule(const JsonRules& rules, const ToolSchema& tool) {
+    if (tool.parameters_json.empty()) return rules.object;
+    auto rule = add_json_schema(grammar_, rules, tool.parameters_json);
+    if (!rule) return invalid(fmt::format("tool {}: {}", tool.name, rule.error().message));
+    return rule;
+  }
+
+  bool is_kimi() const { return format_ == ReplyFormat::kKimiK2; }
+  std::string_view section_begin() const {
+    return is_kimi() ? "<|tool_calls_section_begin|>" : "<｜tool▁calls▁begin｜>";
+  }
+  std::string_view section_end() const {
+    return is_kimi() ? "<|tool_calls_section_end|>" : "<｜tool▁calls▁end｜>";
+  }
+
+  // One call, from its first mark to its last.
+  Node call(Node from, const std::string& name, int index, int32_t arguments) {
+    const Node behind = grammar_.node();
+    if (is_kimi()) {
+      from = grammar_.mark(from, "<|tool_call_begin|>");
+      from = grammar_.literal(from, fmt::format("functions.{}:{}", name, index));
+      grammar_.call(grammar_.mark(from, "<|tool_call_argument_begin|>"), arguments, behind);
+      return grammar_.mark(behind, "<|tool_call_end|>");
+    }
+    from = grammar_.mark(from, "<｜tool▁call▁begin｜>");
+    const bool fenced = format_ == ReplyFormat::kDeepseekV3;
+    if (fenced) from = grammar_.mark(grammar_.literal(from, "function"), "<｜tool▁sep｜>");
+    from = grammar_.literal(from, name);
+    from = fenced ? grammar_.literal(from, "\n```json\n") : grammar_.mark(from, "<｜tool▁sep｜>");
+    grammar_.call(from, arguments, behind);
+    return grammar_.mark(fenced ? grammar_.literal(behind, "\n```") : behind,
+                         "<｜tool▁call▁end｜>");
+  }
+
+  GrammarBuilder& grammar_;
+  const ReplyFormat format_;
+};
+
+Status check_names(std::span<const ToolSchema> tools) {
+  if (tools.empty()) return invalid("there are no tools to call");
+  for (const ToolSchema& tool : tools) {
+    const bool good = !tool.name.empty() && tool.name.size() <= 256 &&
+                      std::all_of(tool.name.begin(), tool.name.end(), [](char c) {
+                        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                               (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+                      });
+    if (!good) {
+      return invalid(fmt::format("tool name \"{}\": expected letters, digits, '_', '-' or '.'",
+                                 tool.name.substr(0, 80)));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+std::shared_ptr<const ConstraintGrammar> json_object_grammar() {
+  GrammarBuilder grammar;
+  const JsonRules rules = add_json_rules(grammar);
+  auto compiled = finish(grammar, rules.object);
+  CHECK(compiled.has_value());
+  return std::make_shared<CompiledGrammar>(*compiled, nullptr);
+}
+
+Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json) {
+  GrammarBuilder grammar;
+  const JsonRules rules = add_json_rules(grammar);
+  const auto top = add_json_schema(grammar, rules, schema_json);
+  if (!top) return top.error();
+  auto compiled = finish(grammar, *top);
+  if (!compiled) return compiled.error();
+  return std::shared_ptr<const ConstraintGrammar>(
+      std::make_shared<CompiledGrammar>(*compiled, nullptr));
+}
+
+Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
+    ReplyFormat format, std::span<const ToolSchema> tools, bool parallel) {
+  if (format == ReplyFormat::kPlain) {
+    return invalid("this model's chat template has no form for calls of tools");
+  }
+  if (Status names = check_names(tools); !names) return names.error();
+  std::shared_ptr<const CompiledConstraint> compiled[2];
+  for (const bool as_tokens : {false, true}) {
+    GrammarBuilder grammar;
+    grammar.marks_are_tokens = as_tokens;
+    const auto top = ToolCallGrammar(grammar, format).add(tools, parallel);
+    if (!top) return top.error();
+    auto one = finish(grammar, *top);
+    if (!one) return one.error();
+    compiled[as_tokens] = *one;
+  }
+  return std::shared_ptr<const ConstraintGrammar>(
+      std::make_shared<CompiledGrammar>(compiled[0], compiled[1]));
+}
+
+}  // namespace atl::model

@@ -1,0 +1,67 @@
+// Constraints of structured output: JSON, JSON of a schema, forced calls of tools.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "text/reply_parser.h"
+#include "constrain/token_constraint.h"
+#include "text/tokenizer.h"
+
+namespace atl::model {
+
+// The tokens of a vocabulary arranged for masks. Built once per model; immutable; any thread.
+class ConstraintVocabulary {
+ public:
+  // stop_ids: the tokens that end a text. The tokenizer is borrowed.
+  ConstraintVocabulary(const Tokenizer& tokenizer, std::vector<int32_t> stop_ids);
+  ~ConstraintVocabulary();
+
+  struct Trie;
+  const Trie& trie() const { return *trie_; }
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+  std::span<const int32_t> stop_ids() const { return stop_ids_; }
+
+ private:
+  const Tokenizer& tokenizer_;
+  const std::vector<int32_t> stop_ids_;
+  std::unique_ptr<const Trie> trie_;
+};
+
+struct ConstraintOptions {
+  // Free text comes first, up to and including this mark ("</think>"); empty: none.
+  std::string begin_after;
+};
+
+struct ToolSchema {
+  std::string name;
+  std::string parameters_json;  // a JSON Schema; empty: any object
+};
+
+// A compiled constraint: make() gives one for each sequence. Immutable; any thread.
+class ConstraintGrammar {
+ public:
+  virtual ~ConstraintGrammar() = default;
+  virtual std::unique_ptr<TokenConstraint> make(const ConstraintVocabulary& vocabulary,
+                                                const ConstraintOptions& options) const = 0;
+};
+
+// Any JSON object (`response_format` json_object).
+std::shared_ptr<const ConstraintGrammar> json_object_grammar();
+
+// JSON text of a schema. Covers what docs/structured-output.md lists; kInvalid names the keyword
+// and its place ("$.properties.a.pattern") for what is not covered, and for a schema that nothing
+// fulfils.
+Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json);
+
+// Calls of the named tools in the model's own marks, one or more (`parallel`) of them, and nothing
+// else (`tool_choice` required or a function's name).
+Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
+    ReplyFormat format, std::span<const ToolSchema> tools, bool parallel);
+
+}  // namespace atl::model

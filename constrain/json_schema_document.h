@@ -1,0 +1,49 @@
+// A JSON Schema as a whole: what its parts say about each other. Nothing of it is grammar.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+
+#include "constrain/json_schema_keywords.h"
+
+namespace atl::model {
+
+// Throws as json_schema_keywords.h says. Schemas come from strangers, and what they make to be
+// compared or merged may grow far faster than their text: there is an end to it, for all calls
+// together.
+class SchemaDocument {
+ public:
+  // kInvalid, thrown, if the text is no JSON, too long, or nested too deep.
+  explicit SchemaDocument(std::string_view text);
+  ~SchemaDocument();
+
+  const nlohmann::ordered_json& root() const { return *root_; }
+  // What stands under "$ref", and what it leads to.
+  static std::string ref_of(const nlohmann::ordered_json& schema, const std::string& place);
+  const nlohmann::ordered_json& target(const std::string& ref, const std::string& place) const;
+
+  // That no value can fulfil two of oneOf's branches, which makes it anyOf.
+  void expect_disjoint(const nlohmann::ordered_json& branches, const std::string& place);
+  // What a schema of objects and all parts of its allOf say together; borrowed from both.
+  ObjectKeywords merged(const nlohmann::ordered_json& schema, const std::string& place);
+
+ private:
+  struct Merge;
+
+  const nlohmann::ordered_json& resolved(const nlohmann::ordered_json& schema,
+                                         const std::string& place);
+  bool are_disjoint(const nlohmann::ordered_json& a, const nlohmann::ordered_json& b,
+                    const std::string& place);
+  bool share_no_value(const nlohmann::ordered_json& a, const nlohmann::ordered_json& b,
+                      const std::string& place);
+  void merge_object(const nlohmann::ordered_json& part, const std::string& place, Merge& merge);
+  void spend(size_t comparisons, const std::string& place);
+
+  std::unique_ptr<const nlohmann::ordered_json> root_;
+  size_t comparisons_left_;
+};
+
+}  // namespace atl::model

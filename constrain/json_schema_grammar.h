@@ -1,0 +1,16 @@
+// JSON Schema to grammar. What is covered: docs/structured-output.md.
+#pragma once
+
+#include <string_view>
+
+#include "base/result.h"
+#include "constrain/grammar.h"
+#include "constrain/json_text_grammar.h"
+
+namespace atl::model {
+
+// The rule of JSON texts that the schema describes. kInvalid names the keyword and its place.
+Result<int32_t> add_json_schema(GrammarBuilder& grammar, const JsonRules& rules,
+                                std::string_view schema_json);
+
+}  // namespace atl::model

@@ -1,0 +1,712 @@
+#include "constrain/json_text_grammar.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "text/utf8.h"
+
+namespace atl::model {
+namespace {
+
+using Node = GrammarBuilder::Node;
+
+constexpr uint32_t kLastCodePoint = 0x10FFFF;
+constexpr int kDigitsMax = 15;  // every double keeps that many
+constexpr int64_t kRepeatMax = 1000;
+constexpr size_t kPatternNodesMax = 200'000;
+constexpr int kPatternDepthMax = 50;
+
+// --- UTF-8 ---
+
+void add_utf8_bytes(GrammarBuilder& grammar, Node from, uint32_t low, uint32_t high, Node to) {
+  std::string first, last;
+  append_utf8(low, first);
+  append_utf8(high, last);
+  for (size_t i = 0; i < first.size(); ++i) {
+    const Node next = i + 1 == first.size() ? to : grammar.node();
+    grammar.bytes(from, static_cast<uint8_t>(first[i]), static_cast<uint8_t>(last[i]), next);
+    from = next;
+  }
+}
+
+// Splits the range until each part is a product of byte ranges.
+// Source: the method of the utf8-ranges library, after Russ Cox.
+void add_utf8_range(GrammarBuilder& grammar, Node from, uint32_t low, uint32_t high, Node to) {
+  for (uint32_t end : {0x7Fu, 0x7FFu, 0xFFFFu}) {
+    if (low <= end && high > end) {
+      add_utf8_range(grammar, from, low, end, to);
+      return add_utf8_range(grammar, from, end + 1, high, to);
+    }
+  }
+  const int num_bytes = high <= 0x7F ? 1 : high <= 0x7FF ? 2 : high <= 0xFFFF ? 3 : 4;
+  for (int i = 1; i < num_bytes; ++i) {
+    const uint32_t mask = (1u << (6 * i)) - 1;
+    if ((low & ~mask) == (high & ~mask)) continue;
+    if ((low & mask) != 0) {
+      add_utf8_range(grammar, from, low, low | mask, to);
+      return add_utf8_range(grammar, from, (low | mask) + 1, high, to);
+    }
+    if ((high & mask) != mask) {
+      add_utf8_range(grammar, from, low, (high & ~mask) - 1, to);
+      return add_utf8_range(grammar, from, high & ~mask, high, to);
+    }
+  }
+  add_utf8_bytes(grammar, from, low, high, to);
+}
+
+bool needs_escape(uint32_t c) { return c < 0x20 || c == '"' || c == '\\'; }
+
+// The letter of the short escape, or 0.
+char short_escape(uint32_t c) {
+  switch (c) {
+    case '"':
+      return '"';
+    case '\\':
+      return '\\';
+    case '\b':
+      return 'b';
+    case '\f':
+      return 'f';
+    case '\n':
+      return 'n';
+    case '\r':
+      return 'r';
+    case '\t':
+      return 't';
+    default:
+      return 0;
+  }
+}
+
+std::string escaped(uint32_t c) {
+  const char letter = short_escape(c);
+  return letter != 0 ? std::string{'\\', letter} : fmt::format("\\u{:04x}", c);
+}
+
+// The escapes of those code points of the set that need one.
+void add_escapes(GrammarBuilder& grammar, Node from, const CodePoints& set, Node to) {
+  Node escape = -1, digits[2] = {-1, -1};
+  for (auto [low, high] : set) {
+    for (uint32_t c = low; c <= std::min<uint32_t>(high, '\\'); ++c) {
+      if (!needs_escape(c)) continue;
+      if (escape < 0) escape = grammar.literal(from, "\\");
+      const char letter = short_escape(c);
+      if (letter != 0) {
+        grammar.byte(escape, letter, to);
+        continue;
+      }
+      Node& last = digits[c >> 4];
+      if (last < 0) last = grammar.literal(escape, c < 0x10 ? "u000" : "u001");
+      grammar.byte(last, "0123456789abcdef"[c & 15], to);
+    }
+  }
+}
+
+void join(GrammarBuilder& grammar, Node from, std::string_view text, Node to) {
+  grammar.empty(grammar.literal(from, text), to);
+}
+
+// --- \u escapes ---
+
+void add_hex(GrammarBuilder& grammar, Node from, std::string_view digits, Node to) {
+  for (char c : digits) grammar.byte(from, c, to);
+}
+
+Node add_any_hex(GrammarBuilder& grammar, Node from, int count) {
+  for (int i = 0; i < count; ++i) {
+    const Node to = grammar.node();
+    add_hex(grammar, from, "0123456789abcdefABCDEF", to);
+    from = to;
+  }
+  return from;
+}
+
+void add_unicode_escape(GrammarBuilder& grammar, Node from, Node to) {
+  const Node plain = grammar.node(), d = grammar.node(), low = grammar.node(),
+             high = grammar.node();
+  add_hex(grammar, from, "0123456789abcABCefEF", plain);
+  grammar.empty(add_any_hex(grammar, plain, 3), to);
+  add_hex(grammar, from, "dD", d);
+  add_hex(grammar, d, "01234567", low);
+  grammar.empty(add_any_hex(grammar, low, 2), to);
+  add_hex(grammar, d, "89abAB", high);
+  const Node second = grammar.literal(add_any_hex(grammar, high, 2), "\\u");
+  const Node second_d = grammar.node(), second_low = grammar.node();
+  add_hex(grammar, second, "dD", second_d);
+  add_hex(grammar, second_d, "cdefCDEF", second_low);
+  grammar.empty(add_any_hex(grammar, second_low, 2), to);
+}
+
+// --- patterns ---
+
+struct Pattern {
+  enum class Kind { kSet, kSequence, kChoice, kRepeat };
+  Kind kind = Kind::kSequence;
+  CodePoints set;
+  std::vector<Pattern> parts;
+  int64_t min = 0, max = -1;  // of kRepeat; -1: without end
+};
+
+const CodePoints kDigit = {{'0', '9'}};
+const CodePoints kWord = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
+const CodePoints kSpace = {{0x09, 0x0D},     {0x20, 0x20},     {0xA0, 0xA0},     {0x1680, 0x1680},
+                           {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F},
+                           {0x3000, 0x3000}, {0xFEFF, 0xFEFF}};
+const CodePoints kAll = {{0, kLastCodePoint}};
+const CodePoints kLineEnds = {{'\n', '\n'}, {'\r', '\r'}, {0x2028, 0x2029}};
+
+// Syntax: ECMA-262, the part that is regular.
+class PatternParser {
+ public:
+  explicit PatternParser(std::string_view text) : text_(text) {}
+
+  // The alternatives at the top, padded where they have no anchor.
+  Pattern run() {
+    Pattern out{Pattern::Kind::kChoice, {}, {}, 0, -1};
+    do {
+      const bool begins = take('^');
+      Pattern part = sequence();
+      const bool ends = take('$');
+      if (!at_end() && text_[at_] != '|') fail("here");
+      Pattern padded{Pattern::Kind::kSequence, {}, {}, 0, -1};
+      if (!begins) padded.parts.push_back(anything());
+      padded.parts.push_back(std::move(part));
+      if (!ends) padded.parts.push_back(anything());
+      out.parts.push_back(std::move(padded));
+    } while (take('|'));
+    if (!at_end()) fail("here");
+    return out;
+  }
+
+ private:
+  static Pattern anything() {
+    Pattern out{Pattern::Kind::kRepeat, {}, {}, 0, -1};
+    out.parts.push_back({Pattern::Kind::kSet, kAll, {}, 0, -1});
+    return out;
+  }
+
+  bool at_end() const { return at_ == text_.size(); }
+  bool take(char c) {
+    if (at_end() || text_[at_] != c) return false;
+    ++at_;
+    return true;
+  }
+  [[noreturn]] void fail(std::string_view what) const {
+    throw Error{
+        ErrorCode::kInvalid,
+        fmt::format("pattern: {} at character {} is not supported", what,
+                    at_ < text_.size() ? fmt::format("'{}'", text_.substr(at_, 6)) : "the end")};
+  }
+
+  Pattern choice() {
+    Pattern out{Pattern::Kind::kChoice, {}, {}, 0, -1};
+    do {
+      out.parts.push_back(sequence());
+    } while (take('|'));
+    return out;
+  }
+
+  Pattern sequence() {
+    Pattern out{Pattern::Kind::kSequence, {}, {}, 0, -1};
+    while (!at_end() && text_[at_] != '|' && text_[at_] != ')' && text_[at_] != '$') {
+      out.parts.push_back(quantified(atom()));
+    }
+    return out;
+  }
+
+  Pattern quantified(Pattern of) {
+    for (;;) {
+      int64_t min = 0, max = -1;
+      if (take('?')) {
+        max = 1;
+      } else if (take('+')) {
+        min = 1;
+      } else if (!take('*') && !braces(min, max)) {
+        return of;
+      }
+      take('?');  // lazy or not is the same set of strings
+      Pattern out{Pattern::Kind::kRepeat, {}, {}, min, max};
+      out.parts.push_back(std::move(of));
+      of = std::move(out);
+      if (++depth_ > kPatternDepthMax) fail("nesting this deep");
+    }
+  }
+
+  bool braces(int64_t& min, int64_t& max) {
+    if (at_end() || text_[at_] != '{') return false;
+    ++at_;
+    min = number();
+    max = min;
+    if (take(',')) max = !at_end() && text_[at_] != '}' ? number() : -1;
+    if (!take('}') || (max >= 0 && max < min)) fail("this quantifier");
+    return true;
+  }
+
+  int64_t number() {
+    int64_t value = -1;
+    while (!at_end() && text_[at_] >= '0' && text_[at_] <= '9') {
+      value = std::max<int64_t>(value, 0) * 10 + (text_[at_++] - '0');
+      if (value > kRepeatMax) fail("a repetition of more than 1000");
+    }
+    if (value < 0) fail("this quantifier");
+    return value;
+  }
+
+  Pattern atom() {
+    if (take('(')) return group();
+    if (take('[')) return {Pattern::Kind::kSet, char_class(), {}, 0, -1};
+    if (take('.')) return {Pattern::Kind::kSet, complement(kLineEnds), {}, 0, -1};
+    if (take('\\')) return {Pattern::Kind::kSet, escape(), {}, 0, -1};
+    if (std::string_view("*+?{}])^$").find(text_[at_]) != std::string_view::npos) fail("this");
+    return {Pattern::Kind::kSet, single(code_point()), {}, 0, -1};
+  }
+
+  Pattern group() {
+    if (++depth_ > kPatternDepthMax) fail("nesting this deep");
+    if (take('?')) {
+      if (take('<')) {
+        if (at_end() || text_[at_] == '=' || text_[at_] == '!') fail("looking behind");
+        while (!at_end() && !take('>')) ++at_;
+      } else if (!take(':')) {
+        fail("looking ahead");
+      }
+    }
+    Pattern out = choice();
+    if (!take(')')) fail("an anchor inside a group, or a missing ')',");
+    --depth_;
+    return out;
+  }
+
+  static CodePoints single(uint32_t c) { return {{c, c}}; }
+
+  uint32_t code_point() {
+    const Utf8Unit unit = next_utf8_unit(text_.substr(at_));
+    at_ += unit.num_bytes;
+    return unit.code_point;
+  }
+
+  CodePoints escape() {
+    if (at_end()) fail("a backslash");
+    const char c = text_[at_];
+    const size_t begin = at_++;
+    switch (c) {
+      case 'd':
+        return kDigit;
+      case 'D':
+        return complement(kDigit);
+      case 'w':
+        return kWord;
+      case 'W':
+        return complement(kWord);
+      case 's':
+        return kSpace;
+      case 'S':
+        return complement(kSpace);
+      case 'n':
+        return single('\n');
+      case 'r':
+        return single('\r');
+      case 't':
+        return single('\t');
+      case 'f':
+        return single('\f');
+      case 'v':
+        return single('\v');
+      case 'x':
+        return single(hex(2));
+      case 'u':
+        return single(hex(4));
+      default:
+        break;
+    }
+    at_ = begin;
+    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9')) {
+      fail("this escape");
+    }
+    return single(code_point());
+  }
+
+  uint32_t hex(size_t digits) {
+    uint32_t value = 0;
+    const std::string_view part = text_.substr(at_, digits);
+    const auto read = std::from_chars(part.data(), part.data() + part.size(), value, 16);
+    if (part.size() != digits || read.ptr != part.data() + digits) fail("this escape");
+    if (value >= 0xD800 && value <= 0xDFFF) fail("half of a surrogate pair");
+    at_ += digits;
+    return value;
+  }
+
+  CodePoints char_class() {
+    const bool negated = take('^');
+    CodePoints set;
+    while (!take(']')) {
+      if (at_end()) fail("a class without ']'");
+      const CodePoints low = class_member();
+      const bool is_range = at_ + 1 < text_.size() && text_[at_] == '-' && text_[at_ + 1] != ']';
+      if (!is_range) {
+        set.insert(set.end(), low.begin(), low.end());
+        continue;
+      }
+      ++at_;
+      const CodePoints high = class_member();
+      const bool single_ends = low.size() == 1 && high.size() == 1 &&
+                               low[0].first == low[0].second && high[0].first == high[0].second;
+      if (!single_ends || low[0].first > high[0].first) fail("this range");
+      set.emplace_back(low[0].first, high[0].first);
+    }
+    return negated ? complement(set) : normalised(std::move(set));
+  }
+
+  CodePoints class_member() {
+    if (take('\\')) {
+      if (take('b')) return single('\b');
+      return escape();
+    }
+    if (at_end()) fail("a class without ']'");
+    return single(code_point());
+  }
+
+  const std::string_view text_;
+  size_t at_ = 0;
+  int depth_ = 0;
+};
+
+Node add_parsed(GrammarBuilder& grammar, Node from, const Pattern& pattern) {
+  if (grammar.num_nodes() > kPatternNodesMax) {
+    throw Error{ErrorCode::kInvalid, "pattern: too large"};
+  }
+  switch (pattern.kind) {
+    case Pattern::Kind::kSet: {
+      const Node to = grammar.node();
+      add_character(grammar, from, pattern.set, to);
+      return to;
+    }
+    case Pattern::Kind::kSequence:
+      for (const Pattern& part : pattern.parts) from = add_parsed(grammar, from, part);
+      return from;
+    case Pattern::Kind::kChoice: {
+      const Node to = grammar.node();
+      for (const Pattern& part : pattern.parts) grammar.empty(add_parsed(grammar, from, part), to);
+      return to;
+    }
+    case Pattern::Kind::kRepeat:
+      break;
+  }
+  for (int64_t i = 0; i < pattern.min; ++i) from = add_parsed(grammar, from, pattern.parts[0]);
+  const Node to = grammar.node();
+  grammar.empty(from, to);
+  if (pattern.max < 0) {
+    // A round trip of its own, so that what comes before isn't entered again.
+    const Node begin = grammar.node();
+    grammar.empty(from, begin);
+    const Node end = add_parsed(grammar, begin, pattern.parts[0]);
+    grammar.empty(end, begin);
+    grammar.empty(end, to);
+    return to;
+  }
+  for (int64_t i = pattern.min; i < pattern.max; ++i) {
+    from = add_parsed(grammar, from, pattern.parts[0]);
+    grammar.empty(from, to);
+  }
+  return to;
+}
+
+// --- numbers ---
+
+// Numbers >= 0 between two bounds, digit by digit: a state knows whether the digits so far are
+// those of the low bound, of the high bound, and the remainder of the integer so far.
+class DigitsBetween {
+ public:
+  DigitsBetween(GrammarBuilder& grammar, Node to, DecimalBound low, DecimalBound high,
+                const NumberRange& range)
+      : grammar_(grammar), to_(to), low_(std::move(low)), high_(std::move(high)), range_(range) {}
+
+  void add(Node from) {
+    for (size_t length = low_.whole.size(); length <= high_.whole.size(); ++length) {
+      length_ = length;
+      nodes_.clear();
+      whole(from, {0, length == low_.whole.size(), length == high_.whole.size(), 0});
+    }
+  }
+
+ private:
+  struct At {
+    size_t digits = 0;  // of the whole part and then of the fraction
+    bool is_low = false, is_high = false;
+    int32_t remainder = 0;
+    auto operator<=>(const At&) const = default;
+  };
+
+  int digit_of(const DecimalBound& bound, size_t index) const {
+    if (index < length_) return bound.whole[index] - '0';
+    const size_t at = index - length_;
+    return at < bound.fraction.size() ? bound.fraction[at] - '0' : 0;
+  }
+
+  void digits(Node from, const At& at, bool in_fraction) {
+    for (int d = at.digits == 0 && length_ > 1 ? 1 : 0; d <= 9; ++d) {
+      if (at.is_low && d < digit_of(low_, at.digits)) continue;
+      if (at.is_high && d > digit_of(high_, at.digits)) continue;
+      const At next{at.digits + 1, at.is_low && d == digit_of(low_, at.digits),
+                    at.is_high && d == digit_of(high_, at.digits),
+                    (at.remainder * 10 + d) % range_.multiple_of};
+      const auto [known, is_new] = nodes_.emplace(next, 0);
+      if (is_new) known->second = grammar_.node();
+      const Node to = known->second;
+      grammar_.byte(from, static_cast<char>('0' + d), to);
+      if (!is_new) continue;
+      in_fraction ? fraction(to, next) : whole(to, next);
+    }
+  }
+
+  void whole(Node from, const At& at) {
+    if (at.digits < length_) return digits(from, at, false);
+    if (may_end(at)) grammar_.empty(from, to_);
+    if (range_.integer || length_ >= kDigitsMax) return;
+    const Node point = grammar_.node();
+    grammar_.byte(from, '.', point);
+    digits(point, at, true);
+  }
+
+  void fraction(Node from, const At& at) {
+    if (may_end(at)) grammar_.empty(from, to_);
+    if (at.digits < kDigitsMax) digits(from, at, true);
+  }
+
+  bool rest_is_zero(const DecimalBound& bound, size_t index) const {
+    const size_t at = index - length_;
+    return at >= bound.fraction.size() ||
+           bound.fraction.find_first_not_of('0', at) == std::string::npos;
+  }
+
+  bool may_end(const At& at) const {
+    if (at.remainder != 0) return false;
+    if (at.is_low && (low_.exclusive || !rest_is_zero(low_, at.digits))) return false;
+    return !(at.is_high && high_.exclusive && rest_is_zero(high_, at.digits));
+  }
+
+  GrammarBuilder& grammar_;
+  const Node to_;
+  const DecimalBound low_, high_;
+  const NumberRange& range_;
+  size_t length_ = 0;
+  std::map<At, Node> nodes_;
+};
+
+bool is_zero(const DecimalBound& bound) {
+  return bound.whole == "0" && bound.fraction.find_first_not_of('0') == std::string::npos;
+}
+
+void add_usual_number(GrammarBuilder& grammar, Node from, Node to) {
+  const Node start = grammar.node();
+  grammar.empty(from, start);
+  grammar.byte(from, '-', start);
+  // Digits are counted over both parts: ends[n] is behind the n-th.
+  std::vector<Node> whole, fraction;
+  for (int i = 0; i <= kDigitsMax; ++i) {
+    whole.push_back(grammar.node());
+    fraction.push_back(grammar.node());
+  }
+  const Node exponent = grammar.node(), zero = grammar.node();
+  grammar.byte(start, '0', zero);
+  grammar.bytes(start, '1', '9', whole[1]);
+  const auto ends = [&](Node node) {
+    grammar.empty(node, to);
+    grammar.byte(node, 'e', exponent);
+    grammar.byte(node, 'E', exponent);
+  };
+  const auto point = [&](Node node, int digits) {
+    if (digits >= kDigitsMax) return;
+    const Node behind = grammar.node();
+    grammar.byte(node, '.', behind);
+    grammar.bytes(behind, '0', '9', fraction[static_cast<size_t>(digits) + 1]);
+  };
+  ends(zero);
+  point(zero, 1);
+  for (int i = 1; i <= kDigitsMax; ++i) {
+    const auto n = static_cast<size_t>(i);
+    ends(whole[n]);
+    point(whole[n], i);
+    ends(fraction[n]);
+    if (i == kDigitsMax) continue;
+    grammar.bytes(whole[n], '0', '9', whole[n + 1]);
+    grammar.bytes(fraction[n], '0', '9', fraction[n + 1]);
+  }
+  const Node sign = grammar.node(), first = grammar.node();
+  grammar.empty(exponent, sign);
+  grammar.byte(exponent, '+', sign);
+  grammar.byte(exponent, '-', sign);
+  grammar.bytes(sign, '0', '9', first);
+  grammar.empty(first, to);
+  grammar.bytes(first, '0', '9', to);
+}
+
+void add_usual_integer(GrammarBuilder& grammar, Node from, Node to) {
+  NumberRange range;
+  range.integer = true;
+  range.low.negative = true;
+  range.low.whole = range.high.whole = std::string(kDigitsMax, '9');
+  add_number(grammar, from, range, to);
+}
+
+// --- any value ---
+
+void add_any_object(GrammarBuilder& grammar, const JsonRules& rules) {
+  const auto [start, accept] = grammar.rule(rules.object);
+  const Node inside = grammar.literal(start, "{");
+  const Node key = grammar.node(), named = grammar.node(), valued = grammar.node();
+  grammar.byte(inside, '}', accept);
+  grammar.empty(inside, key);
+  grammar.call(key, rules.string, named);
+  grammar.call(add_separator(grammar, named, ':'), rules.value, valued);
+  grammar.empty(add_separator(grammar, valued, ','), key);
+  grammar.byte(valued, '}', accept);
+}
+
+void add_any_array(GrammarBuilder& grammar, const JsonRules& rules) {
+  const auto [start, accept] = grammar.rule(rules.array);
+  const Node inside = grammar.literal(start, "[");
+  const Node item = grammar.node(), valued = grammar.node();
+  grammar.byte(inside, ']', accept);
+  grammar.empty(inside, item);
+  grammar.call(item, rules.value, valued);
+  grammar.empty(add_separator(grammar, valued, ','), item);
+  grammar.byte(valued, ']', accept);
+}
+
+}  // namespace
+
+CodePoints normalised(CodePoints ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  CodePoints merged;
+  for (const auto& [low, high] : ranges) {
+    if (!merged.empty() && low <= merged.back().second + 1) {
+      merged.back().second = std::max(merged.back().second, high);
+    } else {
+      merged.emplace_back(low, high);
+    }
+  }
+  CodePoints out;  // without the surrogates, which UTF-8 doesn't have
+  for (const auto& [low, high] : merged) {
+    if (low < 0xD800) out.emplace_back(low, std::min(high, 0xD7FFu));
+    if (high > 0xDFFF) out.emplace_back(std::max(low, 0xE000u), high);
+  }
+  return out;
+}
+
+CodePoints complement(const CodePoints& ranges) {
+  CodePoints out;
+  uint32_t next = 0;
+  for (const auto& [low, high] : normalised(ranges)) {
+    if (low > next) out.emplace_back(next, low - 1);
+    next = high + 1;
+  }
+  if (next <= kLastCodePoint) out.emplace_back(next, kLastCodePoint);
+  return normalised(std::move(out));
+}
+
+void add_character(GrammarBuilder& grammar, Node from, const CodePoints& set, Node to) {
+  const CodePoints all = normalised(set);
+  add_escapes(grammar, from, all, to);
+  // What stands for itself: all but control characters, '"' and '\\'.
+  static constexpr std::pair<uint32_t, uint32_t> kPlain[] = {
+      {0x20, 0x21}, {0x23, 0x5B}, {0x5D, kLastCodePoint}};
+  for (const auto& [low, high] : all) {
+    for (const auto& [first, last] : kPlain) {
+      const uint32_t begin = std::max(low, first), end = std::min(high, last);
+      if (begin <= end) add_utf8_range(grammar, from, begin, end, to);
+    }
+  }
+}
+
+void add_any_character(GrammarBuilder& grammar, Node from, Node to) {
+  for (const auto& [low, high] : normalised({{0x20, 0x21}, {0x23, 0x5B}, {0x5D, kLastCodePoint}})) {
+    add_utf8_range(grammar, from, low, high, to);
+  }
+  const Node escape = grammar.node(), unicode = grammar.node();
+  grammar.byte(from, '\\', escape);
+  for (char c : std::string_view("\"\\/bfnrt")) grammar.byte(escape, c, to);
+  grammar.byte(escape, 'u', unicode);
+  add_unicode_escape(grammar, unicode, to);
+}
+
+Node add_string_text(GrammarBuilder& grammar, Node from, std::string_view text) {
+  while (!text.empty()) {
+    const Utf8Unit unit = next_utf8_unit(text);
+    from = grammar.literal(from, needs_escape(unit.code_point) ? escaped(unit.code_point)
+                                                               : text.substr(0, unit.num_bytes));
+    text.remove_prefix(unit.num_bytes);
+  }
+  return from;
+}
+
+Result<Node> add_pattern(GrammarBuilder& grammar, Node from, std::string_view pattern) {
+  try {
+    return add_parsed(grammar, from, PatternParser(pattern).run());
+  } catch (const Error& error) {
+    return error;
+  }
+}
+
+void add_number(GrammarBuilder& grammar, Node from, const NumberRange& range, Node to) {
+  const DecimalBound zero;
+  const bool has_negatives = range.low.negative && !is_zero(range.low);
+  if (!range.high.negative || is_zero(range.high)) {
+    const bool from_zero = range.low.negative || is_zero(range.low);
+    DecimalBound low = from_zero ? zero : range.low;
+    low.exclusive = is_zero(range.low) ? range.low.exclusive : !from_zero && range.low.exclusive;
+    DecimalBound high = range.high;
+    high.negative = false;
+    DigitsBetween(grammar, to, low, high, range).add(from);
+  }
+  if (!has_negatives) return;
+  // -x lies between low and high if x lies between -high and -low; -0 is left out.
+  DecimalBound low = range.high.negative ? range.high : zero;
+  if (is_zero(low)) low.exclusive = true;
+  const Node behind = grammar.node();
+  grammar.byte(from, '-', behind);
+  DigitsBetween(grammar, to, low, range.low, range).add(behind);
+}
+
+JsonRules add_json_rules(GrammarBuilder& grammar) {
+  JsonRules rules;
+  rules.string = grammar.add_rule();
+  rules.number = grammar.add_rule();
+  rules.integer = grammar.add_rule();
+  rules.value = grammar.add_rule();
+  rules.object = grammar.add_rule();
+  rules.array = grammar.add_rule();
+
+  rules.string_inside = grammar.literal(grammar.rule(rules.string).start, "\"");
+  add_any_character(grammar, rules.string_inside, rules.string_inside);
+  grammar.byte(rules.string_inside, '"', grammar.rule(rules.string).accept);
+
+  const auto number = grammar.rule(rules.number), integer = grammar.rule(rules.integer);
+  add_usual_number(grammar, number.start, number.accept);
+  add_usual_integer(grammar, integer.start, integer.accept);
+  add_any_object(grammar, rules);
+  add_any_array(grammar, rules);
+
+  const auto [start, accept] = grammar.rule(rules.value);
+  for (int32_t rule : {rules.string, rules.number, rules.object, rules.array}) {
+    grammar.call(start, rule, accept);
+  }
+  for (std::string_view word : {"true", "false", "null"}) join(grammar, start, word, accept);
+  return rules;
+}
+
+Node add_separator(GrammarBuilder& grammar, Node from, char mark) {
+  const Node behind = grammar.node(), spaced = grammar.node();
+  grammar.byte(from, mark, behind);
+  grammar.empty(behind, spaced);
+  grammar.byte(behind, ' ', spaced);
+  return spaced;
+}
+
+}  // namespace atl::model

@@ -1,0 +1,90 @@
+#include "coordinator/cluster/cluster_monitor.h"
+
+#include <utility>
+
+namespace atl::coordinator {
+
+ClusterMonitor::ClusterMonitor(const Engine& engine, const Dispatcher& dispatcher, Cluster& cluster,
+                               const Clock& clock, ClusterMonitorOptions options)
+    : engine_(engine),
+      dispatcher_(dispatcher),
+      cluster_(cluster),
+      clock_(clock),
+      options_(options) {
+  const model::ModelConfig& config = engine.config();
+  expert_rows_.resize(static_cast<size_t>(config.num_hidden_layers));
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (!config.is_moe_layer(layer)) continue;
+    expert_rows_[static_cast<size_t>(layer)].resize(static_cast<size_t>(config.n_routed_experts));
+  }
+  snapshot_.nodes.resize(dispatcher.nodes().size());
+  copy();
+  asker_ = std::thread([this] { ask_nodes(); });
+}
+
+ClusterMonitor::~ClusterMonitor() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  stop_.notify_all();
+  asker_.join();
+}
+
+void ClusterMonitor::on_routes(int64_t layer, std::span<const int32_t> ids,
+                               std::span<const float> /*weights*/) {
+  std::vector<uint64_t>& rows = expert_rows_[static_cast<size_t>(layer)];
+  for (const int32_t id : ids) {
+    if (id >= 0) ++rows[static_cast<size_t>(id)];
+  }
+}
+
+void ClusterMonitor::after_step() {
+  if (clock_.now() - last_copy_ >= options_.copy_every) copy();
+}
+
+ClusterSnapshot ClusterMonitor::snapshot() const {
+  const std::lock_guard lock(mutex_);
+  return snapshot_;
+}
+
+// What the engine's thread counts.
+void ClusterMonitor::copy() {
+  last_copy_ = clock_.now();
+  const std::lock_guard lock(mutex_);
+  snapshot_.expert_rows = expert_rows_;
+  snapshot_.times = engine_.times();
+  snapshot_.hints = engine_.hint_stats();
+  for (size_t n = 0; n < snapshot_.nodes.size(); ++n) {
+    ClusterSnapshot::Node& node = snapshot_.nodes[n];
+    const NodeLink& link = dispatcher_.nodes()[n];
+    node.name = link.name;
+    node.alive = dispatcher_.alive(n);
+    node.lost_because = dispatcher_.last_loss(n);
+    node.num_tiles = 0;
+    for (const transport::TileRange& range : link.tiles) node.num_tiles += range.end - range.begin;
+    node.traffic = dispatcher_.traffic()[n];
+  }
+}
+
+// A node that hangs holds up this thread only.
+void ClusterMonitor::ask_nodes() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    lock.unlock();
+    std::vector<Cluster::NamedStats> all = cluster_.stats();
+    lock.lock();
+    for (Cluster::NamedStats& told : all) {
+      for (ClusterSnapshot::Node& node : snapshot_.nodes) {
+        if (node.name != told.name) continue;
+        node.num_threads = told.num_threads;
+        node.stats = std::move(told.stats);
+        node.stats_known = true;
+        break;
+      }
+    }
+    stop_.wait_for(lock, options_.ask_every, [this] { return stopping_; });
+  }
+}
+
+}  // namespace atl::coordinator

@@ -1,0 +1,32 @@
+// What nodes and experts did so far, as metrics and the status page show it. A value.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "coordinator/engine/decode_step.h"
+#include "coordinator/cluster/dispatcher.h"
+#include "transport/control/control.h"
+
+namespace atl::coordinator {
+
+struct ClusterSnapshot {
+  struct Node {
+    std::string name;
+    bool alive = true;
+    std::string lost_because;  // if it isn't
+    int num_tiles = 0;         // of each expert
+    uint32_t num_threads = 0;
+    NodeTraffic traffic;
+    bool stats_known = false;  // the node told them, now or earlier
+    transport::NodeStats stats;
+  };
+  std::vector<Node> nodes;
+  // [num_hidden_layers][n_routed_experts] rows that chose the expert; empty for a dense layer.
+  std::vector<std::vector<uint64_t>> expert_rows;
+  StepTimes times;
+  HintStats hints;
+};
+
+}  // namespace atl::coordinator

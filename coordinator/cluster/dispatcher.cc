@@ -1,0 +1,402 @@
+#include "coordinator/cluster/dispatcher.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "kernels/ops.h"
+#include "kernels/tile.h"
+
+namespace atl::coordinator {
+namespace {
+
+constexpr int32_t kNoFailure = std::numeric_limits<int32_t>::max();
+// A node works in panels of this many outputs, so pieces begin and end on them.
+constexpr int64_t kCell = kernels::kPanelWidth;
+constexpr auto kWaitStep = std::chrono::milliseconds(100);
+// A wait that took longer than this was not a wait: the process was stopped or its machine paused.
+constexpr auto kStall = 10 * kWaitStep;
+
+kernels::RowType kernel_row_type(transport::WireRowType type) {
+  return type == transport::WireRowType::kBf16 ? kernels::RowType::kBf16 : kernels::RowType::kF32;
+}
+
+int num_tiles(const NodeLink& node) {
+  int tiles = 0;
+  for (const transport::TileRange& range : node.tiles) tiles += range.end - range.begin;
+  return tiles;
+}
+
+}  // namespace
+
+Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
+                       DispatcherOptions options, std::vector<NodeLink> nodes)
+    : transport_(transport),
+      team_(team),
+      clock_(clock),
+      options_(std::move(options)),
+      nodes_(std::move(nodes)),
+      alive_(nodes_.size(), true),
+      last_loss_(nodes_.size()),
+      traffic_(nodes_.size()) {}
+
+Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
+                            const float* weights) {
+  CHECK(shares_.empty());
+  hand_overs_.clear();
+  CHECK(num_rows >= 1 && num_rows <= options_.limits.rows_max);
+  const int64_t hidden = options_.limits.hidden_size, top_k = options_.limits.top_k;
+  layer_ = layer;
+  num_rows_ = num_rows;
+
+  const transport::DispatchPayloadLayout layout =
+      transport::dispatch_payload_layout(num_rows, hidden, top_k, options_.limits.row_type);
+  payload_bytes_ = layout.bytes;
+  payload_.reset();
+  payload_ = free_buffer(layout.bytes);
+  std::byte* to = payload_->data();
+  std::memcpy(to + layout.ids, ids, num_rows * top_k * sizeof(int32_t));
+  std::memcpy(to + layout.weights, weights, num_rows * top_k * sizeof(float));
+  const size_t choices_end = layout.weights + num_rows * top_k * sizeof(float);
+  std::memset(to + choices_end, 0, layout.rows - choices_end);
+  const size_t row_bytes = hidden * transport::row_element_bytes(options_.limits.row_type);
+  team_.parallel_for(num_rows, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      kernels::store_rounded(rows + row * hidden, hidden, kernel_row_type(options_.limits.row_type),
+                             to + layout.rows + row * row_bytes);
+    }
+  });
+  sums_.assign(num_rows * hidden, 0);
+  lowest_failed_.assign(num_rows, kNoFailure);
+
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (nodes_[node].tiles.empty()) continue;
+    Share& share = shares_.emplace_back();
+    share.node = node;
+    share.tiles = nodes_[node].tiles;
+    share.missing = num_rows * ceil_div(hidden, kCell);
+    share.arrived.assign(share.missing, false);
+  }
+  for (Share& share : shares_) {
+    if (alive_[share.node]) (void)send_share(share);  // a failure marks the node as lost
+  }
+  const Status status = reassign_lost_shares();
+  if (!status) give_up_dispatch();
+  return status;
+}
+
+// A buffer that no send is reading any more, of at least `bytes`.
+transport::SharedBuffer Dispatcher::free_buffer(size_t bytes) {
+  for (const transport::SharedBuffer& buffer : buffers_) {
+    if (buffer.use_count() == 1 && buffer->size() >= bytes) return buffer;
+  }
+  std::erase_if(buffers_, [](const auto& buffer) { return buffer.use_count() == 1; });
+  buffers_.push_back(std::make_shared<HostBuffer>(round_up(static_cast<int64_t>(bytes), 4096)));
+  return buffers_.back();
+}
+
+void Dispatcher::hint(int32_t layer, std::span<const int32_t> experts) {
+  if (experts.empty()) return;
+  transport::SharedBuffer payload = free_buffer(experts.size_bytes());
+  std::memcpy(payload->data(), experts.data(), experts.size_bytes());
+  transport::Hint hint;
+  hint.names = {options_.session, DispatchId{0}, options_.epoch, static_cast<uint32_t>(layer)};
+  hint.experts = experts;
+  std::vector<std::byte> header;
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (!alive_[node] || nodes_[node].tiles.empty()) continue;
+    hint.tiles = nodes_[node].tiles;
+    transport::encode_hint_header(hint, &header);
+    // A node that is lost shows at the next poll, not here.
+    const Status sent = transport_.send(nodes_[node].peer, header, payload, experts.size_bytes());
+    if (sent.ok()) ++traffic_[node].hints;
+  }
+}
+
+void Dispatcher::announce(const std::string& request_ids) {
+  std::vector<std::byte> header;
+  transport::encode_step_note(
+      {{options_.session, DispatchId{next_id_}, options_.epoch, 0}, request_ids}, &header);
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (alive_[node]) (void)transport_.send(nodes_[node].peer, header, nullptr, 0);
+  }
+}
+
+void Dispatcher::poll() {
+  while (auto event = transport_.poll()) handle(std::move(*event));
+}
+
+Result<std::vector<RowFailure>> Dispatcher::combine(float* out) {
+  poll();
+  for (Share& share : shares_) share.last_progress = clock_.now();  // until now others had our time
+  while (true) {
+    if (Status reassigned = reassign_lost_shares(); !reassigned) {
+      give_up_dispatch();
+      return reassigned.error();
+    }
+    if (done()) break;
+    await_answers();
+  }
+  shares_.clear();
+  return add_sums(out);
+}
+
+// Only who is silent while this process listens is given up: nodes that were stopped with it, or
+// whose answers lie here unread, are not.
+void Dispatcher::await_answers() {
+  const auto start = clock_.now();
+  transport_.wait(kWaitStep);
+  poll();
+  const auto now = clock_.now();
+  if (now - start > kStall) {
+    for (Share& share : shares_) share.last_progress = now;
+  }
+  check_deadlines();
+}
+
+bool Dispatcher::done() const {
+  return std::all_of(shares_.begin(), shares_.end(), [](const Share& s) { return s.missing == 0; });
+}
+
+int Dispatcher::num_living() const {
+  return static_cast<int>(std::count(alive_.begin(), alive_.end(), true));
+}
+
+// ---- Sending, losing and asking again ----------------------------------------------------------
+
+// Sends the share to its node under a fresh dispatch id. A node that can't be sent to is lost.
+Status Dispatcher::send_share(Share& share) {
+  transport::Dispatch dispatch;
+  share.id = DispatchId{next_id_++};
+  share.last_progress = clock_.now();
+  dispatch.names = {options_.session, share.id, options_.epoch, static_cast<uint32_t>(layer_)};
+  dispatch.row_type = options_.limits.row_type;
+  dispatch.num_rows = static_cast<uint32_t>(num_rows_);
+  dispatch.hidden_size = options_.limits.hidden_size;
+  dispatch.top_k = options_.limits.top_k;
+  dispatch.tiles = share.tiles;
+  std::vector<std::byte> header;
+  transport::encode_dispatch_header(dispatch, &header);
+
+  const auto deadline = clock_.now() + options_.progress_deadline;
+  while (true) {
+    const Status sent = transport_.send(nodes_[share.node].peer, header, payload_, payload_bytes_);
+    if (sent.ok()) break;
+    if (sent.error().code != ErrorCode::kOverloaded || clock_.now() > deadline) {
+      lose_node(share.node, sent.error().message);
+      return sent;
+    }
+    if (auto event = transport_.poll()) {
+      handle(std::move(*event));
+    } else {
+      transport_.wait(kWaitStep);
+    }
+    if (!alive_[share.node]) return Error{ErrorCode::kUnavailable, last_loss_[share.node]};
+  }
+  NodeTraffic& traffic = traffic_[share.node];
+  ++traffic.dispatches;
+  traffic.rows += num_rows_;
+  traffic.bytes_out += payload_bytes_;
+  return {};
+}
+
+void Dispatcher::lose_node(size_t node, const std::string& why) {
+  if (!alive_[node]) return;
+  alive_[node] = false;
+  last_loss_[node] = why;
+  transport_.close(nodes_[node].peer);
+  log_warn("node {} lost at layer {}: {}; {} of {} nodes left", nodes_[node].name, layer_, why,
+           num_living(), nodes_.size());
+}
+
+bool Dispatcher::can_be_asked(size_t node, const Share& share) const {
+  return alive_[node] && std::find(share.refused_by.begin(), share.refused_by.end(), node) ==
+                             share.refused_by.end();
+}
+
+// Gives what lost nodes still owe and what others refused to living ones, the least loaded first,
+// for good: the next dispatches ask the new owner at once. Other tiles of a lost node stay its own
+// until then.
+Status Dispatcher::reassign_lost_shares() {
+  for (size_t s = 0; s < shares_.size(); ++s) {
+    const size_t owner = shares_[s].node;
+    while (shares_[s].missing > 0 && !can_be_asked(shares_[s].node, shares_[s])) {
+      const size_t lost = shares_[s].node;
+      std::optional<size_t> heir;
+      for (size_t node = 0; node < nodes_.size(); ++node) {
+        if (can_be_asked(node, shares_[s]) &&
+            (!heir || num_tiles(nodes_[node]) < num_tiles(nodes_[*heir]))) {
+          heir = node;
+        }
+      }
+      if (!heir) {
+        return Error{
+            ErrorCode::kUnavailable,
+            fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
+                        nodes_[lost].name, alive_[lost] ? shares_[s].refusal : last_loss_[lost])};
+      }
+      shares_[s].node = *heir;
+      log_warn("tiles of node {} are asked from node {}, which reads them from disk",
+               nodes_[lost].name, nodes_[*heir].name);
+      (void)send_share(shares_[s]);  // a failure loses the heir, too: the loop goes on
+      if (alive_[*heir]) {
+        hand_over(shares_[s].tiles, owner, *heir);
+        hand_overs_.push_back({shares_[s].tiles, owner, *heir});
+      }
+    }
+  }
+  return {};
+}
+
+// Nobody could compute a share. Whose tiles went from hand to hand has them again: the others may
+// have them in RAM, and what could not be read now may be read later.
+void Dispatcher::give_up_dispatch() {
+  shares_.clear();
+  for (; !hand_overs_.empty(); hand_overs_.pop_back()) {
+    const HandOver& last = hand_overs_.back();
+    hand_over(last.tiles, last.heir, last.owner);
+  }
+}
+
+// `tiles` are some of the owner's ranges, each as it stands there.
+void Dispatcher::hand_over(const std::vector<transport::TileRange>& tiles, size_t owner,
+                           size_t heir) {
+  std::erase_if(nodes_[owner].tiles, [&](const transport::TileRange& range) {
+    return std::find(tiles.begin(), tiles.end(), range) != tiles.end();
+  });
+  std::vector<transport::TileRange>& own = nodes_[heir].tiles;
+  own.insert(own.end(), tiles.begin(), tiles.end());
+  std::sort(own.begin(), own.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+}
+
+void Dispatcher::check_deadlines() {
+  const auto now = clock_.now();
+  for (const Share& share : shares_) {
+    if (share.missing > 0 && alive_[share.node] &&
+        now - share.last_progress > options_.progress_deadline) {
+      lose_node(share.node, fmt::format("timeout after {} ms without an answer",
+                                        options_.progress_deadline.count()));
+    }
+  }
+}
+
+// ---- Receiving ---------------------------------------------------------------------------------
+
+std::optional<size_t> Dispatcher::node_of(transport::PeerId peer) const {
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (nodes_[node].peer == peer) return node;
+  }
+  return std::nullopt;
+}
+
+void Dispatcher::handle(transport::Event event) {
+  const std::optional<size_t> node = node_of(event.peer);
+  if (!node || !alive_[*node]) return;  // late words of a node that was given up
+  if (event.kind == transport::Event::Kind::kPeerLost) {
+    return lose_node(*node, event.status.error().message);
+  }
+  auto frame = transport::decode_frame(*event.message, options_.limits);
+  if (!frame) return lose_node(*node, "sent a bad frame: " + frame.error().message);
+  if (frame->kind == transport::Frame::Kind::kDispatch ||
+      frame->kind == transport::Frame::Kind::kHint ||
+      frame->kind == transport::Frame::Kind::kStepNote) {
+    return lose_node(*node, fmt::format("sent a frame of kind {}, expected a partial",
+                                        static_cast<int>(frame->kind)));
+  }
+  const bool refused = frame->kind == transport::Frame::Kind::kRefusal;
+  if (refused && frame->refusal.names.dispatch == transport::kUnreadableDispatch) {
+    return lose_node(*node, "could not read a dispatch: " + frame->refusal.error.message);
+  }
+  const transport::DispatchNames& names = refused ? frame->refusal.names : frame->partial.names;
+  const auto share = std::find_if(shares_.begin(), shares_.end(), [&](const Share& s) {
+    return s.node == *node && s.missing > 0 &&
+           names == transport::DispatchNames{options_.session, s.id, options_.epoch,
+                                             static_cast<uint32_t>(layer_)};
+  });
+  if (share == shares_.end()) return;  // late or double
+  if (refused) return take_refusal(*share, frame->refusal.error);
+  traffic_[*node].bytes_in += event.message->payload().size();
+  take_partial(*share, frame->partial);
+}
+
+// A node without a tile can still compute others.
+void Dispatcher::take_refusal(Share& share, const Error& error) {
+  const std::string why = "refused: " + error.message;
+  const bool for_want_of_a_tile = error.code == ErrorCode::kUnavailable ||
+                                  error.code == ErrorCode::kCorrupt ||
+                                  error.code == ErrorCode::kOverloaded;
+  if (!for_want_of_a_tile) return lose_node(share.node, why);
+  log_warn("node {} at layer {}: {}", nodes_[share.node].name, layer_, why);
+  share.refused_by.push_back(share.node);
+  share.refusal = why;
+}
+
+// Adds the cells of the rectangle that had not arrived yet.
+void Dispatcher::take_partial(Share& share, const transport::Partial& partial) {
+  const int64_t hidden = options_.limits.hidden_size;
+  const int64_t num_panels = ceil_div(hidden, kCell);
+  const int64_t output_end = partial.output_begin + partial.num_outputs;
+  if (partial.row_begin + partial.num_rows > num_rows_ || partial.output_begin % kCell != 0 ||
+      (output_end % kCell != 0 && output_end != hidden)) {
+    return lose_node(share.node,
+                     fmt::format("sent rows {}+{}, outputs {}+{}; expected panels of {} outputs "
+                                 "within {} rows x {} outputs",
+                                 partial.row_begin, partial.num_rows, partial.output_begin,
+                                 partial.num_outputs, kCell, num_rows_, hidden));
+  }
+  const int64_t missing_before = share.missing;
+  const size_t element_bytes = partial.element_bits / 8;
+  const int64_t panel_end = ceil_div(output_end, kCell);
+  for (int64_t r = 0; r < partial.num_rows; ++r) {
+    const int64_t row = partial.row_begin + r;
+    const auto arrived = [&](int64_t panel) { return share.arrived[row * num_panels + panel]; };
+    for (int64_t panel = partial.output_begin / kCell; panel < panel_end;) {
+      if (arrived(panel)) {
+        ++panel;
+        continue;
+      }
+      const int64_t output = panel * kCell;  // the stretch of outputs that are new
+      for (; panel < panel_end && !arrived(panel); ++panel) {
+        share.arrived[row * num_panels + panel] = true;
+        --share.missing;
+      }
+      const int64_t n = std::min(panel * kCell, output_end) - output;
+      const size_t at = (r * partial.num_outputs + output - partial.output_begin) * element_bytes;
+      transport::add_elements(partial.elements.subspan(at, n * element_bytes), partial.element_bits,
+                              std::span(sums_).subspan(row * hidden + output, n));
+    }
+  }
+  if (share.missing < missing_before) share.last_progress = clock_.now();
+  for (const transport::FailedRow& failed : partial.failed_rows) {
+    if (failed.row < num_rows_) {
+      lowest_failed_[failed.row] = std::min(lowest_failed_[failed.row], failed.expert);
+    }
+  }
+}
+
+std::vector<RowFailure> Dispatcher::add_sums(float* out) {
+  const int64_t hidden = options_.limits.hidden_size;
+  std::vector<uint8_t> in_range(num_rows_);
+  team_.parallel_for(num_rows_, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      in_range[row] =
+          kernels::add_fixed_point_row(&sums_[row * hidden], hidden, out + row * hidden);
+    }
+  });
+  std::vector<RowFailure> failures;
+  for (int64_t row = 0; row < num_rows_; ++row) {
+    if (lowest_failed_[row] != kNoFailure) {
+      failures.push_back({static_cast<uint32_t>(row), lowest_failed_[row]});
+    } else if (!in_range[row]) {
+      failures.push_back({static_cast<uint32_t>(row), -1});
+    }
+  }
+  return failures;
+}
+
+}  // namespace atl::coordinator

@@ -1,0 +1,145 @@
+// Dispatch and combine: rows out to the expert nodes, partial rows back and added.
+//
+// dispatch() rounds the rows to the wire type and sends each node the same payload with its own
+// tiles; combine() waits until every tile of every row has answered and adds the integers. Any
+// order of arrival gives the same bits. A node that is lost, refuses or makes no progress within
+// the deadline has its part asked again from another living node (a node computes any tile that it
+// can reach); only when none is left does combine() fail. Who refused because of a tile lives on.
+//
+// One thread uses a Dispatcher: the one that owns the Transport.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/result.h"
+#include "base/thread_team.h"
+#include "transport/data/transport.h"
+#include "transport/data/wire.h"
+
+namespace atl::coordinator {
+
+struct NodeLink {
+  std::string name;
+  transport::PeerId peer;
+  std::vector<transport::TileRange> tiles;  // owned; empty: a spare
+};
+
+struct DispatcherOptions {
+  SessionId session;
+  Epoch epoch{1};
+  transport::WireLimits limits;
+  // Longest silence of a node that owes an answer, while combine() waits for it. Generous: a node
+  // without the tile in RAM reads it from disk first.
+  std::chrono::milliseconds progress_deadline{60000};
+};
+
+// Per node, over the dispatcher's life.
+struct NodeTraffic {
+  uint64_t dispatches = 0, rows = 0;
+  uint64_t hints = 0;  // sent
+  uint64_t bytes_out = 0, bytes_in = 0;
+};
+
+// A row that can't be answered: contributions of `expert` (or, at -1, the sum over all) were not
+// finite or out of range.
+struct RowFailure {
+  uint32_t row = 0;
+  int32_t expert = -1;
+};
+
+class Dispatcher {
+ public:
+  Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
+             DispatcherOptions options, std::vector<NodeLink> nodes);
+
+  const transport::WireLimits& limits() const { return options_.limits; }
+
+  // Starts one layer's dispatch; the previous one must have been combined.
+  //   rows     [num_rows, hidden] FP32, borrowed until return
+  //   ids      [num_rows, top_k], -1 for none; weights likewise
+  Status dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
+                  const float* weights);
+  // Tells every living node which experts of a layer will probably be asked for, so that it may
+  // read its tiles of them ahead. At any time, also between dispatch() and combine(). A node that
+  // can't take it now goes without: no result depends on a hint.
+  //   experts  ascending, none twice, each in range; nothing is sent if there are none
+  void hint(int32_t layer, std::span<const int32_t> experts);
+  // Tells every living node for whom the dispatches from here on are, for its log: ids of requests.
+  // At any time between combine() and dispatch(); best effort, as hint().
+  void announce(const std::string& request_ids);
+  // Takes what has arrived; call now and then during long work between dispatch and combine.
+  void poll();
+  // Waits for the rest, then out[row] += fp32(sum). Rows in the result are left unspecified.
+  //   out [num_rows, hidden] FP32
+  Result<std::vector<RowFailure>> combine(float* out);
+
+  const std::vector<NodeLink>& nodes() const { return nodes_; }
+  const std::vector<NodeTraffic>& traffic() const { return traffic_; }
+  int num_living() const;
+  bool alive(size_t node) const { return alive_[node]; }
+  const std::string& last_loss(size_t node) const { return last_loss_[node]; }  // "" unless lost
+
+ private:
+  // One node's share of the dispatch under way: which cells (row x panel of 16 outputs) it still
+  // owes. Asked again elsewhere under a new dispatch id if that node fails.
+  struct Share {
+    DispatchId id;
+    size_t node;
+    std::vector<transport::TileRange> tiles;
+    std::vector<bool> arrived;  // [num_rows, num_panels]
+    int64_t missing = 0;
+    Clock::TimePoint last_progress;
+    std::vector<size_t> refused_by;  // nodes that can't have one of its tiles
+    std::string refusal;             // the last one's words
+  };
+  struct HandOver {
+    std::vector<transport::TileRange> tiles;
+    size_t owner, heir;
+  };
+
+  transport::SharedBuffer free_buffer(size_t bytes);
+  Status send_share(Share& share);
+  void handle(transport::Event event);
+  void take_refusal(Share& share, const Error& error);
+  void take_partial(Share& share, const transport::Partial& partial);
+  void lose_node(size_t node, const std::string& why);
+  Status reassign_lost_shares();
+  void hand_over(const std::vector<transport::TileRange>& tiles, size_t owner, size_t heir);
+  bool can_be_asked(size_t node, const Share& share) const;
+  void give_up_dispatch();
+  void await_answers();
+  void check_deadlines();
+  bool done() const;
+  std::optional<size_t> node_of(transport::PeerId peer) const;
+  std::vector<RowFailure> add_sums(float* out);
+
+  transport::Transport& transport_;
+  ThreadTeam& team_;
+  const Clock& clock_;
+  const DispatcherOptions options_;
+  std::vector<NodeLink> nodes_;
+  std::vector<bool> alive_;             // [node]
+  std::vector<std::string> last_loss_;  // [node] why it was lost
+  std::vector<NodeTraffic> traffic_;
+  uint64_t next_id_ = 1;
+  std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
+
+  // The dispatch under way.
+  int32_t layer_ = -1;
+  int64_t num_rows_ = 0;
+  transport::SharedBuffer payload_;
+  size_t payload_bytes_ = 0;
+  std::vector<Share> shares_;
+  std::vector<HandOver> hand_overs_;
+  std::vector<int64_t> sums_;           // [num_rows, hidden]
+  std::vector<int32_t> lowest_failed_;  // [num_rows] lowest failed expert, or kNone
+};
+
+}  // namespace atl::coordinator

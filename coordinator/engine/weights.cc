@@ -1,0 +1,204 @@
+#include "coordinator/engine/weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "base/fp_env.h"
+#include "kernels/ops.h"
+
+namespace atl::coordinator {
+namespace {
+
+using storage::MatrixSource;
+
+// Rows of one task: big matrices (the head) are shared out between threads in pieces of about this
+// size. A multiple of 16 rows, so that no two threads write the same panel.
+constexpr int64_t kTaskBytes = 32 << 20;
+
+struct PackTask {
+  const MatrixSource* matrix;
+  int64_t row_begin, row_end;
+  std::vector<storage::PackTarget> targets;
+};
+
+uint64_t matrix_bytes(const MatrixSource& matrix) {
+  if (matrix.weight == nullptr) return 0;
+  return matrix.weight->bytes + (matrix.scale ? matrix.scale->bytes : 0);
+}
+uint64_t ffn_bytes(const model::FfnTensors& ffn) {
+  return matrix_bytes(ffn.gate_proj) + matrix_bytes(ffn.up_proj) + matrix_bytes(ffn.down_proj);
+}
+
+// Runs tasks on num_threads threads, each with a window of its own; the first exception is thrown
+// when all have stopped.
+void run_tasks(const storage::Checkpoint& checkpoint, const std::vector<PackTask>& tasks,
+               int num_threads, size_t window_bytes, Progress& progress) {
+  std::atomic<size_t> next{0};
+  std::mutex mutex;
+  std::exception_ptr failure;
+  const auto work = [&] {
+    try {
+      HostBuffer window(window_bytes);
+      for (size_t i; (i = next.fetch_add(1)) < tasks.size();) {
+        const PackTask& task = tasks[i];
+        storage::pack_matrix(checkpoint, *task.matrix, task.row_begin, task.row_end, task.targets,
+                             window.span(), progress);
+      }
+    } catch (...) {
+      next = tasks.size();
+      std::lock_guard lock(mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 1; i < num_threads; ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+// Lays out memory for each matrix and collects what to read into it.
+struct Weights::Builder {
+  Weights& weights;
+  storage::HeldFormat format;
+  std::vector<PackTask> tasks;
+
+  // Memory for one packed matrix: codes, then scales, both 64-byte aligned.
+  static size_t packed_bytes(const kernels::PanelShape& shape) {
+    return round_up(static_cast<int64_t>(shape.total_code_bytes()), 64) +
+           round_up(static_cast<int64_t>(shape.total_scale_bytes()), 64);
+  }
+  static storage::PackTarget target_at(const kernels::PanelShape& shape,
+                                       const kernels::PanelSource& source, std::byte* memory) {
+    const size_t codes = round_up(static_cast<int64_t>(shape.total_code_bytes()), 64);
+    float* scales = shape.total_scale_bytes() ? reinterpret_cast<float*>(memory + codes) : nullptr;
+    return {shape, source, memory, scales};
+  }
+  static Linear linear_of(const storage::PackTarget& target) {
+    return Linear{{target.shape, target.codes, target.scales}};
+  }
+
+  Linear whole(const MatrixSource& matrix) { return whole(matrix, format); }
+  Linear whole(const MatrixSource& matrix, const storage::HeldFormat& held) {
+    if (matrix.weight == nullptr) return {};
+    const kernels::PanelShape shape = held.shape(matrix.format, matrix.rows, matrix.cols, {});
+    HostBuffer& memory = weights.memory_.emplace_back(packed_bytes(shape));
+    const storage::PackTarget target = target_at(shape, {}, memory.data());
+    const int64_t row_bytes = matrix.cols * static_cast<int64_t>(code_bytes(matrix.format));
+    const int64_t rows_per_task = std::max<int64_t>(16, kTaskBytes / row_bytes / 16 * 16);
+    for (int64_t row = 0; row < matrix.rows; row += rows_per_task) {
+      tasks.push_back({&matrix, row, std::min(row + rows_per_task, matrix.rows), {target}});
+    }
+    return linear_of(target);
+  }
+
+  FfnWeights ffn(const model::FfnTensors& tensors) {
+    return {whole(tensors.gate_proj), whole(tensors.up_proj), whole(tensors.down_proj)};
+  }
+
+  // kv_b_proj: head h owns rows h * (nope + v) on, first nope rows make k, then v rows make v.
+  void cut_kv_b(const model::ModelConfig& config, const MatrixSource& kv_b,
+                AttentionWeights* attention) {
+    const int64_t nope = config.qk_nope_head_dim, v = config.v_head_dim;
+    const int64_t rank = config.kv_lora_rank;
+    const auto k_source = [&](int64_t head) {
+      return kernels::PanelSource{head * (nope + v), 0, true};
+    };
+    const auto v_source = [&](int64_t head) {
+      return kernels::PanelSource{head * (nope + v) + nope, 0, false};
+    };
+    const auto k_shape = [&](int64_t head) {
+      return format.shape(kv_b.format, rank, nope, k_source(head));
+    };
+    const auto v_shape = [&](int64_t head) {
+      return format.shape(kv_b.format, v, rank, v_source(head));
+    };
+    size_t bytes = 0;
+    for (int64_t head = 0; head < config.num_attention_heads; ++head) {
+      bytes += packed_bytes(k_shape(head)) + packed_bytes(v_shape(head));
+    }
+    std::byte* at = weights.memory_.emplace_back(bytes).data();
+    PackTask task{&kv_b, 0, kv_b.rows, {}};
+    for (int64_t head = 0; head < config.num_attention_heads; ++head) {
+      task.targets.push_back(target_at(k_shape(head), k_source(head), at));
+      attention->w_k.push_back(linear_of(task.targets.back()));
+      at += packed_bytes(k_shape(head));
+      task.targets.push_back(target_at(v_shape(head), v_source(head), at));
+      attention->w_v.push_back(linear_of(task.targets.back()));
+      at += packed_bytes(v_shape(head));
+    }
+    tasks.push_back(std::move(task));
+  }
+};
+
+Weights Weights::load(const model::ModelConfig& config, const model::ModelTensors& tensors,
+                      const storage::Checkpoint& checkpoint, const storage::HeldFormat& format,
+                      int num_threads, size_t window_bytes, Progress& progress) {
+  Weights weights;
+  Builder build{weights, format, {}};
+  const int64_t hidden = config.hidden_size;
+  const auto plain = [&](const model::PlainTensor& tensor, int64_t elements) {
+    return tensor.tensor ? model::read_plain(checkpoint, tensor, elements) : std::vector<float>{};
+  };
+
+  for (const model::LayerTensors& from : tensors.layers) {
+    LayerWeights& layer = weights.layers_.emplace_back();
+    layer.input_layernorm = plain(from.input_layernorm, hidden);
+    layer.post_attention_layernorm = plain(from.post_attention_layernorm, hidden);
+    AttentionWeights& attention = layer.attention;
+    attention.q_a_proj = build.whole(from.attention.q_a_proj);
+    attention.q_a_layernorm = plain(from.attention.q_a_layernorm, config.q_lora_rank);
+    attention.q_proj = build.whole(from.attention.q_proj);
+    attention.kv_a_proj = build.whole(from.attention.kv_a_proj_with_mqa);
+    attention.kv_a_layernorm = plain(from.attention.kv_a_layernorm, config.kv_lora_rank);
+    build.cut_kv_b(config, from.attention.kv_b_proj, &attention);
+    attention.o_proj = build.whole(from.attention.o_proj);
+    layer.ffn = build.ffn(from.ffn);
+    layer.router = build.whole(from.router, {});
+    layer.e_score_correction_bias = plain(from.e_score_correction_bias, config.n_routed_experts);
+  }
+  weights.norm_ = plain(tensors.norm, hidden);
+  weights.lm_head_ = build.whole(tensors.lm_head);
+
+  weights.hidden_size_ = hidden;
+  weights.embed_format_ = tensors.embed_tokens.format;
+  weights.embed_tokens_ = HostBuffer(tensors.embed_tokens.weight->bytes);
+  for (size_t at = 0; at < weights.embed_tokens_.size(); at += window_bytes) {
+    const size_t bytes = std::min(window_bytes, weights.embed_tokens_.size() - at);
+    checkpoint.read(*tensors.embed_tokens.weight, at,
+                    weights.embed_tokens_.span().subspan(at, bytes));
+    progress.advance(bytes);
+  }
+  run_tasks(checkpoint, build.tasks, num_threads, window_bytes, progress);
+  return weights;
+}
+
+uint64_t Weights::read_bytes(const model::ModelTensors& tensors) {
+  uint64_t bytes = tensors.embed_tokens.weight->bytes + matrix_bytes(tensors.lm_head);
+  for (const model::LayerTensors& layer : tensors.layers) {
+    const model::AttentionTensors& attention = layer.attention;
+    bytes += matrix_bytes(attention.q_a_proj) + matrix_bytes(attention.q_proj) +
+             matrix_bytes(attention.kv_a_proj_with_mqa) + matrix_bytes(attention.kv_b_proj) +
+             matrix_bytes(attention.o_proj) + ffn_bytes(layer.ffn) + matrix_bytes(layer.router);
+  }
+  return bytes;
+}
+
+void Weights::embed(int32_t token, float* out) const {
+  const size_t row_bytes = hidden_size_ * code_bytes(embed_format_);
+  kernels::load_weights_row(embed_tokens_.data() + token * row_bytes, hidden_size_, embed_format_,
+                            out);
+}
+
+uint64_t Weights::bytes() const {
+  uint64_t bytes = embed_tokens_.size();
+  for (const HostBuffer& buffer : memory_) bytes += buffer.size();
+  return bytes;
+}
+
+}  // namespace atl::coordinator

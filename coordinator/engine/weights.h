@@ -1,0 +1,83 @@
+// The coordinator's weights in memory: everything but the routed experts, packed into panels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/memory.h"
+#include "base/progress.h"
+#include "kernels/panel.h"
+#include "model/config.h"
+#include "model/weights_map.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/checkpoint/matrix_source.h"
+
+namespace atl::coordinator {
+
+// A weight matrix [outputs, k] as panels; empty if the model has none.
+struct Linear {
+  kernels::PanelMatrix matrix;
+  explicit operator bool() const { return matrix.codes != nullptr; }
+};
+
+struct AttentionWeights {
+  Linear q_a_proj;                    // [q_lora_rank, hidden]; empty if q_lora_rank == 0
+  std::vector<float> q_a_layernorm;   // [q_lora_rank]; empty likewise
+  Linear q_proj;                      // [heads * (nope + rope), q_lora_rank or hidden]
+  Linear kv_a_proj;                   // [kv_lora_rank + rope, hidden]
+  std::vector<float> kv_a_layernorm;  // [kv_lora_rank]
+  // kv_b_proj cut per head for the absorbed form (docs/model.md 3.2):
+  std::vector<Linear> w_k;  // [heads] of [kv_lora_rank, nope]: q~ = q_nope Wk (transposed rows)
+  std::vector<Linear> w_v;  // [heads] of [v_head_dim, kv_lora_rank]: o = o~ Wv^T
+  Linear o_proj;            // [hidden, heads * v]
+};
+
+struct FfnWeights {           // dense MLP, or the shared experts as one
+  Linear gate_proj, up_proj;  // [intermediate, hidden]
+  Linear down_proj;           // [hidden, intermediate]
+  explicit operator bool() const { return static_cast<bool>(gate_proj); }
+};
+
+struct LayerWeights {
+  std::vector<float> input_layernorm, post_attention_layernorm;  // [hidden]
+  AttentionWeights attention;
+  FfnWeights ffn;                              // of an MoE layer without shared experts: empty
+  Linear router;                               // [n_routed_experts, hidden]; empty in dense layers
+  std::vector<float> e_score_correction_bias;  // [n_routed_experts], noaux_tc only
+};
+
+// Immutable after load; read by any thread.
+class Weights {
+ public:
+  // Reads and packs in parallel, linear layers in `format` (the router as it is, which is small and
+  // decides who computes); each thread streams through a window of window_bytes, so peak
+  // memory is weights + windows. Total bytes to read are told to progress first. LoadError names
+  // file and tensor.
+  static Weights load(const model::ModelConfig& config, const model::ModelTensors& tensors,
+                      const storage::Checkpoint& checkpoint, const storage::HeldFormat& format,
+                      int num_threads, size_t window_bytes, Progress& progress);
+  // Bytes load() reads.
+  static uint64_t read_bytes(const model::ModelTensors& tensors);
+
+  // FP32 embedding row of a token.
+  void embed(int32_t token, float* out) const;
+
+  const std::vector<LayerWeights>& layers() const { return layers_; }
+  const std::vector<float>& norm() const { return norm_; }
+  const Linear& lm_head() const { return lm_head_; }
+  uint64_t bytes() const;
+
+ private:
+  Weights() = default;
+  struct Builder;
+
+  kernels::WeightFormat embed_format_ = kernels::WeightFormat::kBf16;
+  int64_t hidden_size_ = 0;
+  HostBuffer embed_tokens_;  // [vocab, hidden] as in the checkpoint
+  std::vector<LayerWeights> layers_;
+  std::vector<float> norm_;
+  Linear lm_head_;
+  std::vector<HostBuffer> memory_;  // behind the Linears
+};
+
+}  // namespace atl::coordinator

@@ -1,0 +1,143 @@
+// Continuous batching: many requests through one engine.
+//
+// Every step takes one token of each sequence that decodes and fills what is left of the step, in
+// rows and in time, with chunks of prompts (coordinator/serving/step_budget.h). Sequences join and leave
+// between steps. A sequence's tokens depend on its own request only (docs/numbers.md): neither
+// neighbours, chunks, hits in the prefix cache nor preemption change them.
+//
+// Room in the KV cache is taken as sequences grow. A request is let in when its prompt fits beside
+// what those in the batch still need for theirs; if room runs out later, the one that came last
+// gives its blocks back and waits at the front to be computed again.
+//
+// Who is let in next: the first request of the client that has had least service so far, counted in
+// tokens computed; a client that comes back starts level with the least served one that is there.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/thread_team.h"
+#include "coordinator/engine/engine.h"
+#include "coordinator/serving/generation.h"
+#include "coordinator/serving/step_cost.h"
+#include "model/sampler.h"
+
+namespace atl::coordinator {
+
+struct SchedulerOptions {
+  int64_t sequences_max = 64;  // in the batch; at most the engine's rows_max
+  int64_t queue_max = 256;     // accepted requests that are not in the batch yet
+  double step_target_s = 0;    // a step that reads prompts is cut to take this long; 0: never
+  bool prefix_cache = true;
+  int32_t vocab_limit = 0;           // ids from here on have no token and are never chosen
+  std::vector<uint8_t> allowed;      // [vocab_limit], 0 for ids without a token; empty: all
+  StepObserver* observer = nullptr;  // borrowed
+  std::function<void()> after_step;  // on the engine's thread, e.g. to copy its statistics
+};
+
+// submit(), cancel(), stats(), drain(), stop(): any thread. The rest: the engine's thread.
+class Scheduler final : public GenerationBackend {
+ public:
+  // All borrowed; `team` is the engine's own. `sink`: see GenerationBackend::EventSink.
+  Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, SchedulerOptions options,
+            EventSink sink);
+  ~Scheduler() override;  // not while run() runs
+
+  Result<GenerationId> submit(GenerationRequest request) override;
+  void cancel(GenerationId id) override;
+  GenerationStats stats() const override;
+  // Accepts nothing more; what was accepted goes on.
+  void drain();
+
+  // Steps until stop(), asleep while there is nothing to do.
+  void run();
+  void stop();  // run() returns after the step under way; what is left gets no further event
+  // One step; false: there was nothing to compute.
+  bool step();
+
+ private:
+  struct Generation;
+  struct Workspace;
+  using GenerationPtr = std::unique_ptr<Generation>;
+  struct Client {
+    std::deque<GenerationPtr> waiting;
+    double service = 0;   // tokens computed for it
+    int64_t present = 0;  // its requests, waiting or in the batch
+  };
+
+  void take_messages();
+  void enqueue(GenerationPtr generation);
+  void drop_expired();
+  void admit();
+  bool try_admit(GenerationPtr& generation);
+  bool computes_the_same(const Generation& generation) const;
+  std::vector<Client*> clients_by_service();
+  void plan();
+  void share_rows();
+  void find_room();
+  void preempt(size_t index);
+  bool compute();
+  void announce(const std::vector<Generation*>& stepped);
+  void sample_all(const std::vector<Generation*>& stepped);
+  void sample(Generation& generation, std::span<const float> logits, Workspace& workspace);
+  void advance(Generation& generation);
+  void finish(Generation& generation, FinishReason reason);
+  void fail(Generation& generation, const Error& error);
+  void leave(Generation& generation);
+  void charge(const Generation& generation, int64_t tokens);
+  GenerationEvent& event_of(Generation& generation);
+  int64_t missing_blocks(const Generation& generation, int64_t num_tokens) const;
+  void remove_ended();
+  void deliver();
+  void publish_stats();
+  std::optional<Clock::TimePoint> next_deadline() const;
+  template <typename Visit>
+  void for_each_waiting(const Visit& visit);
+
+  // What one member of the team samples with.
+  struct Workspace {
+    model::Sampler sampler;
+    std::vector<float> logits;     // [vocab_size]
+    std::vector<uint8_t> allowed;  // [vocab_limit]
+  };
+
+  Engine& engine_;
+  ThreadTeam& team_;
+  const Clock& clock_;
+  const SchedulerOptions options_;
+  const EventSink sink_;
+
+  mutable std::mutex mutex_;  // of the messages below
+  std::condition_variable wake_;
+  std::vector<GenerationPtr> arrivals_;
+  std::vector<GenerationId> cancellations_;
+  GenerationStats stats_;  // as of the end of the last step
+  int64_t queued_ = 0;     // accepted and never yet in the batch
+  uint64_t next_id_ = 1;
+  bool draining_ = false;
+  bool stopping_ = false;
+
+  // The engine's thread only:
+  std::map<std::string, Client> clients_;
+  std::deque<GenerationPtr> preempted_;  // in the order of their first admission
+  std::vector<GenerationPtr> running_;   // in the order of their first admission
+  uint64_t admissions_ = 0;
+  StepCost step_cost_;
+  std::string announced_;  // ids of the requests of the last step
+  GenerationStats counts_;
+  std::vector<GenerationEvent> events_;
+  std::vector<float> logits_;          // [sequences_max at most, vocab_size] of the step
+  std::vector<Workspace> workspaces_;  // of each member of the team
+};
+
+}  // namespace atl::coordinator

@@ -1,0 +1,373 @@
+#include "storage/checkpoint/checkpoint.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "base/check.h"
+#include "base/result.h"
+#include "base/units.h"
+#include "storage/pack/block_sums.h"
+#include "storage/pack/pack.h"
+#include "storage/io/printable.h"
+#include "storage/checkpoint/safetensors_header.h"
+
+namespace atl::storage {
+namespace {
+
+constexpr std::string_view kIndexFile = "model.safetensors.index.json";
+constexpr std::string_view kSingleFile = "model.safetensors";
+constexpr uint64_t kLengthFieldBytes = 8;
+
+// What one read leaves in the page cache before it is dropped again: large enough for the disk,
+// small beside any machine's memory.
+constexpr size_t kReadStepBytes = 4 * kMiB;
+constexpr uint64_t kPageBytes = 4096;
+
+constexpr int kFingerprintSamples = 16;
+constexpr uint64_t kFingerprintSampleBytes = 4096;
+
+[[noreturn]] void throw_errno(const std::filesystem::path& file, const char* what) {
+  throw LoadError(fmt::format("{}: cannot {}: {}", file.string(), what, std::strerror(errno)));
+}
+
+// What a pack knows of a file; without a pack nothing.
+const PackCarriedFile* find_carried(const Pack* pack, const std::filesystem::path& file) {
+  if (pack == nullptr) return nullptr;
+  const std::string name = file.filename().string();
+  for (const PackCarriedFile& carried : pack->carried()) {
+    if (carried.name == name) return &carried;
+  }
+  throw LoadError(fmt::format("{}: not one of the pack's files", file.string()));
+}
+
+// Opens a regular file for reading. O_NONBLOCK so that a pipe of that name does not hang us.
+Shard open_file(const std::filesystem::path& file, const Pack* pack) {
+  const PackCarriedFile* carried = find_carried(pack, file);
+  Shard shard;
+  shard.file_name = file.filename().string();
+  shard.fd = ::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (shard.fd < 0) throw_errno(file, "open");
+  struct stat info {};
+  const bool known = ::fstat(shard.fd, &info) == 0;
+  if (!known || !S_ISREG(info.st_mode)) {
+    ::close(shard.fd);
+    if (!known) throw_errno(file, "stat");
+    throw LoadError(fmt::format("{}: not a regular file", file.string()));
+  }
+  shard.file_bytes = static_cast<uint64_t>(info.st_size);
+  if (carried == nullptr) return shard;
+  shard.checksums = carried->checksums;
+  if (shard.file_bytes != carried->bytes) {
+    ::close(shard.fd);
+    throw LoadError(
+        fmt::format("{}: {} bytes, expected {}: the file is damaged: remove it and pack again",
+                    file.string(), shard.file_bytes, carried->bytes));
+  }
+  return shard;
+}
+
+// Bytes read before the end of the file, an error (errno), or all of out.
+size_t pread_all(int fd, uint64_t offset, std::span<std::byte> out, bool* failed) {
+  size_t done = 0;
+  *failed = false;
+  while (done < out.size()) {
+    const ssize_t got =
+        ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    *failed = got < 0;
+    if (got <= 0) break;
+    done += static_cast<size_t>(got);
+  }
+  return done;
+}
+
+// Whole pages around the range; the neighbour that shares an edge page reads it once more.
+void drop_from_page_cache(int fd, uint64_t offset, uint64_t bytes) {
+  const uint64_t begin = offset / kPageBytes * kPageBytes;
+  const uint64_t end = (offset + bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  (void)::posix_fadvise(fd, static_cast<off_t>(begin), static_cast<off_t>(end - begin),
+                        POSIX_FADV_DONTNEED);
+}
+
+void read_exactly(const Shard& shard, const std::filesystem::path& file, uint64_t offset,
+                  std::span<std::byte> out, const char* what) {
+  if (!shard.checksums.empty()) {
+    read_summed({shard.fd, file, shard.file_bytes, shard.checksums}, offset, out);
+    return;
+  }
+  bool failed = false;
+  const size_t got = pread_all(shard.fd, offset, out, &failed);
+  if (failed) throw_errno(file, "read");
+  if (got != out.size()) {
+    throw LoadError(fmt::format("{}: {}: {} of {} bytes at offset {}: the file shrank",
+                                file.string(), what, got, out.size(), offset));
+  }
+}
+
+std::string read_small_file(const std::filesystem::path& file, const Pack* pack) {
+  const Shard shard = open_file(file, pack);
+  std::string text;
+  try {
+    if (shard.file_bytes > kHeaderBytesMax) {
+      throw LoadError(fmt::format("{}: {} bytes, expected at most {}", file.string(),
+                                  shard.file_bytes, kHeaderBytesMax));
+    }
+    text.resize(shard.file_bytes);
+    read_exactly(shard, file, 0, std::as_writable_bytes(std::span(text)), "contents");
+  } catch (...) {
+    ::close(shard.fd);
+    throw;
+  }
+  ::close(shard.fd);
+  return text;
+}
+
+uint64_t read_header_length(const Shard& shard, const std::filesystem::path& file) {
+  if (shard.file_bytes < kLengthFieldBytes) {
+    throw LoadError(fmt::format("{}: {} bytes, too short for a safetensors file", file.string(),
+                                shard.file_bytes));
+  }
+  unsigned char field[kLengthFieldBytes];
+  read_exactly(shard, file, 0, std::as_writable_bytes(std::span(field)), "header length");
+  uint64_t length = 0;
+  for (int i = 7; i >= 0; --i) length = length << 8 | field[i];
+  const uint64_t length_max = std::min(kHeaderBytesMax, shard.file_bytes - kLengthFieldBytes);
+  if (length > length_max) {
+    throw LoadError(fmt::format("{}: header length {} is beyond {} ({})", file.string(), length,
+                                length_max,
+                                length_max == kHeaderBytesMax ? "the limit" : "the file's end"));
+  }
+  return length;
+}
+
+std::vector<TensorInfo> read_header(Shard& shard, const std::filesystem::path& file) {
+  const uint64_t length = read_header_length(shard, file);
+  std::string json(length, '\0');
+  read_exactly(shard, file, kLengthFieldBytes, std::as_writable_bytes(std::span(json)), "header");
+  shard.data_offset = kLengthFieldBytes + length;
+  return parse_safetensors_header(json, shard.data_offset, shard.file_bytes, file);
+}
+
+const IndexEntry* find_entry(const std::vector<IndexEntry>& index, std::string_view tensor) {
+  const auto place = std::lower_bound(
+      index.begin(), index.end(), tensor,
+      [](const IndexEntry& entry, std::string_view name) { return entry.tensor < name; });
+  return place != index.end() && place->tensor == tensor ? &*place : nullptr;
+}
+
+std::vector<std::string> shard_files(const std::vector<IndexEntry>& index) {
+  std::vector<std::string> files;
+  for (const IndexEntry& entry : index) files.push_back(entry.shard_file);
+  std::sort(files.begin(), files.end());
+  files.erase(std::unique(files.begin(), files.end()), files.end());
+  return files;
+}
+
+// Both directions: every tensor of a shard stands in the index with that shard, every entry of the
+// index is in its shard. `tensors` sorted by name, without duplicates.
+void check_against_index(const std::vector<TensorInfo>& tensors, const std::vector<Shard>& shards,
+                         const std::vector<IndexEntry>& index,
+                         const std::filesystem::path& directory) {
+  for (const TensorInfo& tensor : tensors) {
+    const std::string& shard_file = shards[tensor.shard].file_name;
+    const IndexEntry* entry = find_entry(index, tensor.name);
+    if (entry == nullptr) {
+      throw LoadError(fmt::format("{}: tensor {} is not in {}", (directory / shard_file).string(),
+                                  printable(tensor.name), kIndexFile));
+    }
+    if (entry->shard_file != shard_file) {
+      throw LoadError(fmt::format("{}: tensor {} is here, but {} says {}",
+                                  (directory / shard_file).string(), printable(tensor.name),
+                                  kIndexFile, printable(entry->shard_file)));
+    }
+  }
+  if (tensors.size() == index.size()) return;
+  for (const IndexEntry& entry : index) {
+    const auto place = std::lower_bound(
+        tensors.begin(), tensors.end(), entry.tensor,
+        [](const TensorInfo& tensor, const std::string& name) { return tensor.name < name; });
+    if (place == tensors.end() || place->name != entry.tensor) {
+      throw LoadError(fmt::format("{}: tensor {} is missing, {} says it is here",
+                                  (directory / entry.shard_file).string(), printable(entry.tensor),
+                                  kIndexFile));
+    }
+  }
+}
+
+void refuse_tensor_in_two_shards(const std::vector<TensorInfo>& tensors,
+                                 const std::vector<Shard>& shards,
+                                 const std::filesystem::path& directory) {
+  const auto twice =
+      std::adjacent_find(tensors.begin(), tensors.end(),
+                         [](const TensorInfo& a, const TensorInfo& b) { return a.name == b.name; });
+  if (twice == tensors.end()) return;
+  throw LoadError(fmt::format(
+      "{}: tensor {} is in {}, too", (directory / shards[twice->shard].file_name).string(),
+      printable(twice->name), printable(shards[std::next(twice)->shard].file_name)));
+}
+
+// Numbers and texts with their lengths, so that no two tables give the same stream of bytes.
+class TableHash {
+ public:
+  TableHash() : state_(XXH3_createState()) {
+    CHECK(state_ != nullptr);
+    XXH3_128bits_reset(state_);
+  }
+  ~TableHash() { XXH3_freeState(state_); }
+  TableHash(const TableHash&) = delete;
+  TableHash& operator=(const TableHash&) = delete;
+
+  void add(uint64_t value) {
+    unsigned char bytes[8];
+    for (int i = 0; i < 8; ++i) bytes[i] = static_cast<unsigned char>(value >> (8 * i));
+    XXH3_128bits_update(state_, bytes, sizeof bytes);
+  }
+  void add(std::span<const std::byte> data) {
+    add(data.size());
+    XXH3_128bits_update(state_, data.data(), data.size());
+  }
+  void add(std::string_view text) { add(std::as_bytes(std::span(text))); }
+  std::string hex() const {
+    const XXH128_hash_t hash = XXH3_128bits_digest(state_);
+    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  }
+
+ private:
+  XXH3_state_t* state_;
+};
+
+}  // namespace
+
+int64_t TensorInfo::elements() const {
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  return count;
+}
+
+Checkpoint Checkpoint::open(const std::filesystem::path& model_dir) {
+  return open(model_dir, nullptr);
+}
+
+Checkpoint Checkpoint::open(const Pack& pack) { return open(pack.directory(), &pack); }
+
+Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* pack) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(model_dir, error)) {
+    throw LoadError(
+        fmt::format("{}: not a directory: expected a model directory with config.json "
+                    "and safetensors files",
+                    model_dir.string()));
+  }
+  std::optional<std::vector<IndexEntry>> index;
+  std::vector<std::string> files = {std::string(kSingleFile)};
+  if (std::filesystem::exists(model_dir / kIndexFile, error)) {
+    index = parse_safetensors_index(read_small_file(model_dir / kIndexFile, pack),
+                                    model_dir / kIndexFile);
+    files = shard_files(*index);
+  } else if (!std::filesystem::exists(model_dir / kSingleFile, error)) {
+    throw LoadError(fmt::format("{}: neither {} nor {} is there: is the download complete?",
+                                model_dir.string(), kIndexFile, kSingleFile));
+  }
+
+  Checkpoint checkpoint;
+  checkpoint.directory_ = model_dir;
+  for (const std::string& file : files) {
+    checkpoint.shards_.push_back(open_file(model_dir / file, pack));
+    const auto shard = static_cast<uint32_t>(checkpoint.shards_.size() - 1);
+    for (TensorInfo& tensor : read_header(checkpoint.shards_.back(), model_dir / file)) {
+      tensor.shard = shard;
+      checkpoint.tensors_.push_back(std::move(tensor));
+    }
+  }
+  std::stable_sort(checkpoint.tensors_.begin(), checkpoint.tensors_.end(),
+                   [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
+  refuse_tensor_in_two_shards(checkpoint.tensors_, checkpoint.shards_, model_dir);
+  if (index) check_against_index(checkpoint.tensors_, checkpoint.shards_, *index, model_dir);
+  return checkpoint;
+}
+
+Checkpoint::~Checkpoint() {
+  for (const Shard& shard : shards_) ::close(shard.fd);
+}
+
+Checkpoint::Checkpoint(Checkpoint&& other) noexcept
+    : directory_(std::move(other.directory_)),
+      shards_(std::exchange(other.shards_, {})),
+      tensors_(std::exchange(other.tensors_, {})) {}
+
+const TensorInfo* Checkpoint::find(std::string_view name) const {
+  const auto place = std::lower_bound(
+      tensors_.begin(), tensors_.end(), name,
+      [](const TensorInfo& tensor, std::string_view wanted) { return tensor.name < wanted; });
+  return place != tensors_.end() && place->name == name ? &*place : nullptr;
+}
+
+void Checkpoint::read(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> out) const {
+  CHECK_LE(begin, tensor.bytes);
+  CHECK_LE(out.size(), tensor.bytes - begin);
+  read_file(shards_[tensor.shard], &tensor, tensor.offset + begin, out);
+}
+
+void Checkpoint::read_file(const Shard& shard, const TensorInfo* tensor, uint64_t offset,
+                           std::span<std::byte> out) const {
+  const std::filesystem::path file = directory_ / shard.file_name;
+  while (!out.empty()) {
+    const auto step = out.first(std::min(out.size(), kReadStepBytes));
+    if (!shard.checksums.empty()) {
+      read_summed({shard.fd, file, shard.file_bytes, shard.checksums}, offset, step);
+      drop_from_page_cache(shard.fd, offset, step.size());
+      offset += step.size();
+      out = out.subspan(step.size());
+      continue;
+    }
+    bool failed = false;
+    const size_t got = pread_all(shard.fd, offset, step, &failed);
+    if (got != step.size()) {
+      const std::string reason = failed ? std::strerror(errno) : "the file shrank";
+      throw LoadError(fmt::format("{}: {}: read {} of {} bytes at offset {}: {}", file.string(),
+                                  tensor ? "tensor " + printable(tensor->name) : "data", got,
+                                  step.size(), offset, reason));
+    }
+    drop_from_page_cache(shard.fd, offset, step.size());
+    offset += step.size();
+    out = out.subspan(step.size());
+  }
+}
+
+std::string Checkpoint::fingerprint() const {
+  TableHash hash;
+  hash.add(tensors_.size());
+  for (const TensorInfo& tensor : tensors_) {
+    hash.add(tensor.name);
+    hash.add(tensor.dtype_name);
+    hash.add(tensor.shape.size());
+    for (const int64_t size : tensor.shape) hash.add(static_cast<uint64_t>(size));
+    hash.add(tensor.shard);
+    hash.add(tensor.offset);
+    hash.add(tensor.bytes);
+  }
+  std::vector<std::byte> sample(kFingerprintSampleBytes);
+  for (const Shard& shard : shards_) {
+    const uint64_t data_bytes = shard.file_bytes - shard.data_offset;
+    const uint64_t bytes = std::min(kFingerprintSampleBytes, data_bytes);
+    hash.add(shard.file_bytes);
+    for (int i = 0; i < kFingerprintSamples; ++i) {
+      const uint64_t offset =
+          (data_bytes - bytes) * static_cast<uint64_t>(i) / (kFingerprintSamples - 1);
+      read_file(shard, nullptr, shard.data_offset + offset, std::span(sample).first(bytes));
+      hash.add(std::span<const std::byte>(sample).first(bytes));
+    }
+  }
+  return hash.hex();
+}
+
+}  // namespace atl::storage

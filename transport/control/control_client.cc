@@ -1,0 +1,182 @@
+// The coordinator's side of the control protocol: a kj thread for each node, blocking calls.
+#include <capnp/message.h>
+#include <capnp/rpc-twoparty.h>
+#include <fmt/core.h>
+
+#include <optional>
+
+#include "transport/control/control.h"
+#include "transport/control/control_convert.h"
+#include "transport/control/control_loop.h"
+
+namespace atl::transport {
+
+namespace {
+
+using std::chrono::milliseconds;
+
+capnp::ReaderOptions reader_options() {
+  capnp::ReaderOptions options;
+  options.traversalLimitInWords = (8u << 20) / 8;
+  options.nestingLimit = 16;
+  return options;
+}
+
+// The open connection; lives and dies on the loop's thread.
+struct Connection {
+  explicit Connection(kj::Own<kj::AsyncIoStream> stream_in)
+      : stream(kj::mv(stream_in)),
+        network(*stream, capnp::rpc::twoparty::Side::CLIENT, reader_options()),
+        rpc(capnp::makeRpcClient(network)),
+        node(bootstrap()) {}
+
+  schema::Node::Client bootstrap() {
+    capnp::MallocMessageBuilder message;
+    auto server = message.initRoot<capnp::rpc::twoparty::VatId>();
+    server.setSide(capnp::rpc::twoparty::Side::SERVER);
+    return rpc.bootstrap(server).castAs<schema::Node>();
+  }
+
+  kj::Own<kj::AsyncIoStream> stream;
+  capnp::TwoPartyVatNetwork network;
+  capnp::RpcSystem<capnp::rpc::twoparty::VatId> rpc;
+  schema::Node::Client node;
+};
+
+class Client final : public NodeClient {
+ public:
+  Client(std::string address, milliseconds timeout)
+      : address_(std::move(address)),
+        timeout_(timeout),
+        loop_([this](kj::AsyncIoContext& io, kj::Promise<void> stopped,
+                     const std::function<void()>& ready) {
+          timer_ = &io.provider->getTimer();
+          network_ = &io.provider->getNetwork();
+          ready();
+          stopped.wait(io.waitScope);
+          connection_.reset();
+        }) {}
+
+  ~Client() noexcept override = default;
+
+  Status connect() {
+    return status_of(run<bool>("connect", [this]() -> kj::Promise<Result<bool>> {
+      return network_->parseAddress(address_)
+          .then([](kj::Own<kj::NetworkAddress>&& address) {
+            return address->connect().attach(kj::mv(address));
+          })
+          .then([this](kj::Own<kj::AsyncIoStream>&& stream) -> Result<bool> {
+            connection_.emplace(kj::mv(stream));
+            return true;
+          });
+    }));
+  }
+
+  Result<HelloReply> hello(const Hello& hello) override {
+    return run<HelloReply>("hello to", [&]() -> kj::Promise<Result<HelloReply>> {
+      auto request = connection_->node.helloRequest();
+      write_hello(request.initHello(), hello);
+      return request.send().then([](auto&& response) -> Result<HelloReply> {
+        if (response.hasError()) return read_error(response.getError());
+        return read_reply(response.getReply());
+      });
+    });
+  }
+
+  Status apply_plan(SessionId session, const Plan& plan) override {
+    return status_of(run<bool>("plan for", [&] {
+      auto request = connection_->node.applyPlanRequest();
+      request.setSession(session.value);
+      write_plan(request.initPlan(), plan);
+      return outcome_of(request.send());
+    }));
+  }
+
+  Result<NodeState> state(SessionId session) override {
+    return run<NodeState>("state of", [&]() -> kj::Promise<Result<NodeState>> {
+      auto request = connection_->node.stateRequest();
+      request.setSession(session.value);
+      return request.send().then([](auto&& response) -> Result<NodeState> {
+        if (response.hasError()) return read_error(response.getError());
+        return read_state(response.getState());
+      });
+    });
+  }
+
+  Result<NodeStats> stats(SessionId session) override {
+    return run<NodeStats>("stats of", [&]() -> kj::Promise<Result<NodeStats>> {
+      auto request = connection_->node.statsRequest();
+      request.setSession(session.value);
+      return request.send().then([](auto&& response) -> Result<NodeStats> {
+        if (response.hasError()) return read_error(response.getError());
+        return read_stats(response.getStats());
+      });
+    });
+  }
+
+  Status close_session(SessionId session) override {
+    return status_of(run<bool>("close session at", [&] {
+      auto request = connection_->node.closeSessionRequest();
+      request.setSession(session.value);
+      return outcome_of(request.send());
+    }));
+  }
+
+  Status stop() override {
+    return status_of(
+        run<bool>("stop", [&] { return outcome_of(connection_->node.stopRequest().send()); }));
+  }
+
+ private:
+  // For methods whose results hold an error or nothing.
+  template <typename Response>
+  static kj::Promise<Result<bool>> outcome_of(Response&& promise) {
+    return promise.then([](auto&& response) -> Result<bool> {
+      if (response.hasError()) return read_error(response.getError());
+      return true;
+    });
+  }
+
+  static Status status_of(const Result<bool>& result) {
+    return result ? Status() : Status(result.error());
+  }
+
+  // Runs start() on the loop's thread and waits for its promise until the deadline. `what` and the
+  // node's address stand before every error.
+  template <typename T, typename Start>
+  Result<T> run(const char* what, Start start) {
+    try {
+      Result<T> result = loop_.executor().executeSync([&]() -> kj::Promise<Result<T>> {
+        auto late =
+            timer_->afterDelay(timeout_.count() * kj::MILLISECONDS).then([this]() -> Result<T> {
+              return Error{ErrorCode::kTimeout,
+                           fmt::format("no answer within {} ms", timeout_.count())};
+            });
+        return start().exclusiveJoin(kj::mv(late));
+      });
+      if (result) return result;
+      return Error{result.error().code,
+                   fmt::format("{} {}: {}", what, address_, result.error().message)};
+    } catch (const kj::Exception& e) {
+      return error_of(e, what, address_);
+    }
+  }
+
+  const std::string address_;
+  const milliseconds timeout_;
+  // Below: set and used on the loop's thread.
+  kj::Timer* timer_ = nullptr;
+  kj::Network* network_ = nullptr;
+  std::optional<Connection> connection_;
+  ControlLoop loop_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, milliseconds timeout) {
+  auto client = std::make_unique<Client>(address, timeout);
+  if (const Status status = client->connect(); !status) return status.error();
+  return std::unique_ptr<NodeClient>(std::move(client));
+}
+
+}  // namespace atl::transport
