@@ -62,8 +62,10 @@ endfunction()
 # that need the program or take long say so: LABELS system or LABELS slow. ONE_THREAD: neither the
 # test nor what it tests starts a thread, so the thread sanitizer leaves it out. ONE_PROCESS: under the
 # sanitizers, where a process takes seconds to start, one runs all cases, which must not skip any.
+# READS_TREE: it reads files of this repository, below ATOLL_SOURCE_DIR. Others don't know where they
+# lie, so that a compiler's cache serves them to every clone.
 function(atoll_test folder name)
-  cmake_parse_arguments(ARG "ONE_THREAD;ONE_PROCESS" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "ONE_THREAD;ONE_PROCESS;READS_TREE" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -71,7 +73,9 @@ function(atoll_test folder name)
   add_executable(${target} ${name}.cc ${ARG_SOURCES})
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${target} PRIVATE ${ARG_LIBRARIES} GTest::gtest GTest::gmock GTest::gtest_main)
-  target_compile_definitions(${target} PRIVATE ATOLL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  if(ARG_READS_TREE)
+    target_compile_definitions(${target} PRIVATE ATOLL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  endif()
   atoll_test_compile_options(${target})
   if(ATOLL_PCH)
     target_precompile_headers(${target} REUSE_FROM atoll_test_headers)
