@@ -120,7 +120,7 @@ void measure(const char* what, uint16_t port, std::string_view request, std::str
   std::fflush(stdout);
 }
 
-void add_routes(coordinator::HttpServer& server) {
+void add_routes(http::HttpServer& server) {
   server.route("GET", "/hello", [](const auto& exchange) {
     exchange->respond({.content_type = "text/plain", .body = "hello"});
   });
@@ -138,9 +138,9 @@ void add_routes(coordinator::HttpServer& server) {
 
 int main() {
   const SteadyClock clock;
-  coordinator::HttpOptions options;
+  http::HttpOptions options;
   options.port = 0;
-  coordinator::HttpServer server(options, clock);
+  http::HttpServer server(options, clock);
   add_routes(server);
   std::thread thread([&server] { server.run(); });
   clockid_t server_clock{};
@@ -164,7 +164,7 @@ int main() {
     measure("bare echo", echo.port(), get, "\n", nullptr);
   }
   both("");
-  const coordinator::HttpUrl url{"127.0.0.1", server.port(), ""};
+  const http::HttpUrl url{"127.0.0.1", server.port(), ""};
   {
     const cli::Bystanders idle(url, 1000, 0);
     both(", 1000 idle");

@@ -171,7 +171,7 @@ Json to_json(const BenchServeOptions& options, const std::string& model,
 
 // 1 if nothing was answered: a script should notice.
 int run_bench_serve(BenchServeOptions options) {
-  auto url = coordinator::parse_http_url(options.url);
+  auto url = http::parse_http_url(options.url);
   if (!url) throw LoadError(url.error().message);
   options.load.url = *url;
   if (options.load.shared_prefix > options.load.prompt_tokens) {

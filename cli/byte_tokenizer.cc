@@ -48,7 +48,7 @@ Json pre_tokenizer() {
 Json tokenizer_json() {
   Json vocab = Json::object();
   for (int byte = 0; byte < 256; ++byte) {
-    vocab[model::alphabet_text_of_bytes(std::string(1, static_cast<char>(byte)))] =
+    vocab[text::alphabet_text_of_bytes(std::string(1, static_cast<char>(byte)))] =
         kByteTokenizerPad + 1 + byte;
   }
   return {{"version", "1.0"},

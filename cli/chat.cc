@@ -124,7 +124,7 @@ class ChatSignals {
 };
 
 // `atoll serve MODEL_DIR` on a free port; *url is where it listens.
-ChildProcess start_server(const ChatCommandOptions& options, coordinator::HttpUrl* url) {
+ChildProcess start_server(const ChatCommandOptions& options, http::HttpUrl* url) {
   ChildOptions child;
   child.argv = {std::filesystem::canonical("/proc/self/exe").string(),
                 "serve",
@@ -148,7 +148,7 @@ ChildProcess start_server(const ChatCommandOptions& options, coordinator::HttpUr
           fmt::format("the server of {} did not start: {}", options.target, line.error().message));
     }
     const auto parsed = line->starts_with(kListening)
-                            ? coordinator::parse_http_url(line->substr(kListening.size()))
+                            ? http::parse_http_url(line->substr(kListening.size()))
                             : Error{ErrorCode::kInvalid, "unexpected output"};
     if (!parsed) throw LoadError(fmt::format("atoll serve said '{}'", one_line(*line)));
     *url = *parsed;
@@ -316,7 +316,7 @@ int run_chat(ChatCommandOptions options) {
     if (!options.serve_arguments.empty()) {
       throw LoadError("options of atoll serve belong to a MODEL_DIR, not to a URL");
     }
-    const auto url = coordinator::parse_http_url(options.target);
+    const auto url = http::parse_http_url(options.target);
     if (!url) throw LoadError(url.error().message);
     options.chat.url = *url;
   } else if (std::filesystem::is_directory(options.target)) {

@@ -9,10 +9,10 @@
 namespace atl::cli {
 namespace {
 
-using coordinator::HttpAnswer;
-using coordinator::HttpClient;
-using coordinator::HttpClientRequest;
-using coordinator::HttpUrl;
+using http::HttpAnswer;
+using http::HttpClient;
+using http::HttpClientRequest;
+using http::HttpUrl;
 using Json = nlohmann::ordered_json;
 
 HttpUrl without_v1(HttpUrl url) {

@@ -15,11 +15,11 @@
 namespace atl::cli {
 
 struct ChatOptions {
-  coordinator::HttpUrl url;  // a path /v1 at its end is left out
-  std::string model;         // empty: the first that the server names
-  std::string system;        // empty: none
-  std::string api_key;       // empty: none is sent
-  int64_t max_tokens = 0;    // of a reply; 0: the server's default
+  http::HttpUrl url;       // a path /v1 at its end is left out
+  std::string model;       // empty: the first that the server names
+  std::string system;      // empty: none
+  std::string api_key;     // empty: none is sent
+  int64_t max_tokens = 0;  // of a reply; 0: the server's default
   std::optional<double> temperature, top_p;
   std::optional<uint64_t> seed;
 };

@@ -8,7 +8,7 @@
 
 namespace atl::cli {
 
-std::string http_error_text(const coordinator::HttpAnswer& answer) {
+std::string http_error_text(const http::HttpAnswer& answer) {
   const nlohmann::json body = nlohmann::json::parse(answer.body, nullptr, false);
   std::string text = answer.body.substr(0, 200);
   if (body.is_object() && body.contains("error") && body["error"].is_object()) {

@@ -8,6 +8,6 @@
 namespace atl::cli {
 
 // "status 401: wrong key", of an error in OpenAI's shape or of any other body, as one line.
-std::string http_error_text(const coordinator::HttpAnswer& answer);
+std::string http_error_text(const http::HttpAnswer& answer);
 
 }  // namespace atl::cli

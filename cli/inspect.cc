@@ -21,11 +21,11 @@
 #include "cli/table.h"
 #include "kernels/tile.h"
 #include "model/config.h"
-#include "text/tokenizer.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/pack/pack.h"
 #include "storage/tiles/tile_store.h"
+#include "text/tokenizer.h"
 #include "topology/placement.h"
 
 namespace atl::cli {
@@ -156,7 +156,7 @@ Facts gather(const LoadedModel& loaded) {
   facts.fingerprint =
       loaded.pack ? loaded.pack->params().source_fingerprint : checkpoint.fingerprint();
   if (std::filesystem::exists(checkpoint.directory() / "tokenizer.json")) {
-    facts.tokenizer_tokens = model::Tokenizer::load(checkpoint.directory()).vocab_size();
+    facts.tokenizer_tokens = text::Tokenizer::load(checkpoint.directory()).vocab_size();
   }
   facts.components = model::component_table(config, checkpoint);
   if (facts.moe_layers > 0) facts.tiles = tile_facts(loaded);

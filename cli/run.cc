@@ -28,7 +28,7 @@ struct RunOptions {
   bool json = false;
 };
 
-std::vector<int32_t> encode_prompt(const model::Tokenizer& tokenizer,
+std::vector<int32_t> encode_prompt(const text::Tokenizer& tokenizer,
                                    const model::ModelConfig& config, const std::string& prompt) {
   auto ids = tokenizer.encode(prompt, {.add_bos = false});
   if (!ids) throw LoadError("--prompt: " + ids.error().message);
@@ -43,7 +43,7 @@ std::vector<int32_t> encode_prompt(const model::Tokenizer& tokenizer,
 }
 
 coordinator::GenerateRequest make_request(const RunOptions& options,
-                                          const model::Tokenizer& tokenizer,
+                                          const text::Tokenizer& tokenizer,
                                           const model::ModelConfig& config) {
   coordinator::GenerateRequest request;
   request.prompt = encode_prompt(tokenizer, config, options.prompt);
@@ -62,7 +62,7 @@ coordinator::GenerateRequest make_request(const RunOptions& options,
 void run(const RunOptions& options) {
   if (Status valid = model::check(options.sampling); !valid) throw LoadError(valid.error().message);
   const model::ModelConfig config = model::load_config(options.deployment.model_dir);
-  const model::Tokenizer tokenizer = model::Tokenizer::load(options.deployment.model_dir);
+  const text::Tokenizer tokenizer = text::Tokenizer::load(options.deployment.model_dir);
   const coordinator::GenerateRequest request = make_request(options, tokenizer, config);
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   if (prompt_tokens > config.max_position_embeddings) {
@@ -77,7 +77,7 @@ void run(const RunOptions& options) {
   const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 
   model::Sampler sampler;
-  model::StreamDecoder decoder(tokenizer, model::SpecialTokens::kSkip);
+  text::StreamDecoder decoder(tokenizer, text::SpecialTokens::kSkip);
   std::string text;
   const auto say = [&](const std::string& piece) {
     text += piece;

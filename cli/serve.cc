@@ -21,8 +21,8 @@
 #include "cli/stop_signals.h"
 #include "coordinator/api/api.h"
 #include "coordinator/cluster/cluster_monitor.h"
-#include "http/http_server.h"
 #include "coordinator/serving/scheduler.h"
+#include "http/http_server.h"
 #include "kernels/attention.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -90,7 +90,7 @@ int64_t cache_tokens(const ServeOptions& options, const model::ModelConfig& conf
 
 coordinator::SchedulerOptions scheduler_options(const ServeOptions& options,
                                                 const model::ModelConfig& config,
-                                                const model::Tokenizer& tokenizer) {
+                                                const text::Tokenizer& tokenizer) {
   coordinator::SchedulerOptions scheduler;
   scheduler.sequences_max = std::min(options.sequences_max, options.deployment.chunk);
   scheduler.queue_max = options.queue_max;
@@ -122,16 +122,15 @@ coordinator::ApiOptions api_options(const ServeOptions& options, const model::Mo
   return api;
 }
 
-coordinator::HttpOptions http_options(const ServeOptions& options,
-                                      const coordinator::ApiOptions& api,
-                                      const std::atomic<bool>& loading) {
-  coordinator::HttpOptions http;
+http::HttpOptions http_options(const ServeOptions& options, const coordinator::ApiOptions& api,
+                               const std::atomic<bool>& loading) {
+  http::HttpOptions http;
   http.address = options.host;
   http.port = options.port;
   http.connections_max = options.connections_max;
   http.body_bytes_max = options.body_bytes_max;
   http.bodies_bytes_max = std::max(http.bodies_bytes_max, options.body_bytes_max);
-  http.admit = [&api, &loading](const coordinator::HttpRequest& request) {
+  http.admit = [&api, &loading](const http::HttpRequest& request) {
     return loading ? coordinator::Api::answer_while_loading(request)
                    : coordinator::Api::admit(api, request);
   };
@@ -142,7 +141,7 @@ coordinator::HttpOptions http_options(const ServeOptions& options,
 // The HTTP server's thread.
 class ServerThread {
  public:
-  explicit ServerThread(coordinator::HttpServer& server)
+  explicit ServerThread(http::HttpServer& server)
       : server_(server), thread_([&server] { server.run(); }) {}
   ~ServerThread() {
     server_.stop();
@@ -163,15 +162,15 @@ class ServerThread {
   }
 
  private:
-  coordinator::HttpServer& server_;
+  http::HttpServer& server_;
   std::thread thread_;
 };
 
 // What a signal to stop does: the first one drains, a second one ends at once. Server's thread.
 class Shutdown {
  public:
-  Shutdown(double drain_timeout_s, coordinator::HttpServer& server,
-           coordinator::Scheduler& scheduler, coordinator::Api& api)
+  Shutdown(double drain_timeout_s, http::HttpServer& server, coordinator::Scheduler& scheduler,
+           coordinator::Api& api)
       : drain_timeout_s_(drain_timeout_s), server_(server), scheduler_(scheduler), api_(api) {}
 
   void request() {
@@ -200,7 +199,7 @@ class Shutdown {
   }
 
   const double drain_timeout_s_;
-  coordinator::HttpServer& server_;
+  http::HttpServer& server_;
   coordinator::Scheduler& scheduler_;
   coordinator::Api& api_;
   bool draining_ = false;
@@ -214,11 +213,11 @@ std::string url_of(const ServeOptions& options, uint16_t port) {
 // Three threads of work: the engine's (the caller's), the HTTP server's and the monitor's.
 void serve(ServeOptions options) {
   // Before any thread. Gone before what it stops.
-  std::atomic<coordinator::HttpServer*> serving = nullptr;
+  std::atomic<http::HttpServer*> serving = nullptr;
   std::optional<Shutdown> shutdown;  // the server's thread
   auto signals = std::make_unique<StopSignals>();
   signals->watch([&] {
-    if (coordinator::HttpServer* server = serving) {
+    if (http::HttpServer* server = serving) {
       server->post([&shutdown] { shutdown->request(); });
     } else {
       log_info("stopped while loading");
@@ -227,8 +226,8 @@ void serve(ServeOptions options) {
   });
   const std::filesystem::path& model_dir = options.deployment.model_dir;
   const model::ModelConfig config = model::load_config(model_dir);
-  const model::Tokenizer tokenizer = model::Tokenizer::load(model_dir);
-  const std::optional<model::ChatTemplate> chat = model::ChatTemplate::load(model_dir);
+  const text::Tokenizer tokenizer = text::Tokenizer::load(model_dir);
+  const std::optional<text::ChatTemplate> chat = text::ChatTemplate::load(model_dir);
   if (!chat) log_info("the model has no chat template: /v1/chat/completions is not served");
   const int64_t tokens = cache_tokens(options, config);
   options.deployment.cache_tokens = tokens - kernels::kAttentionBlock;  // it adds a block
@@ -236,7 +235,7 @@ void serve(ServeOptions options) {
   SteadyClock clock;
   // Before the model is loaded: a port that is taken should not cost minutes, and /health answers.
   std::atomic<bool> loading = true;
-  coordinator::HttpServer server(http_options(options, api_settings, loading), clock);
+  http::HttpServer server(http_options(options, api_settings, loading), clock);
   ServerThread http(server);
   log_info("loading {}; {}/health answers", model_dir.string(), url_of(options, server.port()));
 

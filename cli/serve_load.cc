@@ -25,11 +25,11 @@
 namespace atl::cli {
 namespace {
 
-using coordinator::HttpAnswer;
-using coordinator::HttpClient;
-using coordinator::HttpClientOptions;
-using coordinator::HttpClientRequest;
-using coordinator::HttpUrl;
+using http::HttpAnswer;
+using http::HttpClient;
+using http::HttpClientOptions;
+using http::HttpClientRequest;
+using http::HttpUrl;
 using nlohmann::json;
 using std::chrono::milliseconds;
 using TimePoint = Clock::TimePoint;

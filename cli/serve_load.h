@@ -12,9 +12,9 @@
 namespace atl::cli {
 
 struct ServeLoadOptions {
-  coordinator::HttpUrl url;  // a path /v1 is left out
-  std::string model;         // empty: the first that the server names
-  std::string api_key;       // empty: none is sent
+  http::HttpUrl url;    // a path /v1 is left out
+  std::string model;    // empty: the first that the server names
+  std::string api_key;  // empty: none is sent
   int64_t prompt_tokens = 128, output_tokens = 64;
   int64_t shared_prefix = 0;  // tokens that all prompts begin with, of prompt_tokens
   int64_t vocab = 0;          // prompts are ids below it; 0: ids that /tokenize gives for text
@@ -68,7 +68,7 @@ class ServeLoad {
 // over and over) and take some bytes now and then. Kept until this is destroyed. LoadError.
 class Bystanders {
  public:
-  Bystanders(const coordinator::HttpUrl& url, int idle_connections, int slow_readers);
+  Bystanders(const http::HttpUrl& url, int idle_connections, int slow_readers);
   ~Bystanders();
   Bystanders(const Bystanders&) = delete;
   Bystanders& operator=(const Bystanders&) = delete;

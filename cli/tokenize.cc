@@ -31,8 +31,8 @@ struct TokenizeOptions {
 
 void check_utf8(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
-    const model::Utf8Unit unit = model::next_utf8_unit(text.substr(at));
-    if (unit.kind != model::Utf8Unit::Kind::kCharacter) {
+    const text::Utf8Unit unit = text::next_utf8_unit(text.substr(at));
+    if (unit.kind != text::Utf8Unit::Kind::kCharacter) {
       throw LoadError(
           fmt::format("stdin is not UTF-8: byte 0x{:02X} at offset {}; convert it first",
                       static_cast<unsigned char>(text[at]), at));
@@ -51,7 +51,7 @@ std::vector<std::string_view> split_lines(std::string_view text) {
   return lines;
 }
 
-std::string ids_line(const model::Tokenizer& tokenizer, const TokenizeOptions& options,
+std::string ids_line(const text::Tokenizer& tokenizer, const TokenizeOptions& options,
                      std::string_view text) {
   const auto ids = tokenizer.encode(
       text, {.add_bos = options.add_bos, .parse_added_tokens = !options.no_special});
@@ -59,7 +59,7 @@ std::string ids_line(const model::Tokenizer& tokenizer, const TokenizeOptions& o
   return fmt::format("[{}]\n", fmt::join(*ids, ","));
 }
 
-void encode_stdin(const model::Tokenizer& tokenizer, const TokenizeOptions& options) {
+void encode_stdin(const text::Tokenizer& tokenizer, const TokenizeOptions& options) {
   const std::string text = read_stdin(kStdinBytesMax);
   check_utf8(text);
   if (!options.lines) {
@@ -71,7 +71,7 @@ void encode_stdin(const model::Tokenizer& tokenizer, const TokenizeOptions& opti
   }
 }
 
-std::vector<int32_t> parse_ids(const model::Tokenizer& tokenizer, std::string_view line,
+std::vector<int32_t> parse_ids(const text::Tokenizer& tokenizer, std::string_view line,
                                size_t line_number) {
   const auto fail = [line_number](std::string_view what) {
     throw LoadError(fmt::format("stdin line {}: {}", line_number, what));
@@ -92,9 +92,8 @@ std::vector<int32_t> parse_ids(const model::Tokenizer& tokenizer, std::string_vi
 }
 
 // One text per line of ids, exactly: a line break only between two texts.
-void decode_stdin(const model::Tokenizer& tokenizer, const TokenizeOptions& options) {
-  const auto special =
-      options.no_special ? model::SpecialTokens::kSkip : model::SpecialTokens::kKeep;
+void decode_stdin(const text::Tokenizer& tokenizer, const TokenizeOptions& options) {
+  const auto special = options.no_special ? text::SpecialTokens::kSkip : text::SpecialTokens::kKeep;
   const std::string text = read_stdin(kStdinBytesMax);
   size_t line_number = 0;
   std::string_view separator;
@@ -108,7 +107,7 @@ void decode_stdin(const model::Tokenizer& tokenizer, const TokenizeOptions& opti
 }
 
 int tokenize(const TokenizeOptions& options) {
-  const model::Tokenizer tokenizer = model::Tokenizer::load(options.model_dir);
+  const text::Tokenizer tokenizer = text::Tokenizer::load(options.model_dir);
   if (options.decode) {
     decode_stdin(tokenizer, options);
   } else {

@@ -10,7 +10,7 @@
 
 #include "base/check.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 // A schema comes from a client: these bound what compiling it takes to about 100 MiB and a second.
@@ -312,4 +312,4 @@ Result<ConstraintMachine> GrammarBuilder::compile(int32_t top) const {
   return GrammarCompiler(*this).run(top);
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

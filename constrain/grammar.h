@@ -15,7 +15,7 @@
 
 #include "base/result.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 inline constexpr int64_t kNoCompletion = std::numeric_limits<int32_t>::max();
 
@@ -99,4 +99,4 @@ class GrammarBuilder {
   std::vector<std::string> marks_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::constrain

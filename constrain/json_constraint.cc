@@ -7,11 +7,11 @@
 
 #include "base/check.h"
 #include "constrain/grammar.h"
-#include "constrain/sequence.h"
 #include "constrain/json_schema_grammar.h"
 #include "constrain/json_text_grammar.h"
+#include "constrain/sequence.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Node = GrammarBuilder::Node;
@@ -35,7 +35,7 @@ class CompiledGrammar final : public ConstraintGrammar {
   }
 
  private:
-  bool has_marks(const Tokenizer& tokenizer) const {
+  bool has_marks(const text::Tokenizer& tokenizer) const {
     const auto& marks = with_tokens_->machine.marks;
     return std::all_of(marks.begin(), marks.end(), [&](const std::string& mark) {
       const auto id = tokenizer.token_id(mark);
@@ -65,7 +65,7 @@ Result<std::shared_ptr<const CompiledConstraint>> finish(GrammarBuilder& grammar
 
 class ToolCallGrammar {
  public:
-  ToolCallGrammar(GrammarBuilder& grammar, ReplyFormat format)
+  ToolCallGrammar(GrammarBuilder& grammar, text::ReplyFormat format)
       : grammar_(grammar), format_(format) {}
 
   Result<int32_t> add(std::span<const ToolSchema> tools, bool parallel) {
@@ -80,7 +80,7 @@ class ToolCallGrammar {
     const auto [start, accept] = grammar_.rule(top);
     Node at = grammar_.mark(start, section_begin());
     for (int i = 0; i < (parallel ? kParallelCallsMax : 1); ++i) {
-      if (i > 0 && format_ == ReplyFormat::kDeepseekV3) at = grammar_.literal(at, "\n");
+      if (i > 0 && format_ == text::ReplyFormat::kDeepseekV3) at = grammar_.literal(at, "\n");
       const Node behind = grammar_.node();
       for (size_t t = 0; t < tools.size(); ++t) {
         grammar_.empty(call(at, tools[t].name, i, arguments[t]), behind);
@@ -99,7 +99,7 @@ class ToolCallGrammar {
     return rule;
   }
 
-  bool is_kimi() const { return format_ == ReplyFormat::kKimiK2; }
+  bool is_kimi() const { return format_ == text::ReplyFormat::kKimiK2; }
   std::string_view section_begin() const {
     return is_kimi() ? "<|tool_calls_section_begin|>" : "<｜tool▁calls▁begin｜>";
   }
@@ -117,7 +117,7 @@ class ToolCallGrammar {
       return grammar_.mark(behind, "<|tool_call_end|>");
     }
     from = grammar_.mark(from, "<｜tool▁call▁begin｜>");
-    const bool fenced = format_ == ReplyFormat::kDeepseekV3;
+    const bool fenced = format_ == text::ReplyFormat::kDeepseekV3;
     if (fenced) from = grammar_.mark(grammar_.literal(from, "function"), "<｜tool▁sep｜>");
     from = grammar_.literal(from, name);
     from = fenced ? grammar_.literal(from, "\n```json\n") : grammar_.mark(from, "<｜tool▁sep｜>");
@@ -127,7 +127,7 @@ class ToolCallGrammar {
   }
 
   GrammarBuilder& grammar_;
-  const ReplyFormat format_;
+  const text::ReplyFormat format_;
 };
 
 Status check_names(std::span<const ToolSchema> tools) {
@@ -168,8 +168,8 @@ Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string
 }
 
 Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
-    ReplyFormat format, std::span<const ToolSchema> tools, bool parallel) {
-  if (format == ReplyFormat::kPlain) {
+    text::ReplyFormat format, std::span<const ToolSchema> tools, bool parallel) {
+  if (format == text::ReplyFormat::kPlain) {
     return invalid("this model's chat template has no form for calls of tools");
   }
   if (Status names = check_names(tools); !names) return names.error();
@@ -187,4 +187,4 @@ Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
       std::make_shared<CompiledGrammar>(compiled[0], compiled[1]));
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

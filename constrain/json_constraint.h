@@ -9,26 +9,26 @@
 #include <vector>
 
 #include "base/result.h"
-#include "text/reply_parser.h"
 #include "constrain/token_constraint.h"
+#include "text/reply_parser.h"
 #include "text/tokenizer.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 // The tokens of a vocabulary arranged for masks. Built once per model; immutable; any thread.
 class ConstraintVocabulary {
  public:
   // stop_ids: the tokens that end a text. The tokenizer is borrowed.
-  ConstraintVocabulary(const Tokenizer& tokenizer, std::vector<int32_t> stop_ids);
+  ConstraintVocabulary(const text::Tokenizer& tokenizer, std::vector<int32_t> stop_ids);
   ~ConstraintVocabulary();
 
   struct Trie;
   const Trie& trie() const { return *trie_; }
-  const Tokenizer& tokenizer() const { return tokenizer_; }
+  const text::Tokenizer& tokenizer() const { return tokenizer_; }
   std::span<const int32_t> stop_ids() const { return stop_ids_; }
 
  private:
-  const Tokenizer& tokenizer_;
+  const text::Tokenizer& tokenizer_;
   const std::vector<int32_t> stop_ids_;
   std::unique_ptr<const Trie> trie_;
 };
@@ -62,6 +62,6 @@ Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string
 // Calls of the named tools in the model's own marks, one or more (`parallel`) of them, and nothing
 // else (`tool_choice` required or a function's name).
 Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
-    ReplyFormat format, std::span<const ToolSchema> tools, bool parallel);
+    text::ReplyFormat format, std::span<const ToolSchema> tools, bool parallel);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -12,7 +12,7 @@
 
 #include "constrain/json_schema_keywords.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -210,4 +210,4 @@ void SchemaDocument::merge_object(const Json& part, const std::string& place, Me
   at->second = Merge::Part::kDone;
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -9,7 +9,7 @@
 
 #include "constrain/json_schema_keywords.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 // Throws as json_schema_keywords.h says. Schemas come from strangers, and what they make to be
 // compared or merged may grow far faster than their text: there is an end to it, for all calls
@@ -46,4 +46,4 @@ class SchemaDocument {
   size_t comparisons_left_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::constrain

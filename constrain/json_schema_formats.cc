@@ -2,7 +2,7 @@
 
 #include <fmt/core.h>
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 // Dates and times: RFC 3339; years from 0001; 29 February in leap years only.
@@ -45,4 +45,4 @@ std::string format_pattern(std::string_view format) {
   return "";
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -4,9 +4,9 @@
 #include <string>
 #include <string_view>
 
-namespace atl::model {
+namespace atl::constrain {
 
 // A pattern with anchors, as add_pattern() takes it; empty: this format is not built.
 std::string format_pattern(std::string_view format);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -16,7 +16,7 @@
 #include "constrain/json_schema_numbers.h"
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -393,7 +393,7 @@ class SchemaCompiler {
     for (const std::string& name : names) {
       size_t at = 0;
       for (std::string_view rest = name; !rest.empty();) {
-        const Utf8Unit unit = next_utf8_unit(rest);
+        const text::Utf8Unit unit = text::next_utf8_unit(rest);
         rest.remove_prefix(unit.num_bytes);
         const auto [child, is_new] = tree[at].next.emplace(unit.code_point, tree.size());
         at = child->second;
@@ -476,4 +476,4 @@ Result<int32_t> add_json_schema(GrammarBuilder& grammar, const JsonRules& rules,
   }
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

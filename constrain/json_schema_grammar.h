@@ -7,10 +7,10 @@
 #include "constrain/grammar.h"
 #include "constrain/json_text_grammar.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 // The rule of JSON texts that the schema describes. kInvalid names the keyword and its place.
 Result<int32_t> add_json_schema(GrammarBuilder& grammar, const JsonRules& rules,
                                 std::string_view schema_json);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -9,7 +9,7 @@
 
 #include "base/result.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -180,4 +180,4 @@ ObjectKeywords object_keywords(const Json& schema, const std::string& place) {
   return out;
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

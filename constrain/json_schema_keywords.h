@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-namespace atl::model {
+namespace atl::constrain {
 
 // Names of JSON's types, and "integer".
 using SchemaTypes = std::set<std::string>;
@@ -51,4 +51,4 @@ struct ObjectKeywords {
 };
 ObjectKeywords object_keywords(const nlohmann::ordered_json& schema, const std::string& place);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -10,7 +10,7 @@
 
 #include "constrain/json_schema_keywords.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -103,4 +103,4 @@ std::optional<NumberRange> number_range(bool integer, const Json& schema,
   return range;
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -7,11 +7,11 @@
 
 #include "constrain/json_text_grammar.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 // What minimum, maximum, their exclusive forms and multipleOf leave; nullopt: they are not there.
 // `integer`: of integers only. Throws as json_schema_keywords.h says.
 std::optional<NumberRange> number_range(bool integer, const nlohmann::ordered_json& schema,
                                         const std::string& place);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -11,7 +11,7 @@
 
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Node = GrammarBuilder::Node;
@@ -26,8 +26,8 @@ constexpr int kPatternDepthMax = 50;
 
 void add_utf8_bytes(GrammarBuilder& grammar, Node from, uint32_t low, uint32_t high, Node to) {
   std::string first, last;
-  append_utf8(low, first);
-  append_utf8(high, last);
+  text::append_utf8(low, first);
+  text::append_utf8(high, last);
   for (size_t i = 0; i < first.size(); ++i) {
     const Node next = i + 1 == first.size() ? to : grammar.node();
     grammar.bytes(from, static_cast<uint8_t>(first[i]), static_cast<uint8_t>(last[i]), next);
@@ -286,7 +286,7 @@ class PatternParser {
   static CodePoints single(uint32_t c) { return {{c, c}}; }
 
   uint32_t code_point() {
-    const Utf8Unit unit = next_utf8_unit(text_.substr(at_));
+    const text::Utf8Unit unit = text::next_utf8_unit(text_.substr(at_));
     at_ += unit.num_bytes;
     return unit.code_point;
   }
@@ -638,7 +638,7 @@ void add_any_character(GrammarBuilder& grammar, Node from, Node to) {
 
 Node add_string_text(GrammarBuilder& grammar, Node from, std::string_view text) {
   while (!text.empty()) {
-    const Utf8Unit unit = next_utf8_unit(text);
+    const text::Utf8Unit unit = text::next_utf8_unit(text);
     from = grammar.literal(from, needs_escape(unit.code_point) ? escaped(unit.code_point)
                                                                : text.substr(0, unit.num_bytes));
     text.remove_prefix(unit.num_bytes);
@@ -709,4 +709,4 @@ Node add_separator(GrammarBuilder& grammar, Node from, char mark) {
   return spaced;
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

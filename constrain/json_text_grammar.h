@@ -10,7 +10,7 @@
 #include "base/result.h"
 #include "constrain/grammar.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 using CodePoints = std::vector<std::pair<uint32_t, uint32_t>>;  // ranges, both ends included
 
@@ -63,4 +63,4 @@ JsonRules add_json_rules(GrammarBuilder& grammar);
 // `,` or `:` and at most one space.
 GrammarBuilder::Node add_separator(GrammarBuilder& grammar, GrammarBuilder::Node from, char mark);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

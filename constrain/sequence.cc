@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "base/check.h"
-#include "constrain/vocabulary.h"
 #include "constrain/json_text_grammar.h"
+#include "constrain/vocabulary.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Trie = ConstraintVocabulary::Trie;
@@ -296,7 +296,7 @@ class TokenCache {
 // The free text before the constraint begins: watches for the mark that ends it.
 class FreeText {
  public:
-  FreeText(std::string mark, const Tokenizer& tokenizer) : mark_(std::move(mark)) {
+  FreeText(std::string mark, const text::Tokenizer& tokenizer) : mark_(std::move(mark)) {
     if (mark_.empty()) return;
     const std::optional<int32_t> id = tokenizer.token_id(mark_);
     if (id && tokenizer.is_added(*id)) mark_id_ = *id;
@@ -413,7 +413,7 @@ class ConstraintSequence final : public TokenConstraint {
   void allow_free_text(int64_t budget) const {
     const int64_t after = stepper_.cost(reading_);
     if (budget < free_text_.cost(0) + after) return allow_next_of_mark();
-    const Tokenizer& tokenizer = vocabulary_.tokenizer();
+    const text::Tokenizer& tokenizer = vocabulary_.tokenizer();
     for (int32_t id = 0; id < tokenizer.id_end(); ++id) {
       if (tokenizer.has_token(id) && !tokenizer.is_special(id)) allow(id);
     }
@@ -598,4 +598,4 @@ void find_shared_tokens(ConstraintVocabulary::Trie& trie) {
   }
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

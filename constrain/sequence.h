@@ -8,7 +8,7 @@
 #include "constrain/json_constraint.h"
 #include "constrain/token_constraint.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 struct CompiledConstraint {
   ConstraintMachine machine;
@@ -26,4 +26,4 @@ std::unique_ptr<TokenConstraint> make_constraint_sequence(
 // Finds what every state of any string allows, so that no request waits for it (some milliseconds).
 void find_shared_tokens(ConstraintVocabulary::Trie& trie);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

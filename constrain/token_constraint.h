@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-namespace atl::model {
+namespace atl::constrain {
 
 // Follows one sequence and knows which tokens may come next. One thread at a time.
 //
@@ -28,4 +28,4 @@ class TokenConstraint {
   virtual int64_t tokens_min() const = 0;
 };
 
-}  // namespace atl::model
+}  // namespace atl::constrain

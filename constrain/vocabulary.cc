@@ -5,13 +5,13 @@
 
 #include "constrain/sequence.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 // Published tokens have at most some hundreds.
 constexpr size_t kTokenBytesMax = 2048;
 
-std::vector<std::pair<std::string_view, int32_t>> sorted_tokens(const Tokenizer& tokenizer) {
+std::vector<std::pair<std::string_view, int32_t>> sorted_tokens(const text::Tokenizer& tokenizer) {
   std::vector<std::pair<std::string_view, int32_t>> out;
   for (int32_t id = 0; id < tokenizer.id_end(); ++id) {
     const std::string_view bytes = tokenizer.token_bytes(id);
@@ -51,7 +51,7 @@ void add_nodes(const std::vector<std::pair<std::string_view, int32_t>>& tokens,
 
 }  // namespace
 
-ConstraintVocabulary::ConstraintVocabulary(const Tokenizer& tokenizer,
+ConstraintVocabulary::ConstraintVocabulary(const text::Tokenizer& tokenizer,
                                            std::vector<int32_t> stop_ids)
     : tokenizer_(tokenizer), stop_ids_(std::move(stop_ids)) {
   auto trie = std::make_unique<Trie>();
@@ -62,4 +62,4 @@ ConstraintVocabulary::ConstraintVocabulary(const Tokenizer& tokenizer,
 
 ConstraintVocabulary::~ConstraintVocabulary() = default;
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -8,7 +8,7 @@
 
 #include "constrain/json_constraint.h"
 
-namespace atl::model {
+namespace atl::constrain {
 
 // What one state of a machine allows by itself, whatever its stack.
 struct StateTokens {
@@ -44,4 +44,4 @@ struct ConstraintVocabulary::Trie {
   std::vector<std::shared_ptr<const StateTokens>> shared;
 };
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-namespace atl::coordinator {
+namespace atl::http {
 
 bool EventSplitter::feed(std::string_view bytes, const Sink& sink) {
   while (!bytes.empty()) {
@@ -38,4 +38,4 @@ void EventSplitter::take_line(const Sink& sink) {
   has_data_ = true;
 }
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

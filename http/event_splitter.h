@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace atl::coordinator {
+namespace atl::http {
 
 // Source: WHATWG HTML, "Server-sent events", 9.2.6. Comments and fields other than `data` are
 // dropped; lines may end with LF, CR or CRLF; several data lines of an event are joined by LF. What
@@ -30,4 +30,4 @@ class EventSplitter {
   bool after_cr_ = false;  // an LF now belongs to the line that has ended
 };
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

@@ -16,12 +16,12 @@
 
 #include "http/event_splitter.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 namespace {
 
 namespace asio = boost::asio;
 namespace beast = boost::beast;
-namespace http = boost::beast::http;
+namespace beast_http = boost::beast::http;
 using asio::ip::tcp;
 using boost::system::error_code;
 using std::chrono::milliseconds;
@@ -40,7 +40,7 @@ struct PieceBody {
   class reader {
    public:
     template <bool kIsRequest, class Fields>
-    reader(http::header<kIsRequest, Fields>&, value_type& take) : take_(take) {}
+    reader(beast_http::header<kIsRequest, Fields>&, value_type& take) : take_(take) {}
 
     void init(const boost::optional<uint64_t>&, beast::error_code& error) { error = {}; }
     template <class Buffers>
@@ -49,7 +49,7 @@ struct PieceBody {
       size_t bytes = 0;
       for (const auto buffer : beast::buffers_range_ref(buffers)) {
         if (!take_({static_cast<const char*>(buffer.data()), buffer.size()})) {
-          error = http::error::body_limit;
+          error = beast_http::error::body_limit;
         }
         bytes += buffer.size();
       }
@@ -174,8 +174,8 @@ class Call : public std::enable_shared_from_this<Call> {
       const size_t n = parser_->put(asio::buffer(in_.data() + taken, in_.size() - taken), error);
       taken += n;
       if (done_) return;  // cancelled by a callback
-      if (error == http::error::need_more) break;
-      if (error == http::error::body_limit) {
+      if (error == beast_http::error::need_more) break;
+      if (error == beast_http::error::body_limit) {
         return fail(ErrorCode::kOverloaded, "the answer is longer than this client takes");
       }
       if (error) return fail(ErrorCode::kCorrupt, "not an answer of HTTP: " + error.message());
@@ -201,7 +201,7 @@ class Call : public std::enable_shared_from_this<Call> {
     if (!is_stream_) {
       const auto& head = parser_->get();
       is_stream_ = on_event_ && head.result_int() == 200 &&
-                   view(head[http::field::content_type]).starts_with("text/event-stream");
+                   view(head[beast_http::field::content_type]).starts_with("text/event-stream");
     }
     if (*is_stream_) {
       return events_.feed(piece, [this](std::string_view data) {
@@ -278,7 +278,7 @@ class Call : public std::enable_shared_from_this<Call> {
   bool reused_ = false, connecting_ = false, any_byte_ = false, done_ = false;
   std::string text_, in_;
   error_code write_error_;
-  std::optional<http::response_parser<PieceBody>> parser_;
+  std::optional<beast_http::response_parser<PieceBody>> parser_;
   std::optional<bool> is_stream_;
   EventSplitter events_;
   HttpAnswer answer_;
@@ -402,4 +402,4 @@ Result<HttpAnswer> HttpClient::ask(HttpClientRequest request, OnEvent on_event) 
   return std::move(*answer);
 }
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

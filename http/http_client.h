@@ -14,7 +14,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 
 struct HttpUrl {
   std::string host;  // without the brackets of an IPv6 address
@@ -82,4 +82,4 @@ class HttpClient {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

@@ -7,7 +7,7 @@
 
 #include "base/check.h"
 
-namespace atl::coordinator::http {
+namespace atl::http {
 namespace {
 
 using std::chrono::milliseconds;
@@ -571,4 +571,4 @@ void Exchange::on_gone(std::function<void()> callback) {
   });
 }
 
-}  // namespace atl::coordinator::http
+}  // namespace atl::http

@@ -14,7 +14,7 @@
 #include "http/http_core.h"
 #include "http/request_parser.h"
 
-namespace atl::coordinator::http {
+namespace atl::http {
 
 using asio::ip::tcp;
 using boost::system::error_code;
@@ -127,4 +127,4 @@ class Connection : public std::enable_shared_from_this<Connection> {
   TimePoint armed_for_ = kNever;
 };
 
-}  // namespace atl::coordinator::http
+}  // namespace atl::http

@@ -6,7 +6,7 @@
 
 #include "base/rng.h"
 
-namespace atl::coordinator::http {
+namespace atl::http {
 namespace {
 
 std::string http_date(std::time_t time) {
@@ -74,4 +74,4 @@ const Core::Handler* Core::find_route(const HttpRequest& request, HttpResponse* 
   return nullptr;
 }
 
-}  // namespace atl::coordinator::http
+}  // namespace atl::http

@@ -21,12 +21,12 @@
 #include "base/log.h"
 #include "http/http_server.h"
 
-namespace atl::coordinator::http {
+namespace atl::http {
 
 namespace asio = boost::asio;
 
 constexpr size_t kReadBytes = 64 << 10;  // taken from a socket at once; one buffer for all
-constexpr int kStatusEnd = 600;  // above every status
+constexpr int kStatusEnd = 600;          // above every status
 
 // Whatever a caller's function throws stays here.
 template <typename Function>
@@ -137,4 +137,4 @@ struct Core {
   bool stopping = false;
 };
 
-}  // namespace atl::coordinator::http
+}  // namespace atl::http

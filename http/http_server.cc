@@ -12,13 +12,12 @@
 #include "http/http_connection.h"
 #include "http/http_core.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 namespace {
 
 namespace asio = boost::asio;
 using asio::ip::tcp;
 using boost::system::error_code;
-using http::guarded;
 using std::chrono::milliseconds;
 
 constexpr milliseconds kAcceptBackOff{100};
@@ -112,7 +111,7 @@ struct HttpServer::Impl {
   void begin_stop(milliseconds grace);
   void run_loop();
 
-  http::Core core;
+  Core core;
   tcp::acceptor acceptor;
   asio::steady_timer accept_timer, stop_timer;
   uint16_t port = 0;
@@ -173,8 +172,7 @@ void HttpServer::Impl::on_accepted(const error_code&, tcp::socket socket) {
   // Those over the bound get an answer, too, up to a bound of their own.
   const size_t open = core.connections.size(), connections_max = core.options.connections_max;
   if (open >= connections_max + connections_max / 8 + 16) return;
-  const auto connection =
-      std::make_shared<http::Connection>(core, std::move(socket), printed(remote));
+  const auto connection = std::make_shared<Connection>(core, std::move(socket), printed(remote));
   core.connections.emplace(connection.get(), connection);
   ++core.counters.accepted;
   ++core.counters.connections;
@@ -244,7 +242,7 @@ void HttpServer::post_after(milliseconds delay, std::function<void()> task) {
 void HttpServer::work(std::function<void()> task) { impl_->helper.add(std::move(task)); }
 
 HttpStats HttpServer::stats() const {
-  const http::Counters& counters = impl_->core.counters;
+  const Counters& counters = impl_->core.counters;
   HttpStats stats{counters.connections, counters.in_flight, counters.accepted, counters.requests,
                   counters.dropped_slow};
   for (size_t status = 0; status < counters.refused.size(); ++status) {
@@ -253,4 +251,4 @@ HttpStats HttpServer::stats() const {
   return stats;
 }
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

@@ -17,7 +17,7 @@
 
 #include "base/clock.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 
 struct HttpRequest {
   std::string method;  // "GET"
@@ -126,4 +126,4 @@ class HttpServer {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

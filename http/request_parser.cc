@@ -9,11 +9,11 @@
 
 #include "base/check.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 namespace {
 
 namespace beast = boost::beast;
-namespace http = boost::beast::http;
+namespace beast_http = boost::beast::http;
 
 // Beast's string_body reserves what Content-Length claims; this one grows with what has come.
 struct GrowingBody {
@@ -22,7 +22,7 @@ struct GrowingBody {
   class reader {
    public:
     template <bool kIsRequest, class Fields>
-    reader(http::header<kIsRequest, Fields>&, value_type& body) : body_(body) {}
+    reader(beast_http::header<kIsRequest, Fields>&, value_type& body) : body_(body) {}
 
     void init(const boost::optional<uint64_t>&, beast::error_code& error) { error = {}; }
     template <class Buffers>
@@ -97,12 +97,12 @@ struct RequestParser::Impl {
 
   void fail(const beast::error_code& error) {
     copy_head();
-    if (error == http::error::header_limit) return fail_header_limit();
-    if (error == http::error::body_limit) {
+    if (error == beast_http::error::header_limit) return fail_header_limit();
+    if (error == beast_http::error::body_limit) {
       return fail(413, "the body is larger than " + std::to_string(limits.body_bytes_max) +
                            " bytes, the most that this server takes");
     }
-    if (error == http::error::bad_version)
+    if (error == beast_http::error::bad_version)
       return fail(400, "not a request of HTTP/1.0 or HTTP/1.1");
     fail(400, "malformed HTTP request: " + error.message());
   }
@@ -119,7 +119,7 @@ struct RequestParser::Impl {
     beast::error_code error;
     const size_t consumed = parser.put(boost::asio::buffer(bytes.data(), bytes.size()), error);
     header_bytes += consumed;
-    if (error && error != http::error::need_more) {
+    if (error && error != beast_http::error::need_more) {
       fail(error);
     } else if (header_bytes > limits.header_bytes_max) {
       fail_header_limit();  // Beast bounds what is unconsumed, which starts anew with each field
@@ -186,7 +186,7 @@ struct RequestParser::Impl {
   size_t feed_body(std::string_view bytes) {
     beast::error_code error;
     const size_t consumed = parser.put(boost::asio::buffer(bytes.data(), bytes.size()), error);
-    if (error && error != http::error::need_more) {
+    if (error && error != beast_http::error::need_more) {
       fail(error);
     } else if (parser.is_done()) {
       state = State::kDone;
@@ -198,7 +198,7 @@ struct RequestParser::Impl {
   }
 
   const Limits limits;
-  http::request_parser<GrowingBody> parser;
+  beast_http::request_parser<GrowingBody> parser;
   State state = State::kHeader;
   Refusal refusal;
   HttpRequest request;
@@ -229,4 +229,4 @@ std::optional<uint64_t> RequestParser::content_length() const {
 size_t RequestParser::body_bytes() const { return impl_->parser.get().body().size(); }
 std::string RequestParser::take_body() { return std::move(impl_->parser.get().body()); }
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

@@ -9,7 +9,7 @@
 
 #include "http/http_server.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 
 // Fed until it is done or has failed; then thrown away. Never throws but bad_alloc, whatever the
 // bytes are. Grammar: RFC 9112 by Boost.Beast; on top of it what a server must refuse itself.
@@ -57,4 +57,4 @@ class RequestParser {
 // "/a%20b" -> "/a b". Nothing for a bad escape and for control characters.
 std::optional<std::string> percent_decode(std::string_view text);
 
-}  // namespace atl::coordinator
+}  // namespace atl::http

@@ -1,6 +1,6 @@
 #include "text/added_tokens.h"
 
-namespace atl::model {
+namespace atl::text {
 
 int32_t AddedTokenMatcher::child(int32_t node, uint8_t byte) const {
   for (const auto& [label, target] : nodes_[node].children) {
@@ -53,4 +53,4 @@ void AddedTokenMatcher::split(std::string_view text, std::vector<TextSegment>& o
   append_text(text.size());
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-namespace atl::model {
+namespace atl::text {
 
 // A stretch of text: an added token, or (id -1) text between them.
 struct TextSegment {
@@ -39,4 +39,4 @@ class AddedTokenMatcher {
   std::vector<Node> nodes_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::text

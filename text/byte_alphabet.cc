@@ -4,7 +4,7 @@
 
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 constexpr uint32_t kAlphabetEnd = 0x100 + 68;
@@ -55,4 +55,4 @@ std::string alphabet_text_of_bytes(std::string_view bytes) {
   return out;
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace atl::model {
+namespace atl::text {
 
 // Bytes 33..126, 161..172 and 174..255 stand for themselves; the other 68, ascending, are U+0100
 // and on (space is U+0120, newline U+010A). Source: openai/gpt-2, src/encoder.py.
@@ -19,4 +19,4 @@ std::optional<std::string> bytes_of_alphabet_text(std::string_view text);
 // `bytes` in the alphabet, as UTF-8.
 std::string alphabet_text_of_bytes(std::string_view bytes);
 
-}  // namespace atl::model
+}  // namespace atl::text

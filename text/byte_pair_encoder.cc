@@ -5,7 +5,7 @@
 
 #include "base/check.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 uint64_t pair_key(int32_t left, int32_t right) {
@@ -87,4 +87,4 @@ void BytePairEncoder::encode(std::string_view bytes, Scratch& scratch,
   for (int32_t i = 0; i >= 0 && i < n; i = symbols[i].next) ids.push_back(symbols[i].id);
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-namespace atl::model {
+namespace atl::text {
 
 // One merge rule: the tokens `left` and `right`, side by side, become `merged`. Its place in the
 // list is its rank.
@@ -61,4 +61,4 @@ class BytePairEncoder {
   std::vector<Slot> slots_;  // open addressing, a power of two, at most half full
 };
 
-}  // namespace atl::model
+}  // namespace atl::text

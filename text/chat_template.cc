@@ -11,7 +11,7 @@
 #include "text/jinja/parser.h"
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -186,4 +186,4 @@ bool ChatTemplate::reads(std::string_view variable) const {
 
 std::string_view ChatTemplate::source() const { return program_->source; }
 
-}  // namespace atl::model
+}  // namespace atl::text

@@ -15,7 +15,7 @@
 
 #include "base/result.h"
 
-namespace atl::model {
+namespace atl::text {
 
 struct ChatTemplateLimits {
   size_t output_bytes_max = size_t{64} << 20;
@@ -55,4 +55,4 @@ class ChatTemplate {
   std::unique_ptr<Program> program_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::text

@@ -9,7 +9,7 @@
 #include "text/regex_translation.h"
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 // The published patterns have less than 1 KiB (DeepSeek-V2's largest, about 10 KiB, lists letters).
@@ -174,4 +174,4 @@ Result<std::vector<std::string_view>> PreTokenizer::split(std::string_view text)
   return pieces;
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

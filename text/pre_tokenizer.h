@@ -9,7 +9,7 @@
 
 #include "base/result.h"
 
-namespace atl::model {
+namespace atl::text {
 
 // One step of a tokenizer.json's pre-tokenizer sequence, behaviour "Isolated": matches become
 // pieces of their own, what lies between them, too.
@@ -39,4 +39,4 @@ class PreTokenizer {
   std::unique_ptr<const Impl> impl_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::text

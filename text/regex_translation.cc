@@ -8,7 +8,7 @@
 #include "base/result.h"
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 constexpr uint32_t kCodePointMax = 0x10FFFF;
@@ -341,4 +341,4 @@ std::string translate_pattern(std::string_view pattern, PcreProperties propertie
   return Translator(pattern, properties).run();
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

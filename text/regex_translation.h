@@ -12,7 +12,7 @@
 
 #include "text/unicode_ranges.h"
 
-namespace atl::model {
+namespace atl::text {
 
 // Which code points PCRE2's own \p{..} stand for.
 enum class PcreProperties {
@@ -25,4 +25,4 @@ enum class PcreProperties {
 // Throws LoadError with what isn't supported and at which byte, without a file name.
 std::string translate_pattern(std::string_view pattern, PcreProperties properties);
 
-}  // namespace atl::model
+}  // namespace atl::text

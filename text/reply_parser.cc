@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 constexpr std::string_view kThinkBegin = "<think>";
@@ -363,4 +363,4 @@ bool ReplyParser::in_reasoning() const {
          (state_->part == State::Part::kStart && state_->options.reasoning_open);
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

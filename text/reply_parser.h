@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace atl::model {
+namespace atl::text {
 
 // How a family of models marks the parts of a reply. Source: docs/model.md and the templates.
 enum class ReplyFormat : uint8_t {
@@ -69,4 +69,4 @@ class ReplyParser {
   std::unique_ptr<State> state_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::text

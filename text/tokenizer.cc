@@ -4,7 +4,7 @@
 
 #include "text/byte_alphabet.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 constexpr size_t kTextBytesMax = (size_t{1} << 31) - 1;
@@ -173,4 +173,4 @@ std::string StreamDecoder::flush() {
   return out;
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

@@ -17,7 +17,7 @@
 #include "text/tokenizer_file.h"
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::text {
 
 struct EncodeOptions {
   bool add_bos = false;  // put bos_id() first
@@ -112,4 +112,4 @@ class StreamDecoder {
   Utf8StreamRepairer repairer_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::text

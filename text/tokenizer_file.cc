@@ -11,7 +11,7 @@
 
 #include "base/result.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 using Json = nlohmann::json;
@@ -373,4 +373,4 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& path) {
   });
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

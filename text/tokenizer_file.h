@@ -15,7 +15,7 @@
 #include "text/byte_pair_encoder.h"
 #include "text/pre_tokenizer.h"
 
-namespace atl::model {
+namespace atl::text {
 
 // Ids end below this: it bounds the memory of a hostile file. The largest published vocabularies
 // have about 2^18 entries.
@@ -52,4 +52,4 @@ TokenizerFile read_tokenizer_file(const std::filesystem::path& path);
 // As above; a file that doesn't exist gives the defaults.
 TokenizerConfig read_tokenizer_config(const std::filesystem::path& path);
 
-}  // namespace atl::model
+}  // namespace atl::text

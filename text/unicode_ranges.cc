@@ -2,7 +2,7 @@
 
 #include <array>
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 enum Category : uint8_t {
@@ -109,4 +109,4 @@ CodePointSet complement(const CodePointSet& set) {
   return difference({{0, kSurrogateFirst - 1}, {kSurrogateLast + 1, kCodePointMax}}, set);
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

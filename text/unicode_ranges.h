@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-namespace atl::model {
+namespace atl::text {
 
 struct CodePointRange {
   uint32_t first = 0;
@@ -37,4 +37,4 @@ CodePointSet complement(const CodePointSet& set);
 // The code points of `a` that aren't in `b`.
 CodePointSet difference(const CodePointSet& a, const CodePointSet& b);
 
-}  // namespace atl::model
+}  // namespace atl::text

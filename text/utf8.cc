@@ -1,6 +1,6 @@
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 // What may follow a first byte. Source: Unicode Standard, table 3-7.
@@ -109,4 +109,4 @@ void Utf8StreamRepairer::flush(std::string& out) {
   held_.clear();
 }
 
-}  // namespace atl::model
+}  // namespace atl::text

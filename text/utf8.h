@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace atl::model {
+namespace atl::text {
 
 inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
@@ -47,4 +47,4 @@ class Utf8StreamRepairer {
   std::string held_;
 };
 
-}  // namespace atl::model
+}  // namespace atl::text

@@ -51,16 +51,16 @@ int64_t num_characters(std::string_view text) {
 
 // --- chat ---
 
-Json chat_token_json(const model::Tokenizer& tokenizer, int32_t id, float logprob) {
+Json chat_token_json(const text::Tokenizer& tokenizer, int32_t id, float logprob) {
   const std::string_view bytes = tokenizer.token_bytes(id);
   Json list = Json::array();
   for (const unsigned char byte : bytes) list.push_back(byte);
-  return {{"token", model::repair_utf8(bytes)},
+  return {{"token", text::repair_utf8(bytes)},
           {"logprob", logprob_json(logprob)},
           {"bytes", std::move(list)}};
 }
 
-Json chat_logprobs_json(const model::Tokenizer& tokenizer, const std::vector<ChoiceToken>& tokens) {
+Json chat_logprobs_json(const text::Tokenizer& tokenizer, const std::vector<ChoiceToken>& tokens) {
   Json content = Json::array();
   for (const ChoiceToken& token : tokens) {
     Json entry = chat_token_json(tokenizer, token.id, token.logprob);
@@ -82,7 +82,7 @@ std::string usage_chunk_text(const AnswerHead& head, const char* object, const A
 
 class ChatFormat final : public AnswerFormat {
  public:
-  ChatFormat(AnswerHead head, const model::Tokenizer& tokenizer, ChatFormatOptions options)
+  ChatFormat(AnswerHead head, const text::Tokenizer& tokenizer, ChatFormatOptions options)
       : head_(std::move(head)),
         tokenizer_(tokenizer),
         options_(options),
@@ -151,7 +151,7 @@ class ChatFormat final : public AnswerFormat {
     std::vector<ChoiceToken> tokens;
   };
 
-  std::string call_id(const model::ReplyDelta::ToolCall& call) const {
+  std::string call_id(const text::ReplyDelta::ToolCall& call) const {
     if (!options_.kimi_call_ids) return random_id("call_");
     return fmt::format("functions.{}:{}", call.name, options_.num_calls_before + call.index);
   }
@@ -186,7 +186,7 @@ class ChatFormat final : public AnswerFormat {
   }
 
   const AnswerHead head_;
-  const model::Tokenizer& tokenizer_;
+  const text::Tokenizer& tokenizer_;
   const ChatFormatOptions options_;
   std::vector<Kept> choices_;
 };
@@ -194,9 +194,9 @@ class ChatFormat final : public AnswerFormat {
 // --- completions ---
 
 // As OpenAI spells a token that is not whole characters: bytes:\xe2\x96.
-std::string completion_token_text(const model::Tokenizer& tokenizer, int32_t id) {
+std::string completion_token_text(const text::Tokenizer& tokenizer, int32_t id) {
   const std::string_view bytes = tokenizer.token_bytes(id);
-  if (model::is_valid_utf8(bytes)) return std::string(bytes);
+  if (text::is_valid_utf8(bytes)) return std::string(bytes);
   std::string text = "bytes:";
   for (const unsigned char byte : bytes) text += fmt::format("\\x{:02x}", byte);
   return text;
@@ -204,7 +204,7 @@ std::string completion_token_text(const model::Tokenizer& tokenizer, int32_t id)
 
 class CompletionFormat final : public AnswerFormat {
  public:
-  CompletionFormat(AnswerHead head, const model::Tokenizer& tokenizer,
+  CompletionFormat(AnswerHead head, const text::Tokenizer& tokenizer,
                    CompletionFormatOptions options)
       : head_(std::move(head)),
         tokenizer_(tokenizer),
@@ -291,20 +291,20 @@ class CompletionFormat final : public AnswerFormat {
   }
 
   const AnswerHead head_;
-  const model::Tokenizer& tokenizer_;
+  const text::Tokenizer& tokenizer_;
   const CompletionFormatOptions options_;
   std::vector<Kept> choices_;
 };
 
 }  // namespace
 
-std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const model::Tokenizer& tokenizer,
+std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const text::Tokenizer& tokenizer,
                                                ChatFormatOptions options) {
   return std::make_unique<ChatFormat>(std::move(head), tokenizer, options);
 }
 
 std::unique_ptr<AnswerFormat> make_completion_format(AnswerHead head,
-                                                     const model::Tokenizer& tokenizer,
+                                                     const text::Tokenizer& tokenizer,
                                                      CompletionFormatOptions options) {
   return std::make_unique<CompletionFormat>(std::move(head), tokenizer, std::move(options));
 }

@@ -49,7 +49,7 @@ struct ChatFormatOptions {
   bool kimi_call_ids = false;
   int64_t num_calls_before = 0;
 };
-std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const model::Tokenizer& tokenizer,
+std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const text::Tokenizer& tokenizer,
                                                ChatFormatOptions options);
 
 struct CompletionFormatOptions {
@@ -58,7 +58,7 @@ struct CompletionFormatOptions {
   bool usage_in_chunks = false;
 };
 std::unique_ptr<AnswerFormat> make_completion_format(AnswerHead head,
-                                                     const model::Tokenizer& tokenizer,
+                                                     const text::Tokenizer& tokenizer,
                                                      CompletionFormatOptions options);
 
 // 24 random letters and digits behind the prefix.

@@ -15,9 +15,9 @@
 #include "coordinator/api/canary.h"
 #include "coordinator/api/live_answer.h"
 #include "coordinator/api/metrics.h"
+#include "coordinator/api/page.h"
 #include "coordinator/api/request_preparer.h"
 #include "coordinator/api/stats_json.h"
-#include "coordinator/api/page.h"
 #include "storage/io/printable.h"
 
 namespace atl::coordinator {
@@ -37,14 +37,14 @@ std::string dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-HttpResponse json_response(const Json& json) {
-  HttpResponse response;
+http::HttpResponse json_response(const Json& json) {
+  http::HttpResponse response;
   response.body = dump(json);
   return response;
 }
 
-HttpResponse text_response(std::string content_type, std::string body) {
-  HttpResponse response;
+http::HttpResponse text_response(std::string content_type, std::string body) {
+  http::HttpResponse response;
   response.content_type = std::move(content_type);
   response.body = std::move(body);
   return response;
@@ -60,7 +60,7 @@ bool needs_no_key(std::string_view path) {
 }  // namespace
 
 struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
-  using Exchange = std::shared_ptr<HttpExchange>;
+  using Exchange = std::shared_ptr<http::HttpExchange>;
   using Prepare = Parsed<PreparedGeneration> (RequestPreparer::*)(std::string_view);
 
   // Who waits for a request that may still be on the helper thread.
@@ -73,14 +73,14 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
     size_t choice = 0;
   };
 
-  Impl(ApiOptions options, HttpServer& server, GenerationBackend& backend,
-       const model::ModelConfig& config, const model::Tokenizer& tokenizer,
-       const model::ChatTemplate* chat_template, const Clock& clock,
+  Impl(ApiOptions options, http::HttpServer& server, GenerationBackend& backend,
+       const model::ModelConfig& config, const text::Tokenizer& tokenizer,
+       const text::ChatTemplate* chat_template, const Clock& clock,
        std::function<ClusterSnapshot()> snapshot);
 
   void add_routes();
   void route(const char* method, const std::string& path, void (Impl::*handler)(Exchange));
-  void answer(const Exchange& exchange, HttpResponse response);
+  void answer(const Exchange& exchange, http::HttpResponse response);
   void refuse(const Exchange& exchange, const ApiError& error);
 
   void get_health(Exchange exchange);
@@ -99,14 +99,14 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void post_detokenize(Exchange exchange);
 
   void generate(Exchange exchange, Prepare prepare);
-  void prepare_on_helper(Exchange exchange, std::function<HttpResponse()> work);
+  void prepare_on_helper(Exchange exchange, std::function<http::HttpResponse()> work);
   void start(const Exchange& exchange, PreparedGeneration& prepared, Waiting& waiting);
   std::optional<ApiError> submit_all(PreparedGeneration& prepared,
                                      const std::shared_ptr<LiveAnswer>& live,
-                                     const HttpRequest& http, const std::string& client);
+                                     const http::HttpRequest& http, const std::string& client);
   std::optional<ApiError> refusal() const;
   ApiError with_retry_after(ApiError error) const;
-  std::string client_of(const HttpRequest& http, const std::string& user) const;
+  std::string client_of(const http::HttpRequest& http, const std::string& user) const;
   AnswerHead make_head(bool chat) const;
 
   void on_event(GenerationEvent& event);
@@ -121,10 +121,10 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   Json model_json() const;
 
   const ApiOptions options;
-  HttpServer& server;
+  http::HttpServer& server;
   GenerationBackend& backend;
   const model::ModelConfig& config;
-  const model::Tokenizer& tokenizer;
+  const text::Tokenizer& tokenizer;
   const Clock& clock;
   const std::function<ClusterSnapshot()> snapshot;
   const Clock::TimePoint started;
@@ -154,9 +154,9 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
 
 // --- set-up ---
 
-Api::Impl::Impl(ApiOptions options_given, HttpServer& server_given,
+Api::Impl::Impl(ApiOptions options_given, http::HttpServer& server_given,
                 GenerationBackend& backend_given, const model::ModelConfig& config_given,
-                const model::Tokenizer& tokenizer_given, const model::ChatTemplate* chat_template,
+                const text::Tokenizer& tokenizer_given, const text::ChatTemplate* chat_template,
                 const Clock& clock_given, std::function<ClusterSnapshot()> snapshot_given)
     : options(std::move(options_given)),
       server(server_given),
@@ -201,7 +201,7 @@ void Api::Impl::route(const char* method, const std::string& path,
   });
 }
 
-void Api::Impl::answer(const Exchange& exchange, HttpResponse response) {
+void Api::Impl::answer(const Exchange& exchange, http::HttpResponse response) {
   metrics.count_answer(exchange->request().path, response.status);
   exchange->respond(std::move(response));
 }
@@ -267,7 +267,7 @@ void Api::Impl::get_stats(Exchange exchange) {
                     .connections = server.stats().connections,
                     .requests = {}};
   for (const auto& [order, live] : live_answers) stats.requests.push_back(live->stats(now));
-  HttpResponse response;
+  http::HttpResponse response;
   response.body = stats_json(stats, config, backend.stats(), snapshot());
   answer(exchange, std::move(response));
 }
@@ -284,11 +284,11 @@ std::optional<std::string> Api::Impl::not_ready_because() const {
 // --- tokens ---
 
 // Runs the work on the helper thread and answers with what it gives.
-void Api::Impl::prepare_on_helper(Exchange exchange, std::function<HttpResponse()> work) {
+void Api::Impl::prepare_on_helper(Exchange exchange, std::function<http::HttpResponse()> work) {
   ++preparing;
   server.work([self = shared_from_this(), exchange = std::move(exchange),
                work = std::move(work)]() mutable {
-    auto response = std::make_shared<HttpResponse>();
+    auto response = std::make_shared<http::HttpResponse>();
     try {
       *response = work();
     } catch (const std::exception& e) {
@@ -305,7 +305,7 @@ void Api::Impl::prepare_on_helper(Exchange exchange, std::function<HttpResponse(
 }
 
 void Api::Impl::post_tokenize(Exchange exchange) {
-  const HttpRequest* request = &exchange->request();
+  const http::HttpRequest* request = &exchange->request();
   prepare_on_helper(std::move(exchange), [this, request] {
     auto tokens = preparer.tokenize(request->body);
     if (!tokens) return to_response(tokens.error());
@@ -316,7 +316,7 @@ void Api::Impl::post_tokenize(Exchange exchange) {
     if (tokens->with_strings) {
       Json& strings = json["token_strs"] = Json::array();
       for (const int32_t id : tokens->ids) {
-        strings.push_back(tokenizer.decode(std::array{id}, model::SpecialTokens::kKeep));
+        strings.push_back(tokenizer.decode(std::array{id}, text::SpecialTokens::kKeep));
       }
     }
     return json_response(json);
@@ -324,7 +324,7 @@ void Api::Impl::post_tokenize(Exchange exchange) {
 }
 
 void Api::Impl::post_detokenize(Exchange exchange) {
-  const HttpRequest* request = &exchange->request();
+  const http::HttpRequest* request = &exchange->request();
   prepare_on_helper(std::move(exchange), [this, request] {
     auto text = preparer.detokenize(request->body);
     if (!text) return to_response(text.error());
@@ -396,7 +396,7 @@ void Api::Impl::generate(Exchange exchange, Prepare prepare) {
 }
 
 void Api::Impl::start(const Exchange& exchange, PreparedGeneration& prepared, Waiting& waiting) {
-  const HttpRequest& http = exchange->request();
+  const http::HttpRequest& http = exchange->request();
   metrics.observe_prepared(seconds_between(http.arrived, clock.now()));
   if (const auto error = refusal()) {
     refuse(exchange, *error);
@@ -417,7 +417,8 @@ void Api::Impl::start(const Exchange& exchange, PreparedGeneration& prepared, Wa
 
 std::optional<ApiError> Api::Impl::submit_all(PreparedGeneration& prepared,
                                               const std::shared_ptr<LiveAnswer>& live,
-                                              const HttpRequest& http, const std::string& client) {
+                                              const http::HttpRequest& http,
+                                              const std::string& client) {
   for (size_t i = 0; i < prepared.choices.size(); ++i) {
     GenerationRequest& request = prepared.choices[i].request;
     request.client = client;
@@ -440,7 +441,7 @@ std::optional<ApiError> Api::Impl::submit_all(PreparedGeneration& prepared,
   return std::nullopt;
 }
 
-std::string Api::Impl::client_of(const HttpRequest& http, const std::string& user) const {
+std::string Api::Impl::client_of(const http::HttpRequest& http, const std::string& user) const {
   if (const auto owner = owner_of_key(options.keys, http.header("authorization"))) return *owner;
   if (!user.empty()) return user.substr(0, kUserBytesMax);
   return std::string(host_of(http.remote));
@@ -535,9 +536,9 @@ void Api::Impl::log_statistics(Clock::TimePoint now) {
 
 // --- Api ---
 
-Api::Api(ApiOptions options, HttpServer& server, GenerationBackend& backend,
-         const model::ModelConfig& config, const model::Tokenizer& tokenizer,
-         const model::ChatTemplate* chat_template, const Clock& clock,
+Api::Api(ApiOptions options, http::HttpServer& server, GenerationBackend& backend,
+         const model::ModelConfig& config, const text::Tokenizer& tokenizer,
+         const text::ChatTemplate* chat_template, const Clock& clock,
          std::function<ClusterSnapshot()> snapshot)
     : impl_(std::make_shared<Impl>(std::move(options), server, backend, config, tokenizer,
                                    chat_template, clock, std::move(snapshot))) {
@@ -549,22 +550,23 @@ Api::Api(ApiOptions options, HttpServer& server, GenerationBackend& backend,
 
 Api::~Api() = default;
 
-HttpResponse Api::error_response(int status, const std::string& message) {
+http::HttpResponse Api::error_response(int status, const std::string& message) {
   return to_response(api_error(status, message));
 }
 
-std::optional<HttpResponse> Api::admit(const ApiOptions& options, const HttpRequest& request) {
+std::optional<http::HttpResponse> Api::admit(const ApiOptions& options,
+                                             const http::HttpRequest& request) {
   if (options.keys.empty() || needs_no_key(request.path)) return std::nullopt;
   const std::string_view given = request.header("authorization");
   if (owner_of_key(options.keys, given)) return std::nullopt;
-  HttpResponse response =
+  http::HttpResponse response =
       error_response(401, given.empty() ? "no API key given; send it as `Authorization: Bearer KEY`"
                                         : "incorrect API key given");
   response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
 }
 
-HttpResponse Api::answer_while_loading(const HttpRequest& request) {
+http::HttpResponse Api::answer_while_loading(const http::HttpRequest& request) {
   if (request.path == "/health") return json_response({{"status", "ok"}});
   ApiError error = api_error(503, "not ready: the model is being loaded");
   error.retry_after_s = kRetryAfterLoading;

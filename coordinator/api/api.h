@@ -18,8 +18,8 @@
 #include "coordinator/cluster/cluster_snapshot.h"
 #include "coordinator/serving/generation.h"
 #include "http/http_server.h"
-#include "text/chat_template.h"
 #include "model/config.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace atl::coordinator {
@@ -52,17 +52,18 @@ class Api {
  public:
   // Everything is borrowed and must outlive this and the server. `snapshot` is called on the
   // server's thread and must not block.
-  Api(ApiOptions options, HttpServer& server, GenerationBackend& backend,
-      const model::ModelConfig& config, const model::Tokenizer& tokenizer,
-      const model::ChatTemplate* chat_template, const Clock& clock,
+  Api(ApiOptions options, http::HttpServer& server, GenerationBackend& backend,
+      const model::ModelConfig& config, const text::Tokenizer& tokenizer,
+      const text::ChatTemplate* chat_template, const Clock& clock,
       std::function<ClusterSnapshot()> snapshot);
   ~Api();
 
-  // HttpOptions::admit and ::error_response of the server this one is for.
-  static HttpResponse error_response(int status, const std::string& message);
-  static std::optional<HttpResponse> admit(const ApiOptions& options, const HttpRequest& request);
+  // http::HttpOptions::admit and ::error_response of the server this one is for.
+  static http::HttpResponse error_response(int status, const std::string& message);
+  static std::optional<http::HttpResponse> admit(const ApiOptions& options,
+                                                 const http::HttpRequest& request);
   // The answer to anything while there is no Api yet: /health is well, the rest 503.
-  static HttpResponse answer_while_loading(const HttpRequest& request);
+  static http::HttpResponse answer_while_loading(const http::HttpRequest& request);
 
   // Server's thread: what the backend tells.
   void on_events(std::vector<GenerationEvent> events);

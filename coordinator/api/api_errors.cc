@@ -78,8 +78,8 @@ std::string to_json(const ApiError& error) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-HttpResponse to_response(const ApiError& error) {
-  HttpResponse response;
+http::HttpResponse to_response(const ApiError& error) {
+  http::HttpResponse response;
   response.status = error.status;
   response.body = to_json(error);
   if (error.retry_after_s > 0) {

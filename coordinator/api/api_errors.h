@@ -28,7 +28,7 @@ ApiError api_error(const Error& error);
 ApiError api_error(int status, std::string message);
 
 std::string to_json(const ApiError& error);
-HttpResponse to_response(const ApiError& error);
+http::HttpResponse to_response(const ApiError& error);
 
 // A value, or what is wrong with a request.
 template <typename T>

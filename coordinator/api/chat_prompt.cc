@@ -9,7 +9,7 @@ namespace atl::coordinator {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using model::ReplyFormat;
+using text::ReplyFormat;
 
 std::string spell_call(ReplyFormat format, std::string_view name, std::string_view arguments,
                        size_t index) {
@@ -106,10 +106,10 @@ bool ends_in_reasoning(std::string_view text) {
 
 }  // namespace
 
-ChatTraits chat_traits(const model::ChatTemplate& chat_template) {
+ChatTraits chat_traits(const text::ChatTemplate& chat_template) {
   const std::string_view source = chat_template.source();
   ChatTraits traits;
-  const ReplyFormat format = model::recognise_reply_format(source);
+  const ReplyFormat format = text::recognise_reply_format(source);
   if (format != ReplyFormat::kPlain) traits.reply_format = format;
   traits.reads_tools = chat_template.reads("tools");
   traits.reads_tool_messages = source.find("tool_calls") != source.npos;
@@ -117,7 +117,7 @@ ChatTraits chat_traits(const model::ChatTemplate& chat_template) {
   return traits;
 }
 
-Parsed<ChatPrompt> render_chat(const model::ChatTemplate& chat_template, const ChatTraits& traits,
+Parsed<ChatPrompt> render_chat(const text::ChatTemplate& chat_template, const ChatTraits& traits,
                                const ChatInput& input) {
   std::vector<ChatMessage> messages = input.messages;
   if (!input.tools.empty() && !traits.reads_tools) {

@@ -13,19 +13,19 @@ namespace atl::coordinator {
 // What the text of a chat template tells of its model.
 struct ChatTraits {
   // Of calls of tools. A template without any marks is taken to mean DeepSeek-V3.1's.
-  model::ReplyFormat reply_format = model::ReplyFormat::kDeepseekV31;
+  text::ReplyFormat reply_format = text::ReplyFormat::kDeepseekV31;
   bool reads_tools = false;          // else they are described in the system's text
   bool reads_tool_messages = false;  // else calls and results are spelled out as text
   bool reasoning = false;            // replies may hold <think>...</think>
 };
-ChatTraits chat_traits(const model::ChatTemplate& chat_template);
+ChatTraits chat_traits(const text::ChatTemplate& chat_template);
 
 struct ChatPrompt {
   std::string text;
   bool reasoning_open = false;  // it ends inside <think>
 };
 // A 400 if the template refuses the messages.
-Parsed<ChatPrompt> render_chat(const model::ChatTemplate& chat_template, const ChatTraits& traits,
+Parsed<ChatPrompt> render_chat(const text::ChatTemplate& chat_template, const ChatTraits& traits,
                                const ChatInput& input);
 
 // How many calls of tools the messages hold.

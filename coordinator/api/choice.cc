@@ -8,7 +8,7 @@
 namespace atl::coordinator {
 namespace {
 
-void append(model::ReplyDelta more, model::ReplyDelta& to) {
+void append(text::ReplyDelta more, text::ReplyDelta& to) {
   to.reasoning += more.reasoning;
   to.content += more.content;
   for (auto& call : more.tool_calls) {
@@ -23,7 +23,7 @@ void append(model::ReplyDelta more, model::ReplyDelta& to) {
 
 }  // namespace
 
-Choice::Choice(const model::Tokenizer& tokenizer, ChoiceOptions options)
+Choice::Choice(const text::Tokenizer& tokenizer, ChoiceOptions options)
     : options_(std::move(options)), decoder_(tokenizer, options_.special), stop_(options_.stop) {
   if (options_.reply) parser_.emplace(*options_.reply);
 }

@@ -19,8 +19,8 @@ struct ChoiceOptions {
   std::vector<std::string> stop = {};
   std::vector<int32_t> stop_ids =
       {};  // as in the GenerationRequest: end the text and are not shown
-  model::SpecialTokens special = model::SpecialTokens::kSkip;
-  std::optional<model::ReplyParserOptions> reply = {};  // of a chat; else all text is content
+  text::SpecialTokens special = text::SpecialTokens::kSkip;
+  std::optional<text::ReplyParserOptions> reply = {};  // of a chat; else all text is content
   bool logprobs = false;
 };
 
@@ -33,7 +33,7 @@ struct ChoiceToken {
 
 // What one event adds.
 struct ChoiceDelta {
-  model::ReplyDelta reply;          // `content` of a completion, too
+  text::ReplyDelta reply;           // `content` of a completion, too
   std::vector<ChoiceToken> tokens;  // with logprobs: those whose text is in, or already was
   std::string finish_reason;        // empty: it goes on; else stop, length or tool_calls
   bool empty() const { return reply.empty() && tokens.empty() && finish_reason.empty(); }
@@ -42,7 +42,7 @@ struct ChoiceDelta {
 // Deltas, joined, are the same for any split into events. One thread. Borrows the tokenizer.
 class Choice {
  public:
-  Choice(const model::Tokenizer& tokenizer, ChoiceOptions options);
+  Choice(const text::Tokenizer& tokenizer, ChoiceOptions options);
 
   // An event without an error. Nothing once the choice has ended.
   ChoiceDelta push(const GenerationEvent& event);
@@ -60,9 +60,9 @@ class Choice {
   void release_tokens(ChoiceDelta& delta);
 
   const ChoiceOptions options_;
-  model::StreamDecoder decoder_;
+  text::StreamDecoder decoder_;
   StopStrings stop_;
-  std::optional<model::ReplyParser> parser_;
+  std::optional<text::ReplyParser> parser_;
   std::vector<ChoiceToken> pending_tokens_;
   size_t decoded_bytes_ = 0;   // of text, before stop strings are looked for
   size_t released_bytes_ = 0;  // of it, behind them

@@ -11,7 +11,7 @@ namespace atl::coordinator {
 namespace {
 
 std::unique_ptr<AnswerFormat> make_format(const PreparedGeneration& prepared, AnswerHead head,
-                                          const model::Tokenizer& tokenizer) {
+                                          const text::Tokenizer& tokenizer) {
   if (prepared.chat) {
     return make_chat_format(std::move(head), tokenizer,
                             {.num_choices = prepared.choices.size(),
@@ -28,9 +28,9 @@ std::unique_ptr<AnswerFormat> make_format(const PreparedGeneration& prepared, An
 
 }  // namespace
 
-LiveAnswer::LiveAnswer(std::shared_ptr<HttpExchange> exchange, const PreparedGeneration& prepared,
-                       AnswerHead head, const model::Tokenizer& tokenizer, Metrics& metrics,
-                       std::string client)
+LiveAnswer::LiveAnswer(std::shared_ptr<http::HttpExchange> exchange,
+                       const PreparedGeneration& prepared, AnswerHead head,
+                       const text::Tokenizer& tokenizer, Metrics& metrics, std::string client)
     : exchange_(std::move(exchange)),
       path_(exchange_->request().path),
       client_(std::move(client)),
@@ -87,7 +87,7 @@ void LiveAnswer::begin_stream() {
   }
 }
 
-// A client that is gone is told by HttpExchange::on_gone.
+// A client that is gone is told by http::HttpExchange::on_gone.
 void LiveAnswer::send(const std::string& data) {
   if (!ended_) exchange_->send_event(data);
 }
@@ -98,7 +98,7 @@ void LiveAnswer::finish(Clock::TimePoint now) {
     send("[DONE]");
     exchange_->end();
   } else {
-    HttpResponse response;
+    http::HttpResponse response;
     response.body = format_->whole(usage());
     exchange_->respond(std::move(response));
   }

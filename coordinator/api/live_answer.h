@@ -25,8 +25,8 @@ namespace atl::coordinator {
 class LiveAnswer {
  public:
   // Takes from `prepared` all but the choices' requests, which are the backend's.
-  LiveAnswer(std::shared_ptr<HttpExchange> exchange, const PreparedGeneration& prepared,
-             AnswerHead head, const model::Tokenizer& tokenizer, Metrics& metrics,
+  LiveAnswer(std::shared_ptr<http::HttpExchange> exchange, const PreparedGeneration& prepared,
+             AnswerHead head, const text::Tokenizer& tokenizer, Metrics& metrics,
              std::string client);
 
   // An event of a choice's sequence. True: the sequence has to be cancelled, its choice is whole.
@@ -57,7 +57,7 @@ class LiveAnswer {
   void end(const std::string& reason, int status, Clock::TimePoint now);
   AnswerUsage usage() const;
 
-  const std::shared_ptr<HttpExchange> exchange_;
+  const std::shared_ptr<http::HttpExchange> exchange_;
   const std::string path_;
   const std::string client_;
   const bool stream_;

@@ -191,7 +191,7 @@ void add_cluster(const ClusterSnapshot& cluster, Families& to) {
   }
 }
 
-void add_http(const HttpStats& http, Families& to) {
+void add_http(const http::HttpStats& http, Families& to) {
   to.gauge("atoll_http_connections", "Open connections", number(http.connections));
   to.gauge("atoll_http_requests_in_flight", "HTTP requests not yet answered",
            number(http.in_flight));
@@ -278,7 +278,7 @@ void Metrics::count_finished(const FinishedRequest& request) {
 }
 
 std::string Metrics::text(const GenerationStats& generation, const ClusterSnapshot& cluster,
-                          const HttpStats& http) const {
+                          const http::HttpStats& http) const {
   Families families;
   add_generation(generation, families);
   add_cluster(cluster, families);

@@ -37,7 +37,7 @@ class Metrics {
 
   // Everything in Prometheus' text format: what was counted here, and the others' as they are now.
   std::string text(const GenerationStats& generation, const ClusterSnapshot& cluster,
-                   const HttpStats& http) const;
+                   const http::HttpStats& http) const;
 
  private:
   struct Impl;

@@ -34,8 +34,8 @@ PreparedGeneration prepare(const GenerationFields& fields) {
 }  // namespace
 
 RequestPreparer::RequestPreparer(const ApiOptions& options, const model::ModelConfig& config,
-                                 const model::Tokenizer& tokenizer,
-                                 const model::ChatTemplate* chat_template)
+                                 const text::Tokenizer& tokenizer,
+                                 const text::ChatTemplate* chat_template)
     : options_(options),
       config_(config),
       tokenizer_(tokenizer),
@@ -156,7 +156,7 @@ Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
       choice.prompt_index = index;
       if (request->echo) {
         const auto* text = std::get_if<std::string>(&prompt);
-        choice.echo = text ? *text : tokenizer_.decode(*ids, model::SpecialTokens::kSkip);
+        choice.echo = text ? *text : tokenizer_.decode(*ids, text::SpecialTokens::kSkip);
       }
       prepared.choices.push_back(std::move(choice));
     }
@@ -189,15 +189,15 @@ Parsed<PreparedGeneration> RequestPreparer::chat(std::string_view body) {
 
   PreparedGeneration prepared = prepare(fields);
   prepared.chat = true;
-  prepared.kimi_call_ids = traits_.reply_format == model::ReplyFormat::kKimiK2;
+  prepared.kimi_call_ids = traits_.reply_format == text::ReplyFormat::kKimiK2;
   prepared.num_calls_before = count_tool_calls(request->input);
   prepared.prompt_tokens = static_cast<int64_t>(ids->size());
-  const model::ReplyParserOptions reply = reply_options(*request, prompt->reasoning_open);
+  const text::ReplyParserOptions reply = reply_options(*request, prompt->reasoning_open);
   for (int64_t i = 0; i < fields.n; ++i) {
     PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
     choice.options.reply = reply;
     // Marks of calls may be special tokens.
-    if (reply.tools) choice.options.special = model::SpecialTokens::kKeep;
+    if (reply.tools) choice.options.special = text::SpecialTokens::kKeep;
     if (*grammar) {
       auto constraint = this->constraint(*grammar, prompt->reasoning_open, *max_tokens);
       if (!constraint) return constraint.error();
@@ -208,8 +208,8 @@ Parsed<PreparedGeneration> RequestPreparer::chat(std::string_view body) {
   return prepared;
 }
 
-model::ReplyParserOptions RequestPreparer::reply_options(const ChatRequest& request,
-                                                         bool reasoning_open) const {
+text::ReplyParserOptions RequestPreparer::reply_options(const ChatRequest& request,
+                                                        bool reasoning_open) const {
   return {.format = traits_.reply_format,
           .tools = !request.input.tools.empty(),
           .reasoning = traits_.reasoning,
@@ -227,7 +227,7 @@ Parsed<RequestPreparer::Grammar> RequestPreparer::grammar_of(const ChatRequest& 
     case ResponseFormat::kText:
       return Grammar();
     case ResponseFormat::kJsonObject:
-      return model::json_object_grammar();
+      return constrain::json_object_grammar();
     case ResponseFormat::kJsonSchema:
       break;
   }
@@ -250,13 +250,13 @@ Parsed<RequestPreparer::Grammar> RequestPreparer::compiled(const std::string& ke
     return grammars_.back().second;
   }
   const auto compile = [&]() -> Result<Grammar> {
-    if (!forced_call) return model::compile_json_schema(request.schema_json);
-    std::vector<model::ToolSchema> tools;
+    if (!forced_call) return constrain::compile_json_schema(request.schema_json);
+    std::vector<constrain::ToolSchema> tools;
     for (const ChatTool& tool : request.input.tools) {
       if (!request.tool_name.empty() && tool.name != request.tool_name) continue;
       tools.push_back({.name = tool.name, .parameters_json = tool.parameters_json});
     }
-    return model::compile_tool_calls(traits_.reply_format, tools, request.parallel_tool_calls);
+    return constrain::compile_tool_calls(traits_.reply_format, tools, request.parallel_tool_calls);
   };
   auto grammar = compile();
   if (!grammar) return invalid_request(param, param + ": " + grammar.error().message);
@@ -265,7 +265,7 @@ Parsed<RequestPreparer::Grammar> RequestPreparer::compiled(const std::string& ke
   return *grammar;
 }
 
-Parsed<std::unique_ptr<model::TokenConstraint>> RequestPreparer::constraint(
+Parsed<std::unique_ptr<constrain::TokenConstraint>> RequestPreparer::constraint(
     const Grammar& grammar, bool reasoning_open, int64_t max_tokens) const {
   auto constraint = grammar->make(vocabulary_, {.begin_after = reasoning_open ? "</think>" : ""});
   const int64_t needed = constraint->tokens_min();
@@ -302,7 +302,7 @@ Parsed<std::string> RequestPreparer::detokenize(std::string_view body) {
   auto request = parse_detokenize_request(body, limits_.vocab_limit);
   if (!request) return request.error();
   if (auto error = check_model(request->model)) return *error;
-  return tokenizer_.decode(request->tokens, model::SpecialTokens::kKeep);
+  return tokenizer_.decode(request->tokens, text::SpecialTokens::kKeep);
 }
 
 std::vector<int32_t> RequestPreparer::canary_prompt() const {

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "constrain/json_constraint.h"
 #include "coordinator/api/api.h"
 #include "coordinator/api/api_errors.h"
 #include "coordinator/api/chat_prompt.h"
@@ -18,7 +19,6 @@
 #include "coordinator/api/choice.h"
 #include "coordinator/api/completion_request.h"
 #include "coordinator/serving/generation.h"
-#include "constrain/json_constraint.h"
 
 namespace atl::coordinator {
 
@@ -51,7 +51,7 @@ class RequestPreparer {
  public:
   // chat_template may be null: then chats are refused.
   RequestPreparer(const ApiOptions& options, const model::ModelConfig& config,
-                  const model::Tokenizer& tokenizer, const model::ChatTemplate* chat_template);
+                  const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template);
 
   Parsed<PreparedGeneration> chat(std::string_view body);
   Parsed<PreparedGeneration> completion(std::string_view body);
@@ -63,7 +63,7 @@ class RequestPreparer {
   std::vector<int32_t> canary_prompt() const;
 
  private:
-  using Grammar = std::shared_ptr<const model::ConstraintGrammar>;
+  using Grammar = std::shared_ptr<const constrain::ConstraintGrammar>;
 
   std::optional<ApiError> check_model(const std::string& name) const;
   Parsed<ChatPrompt> render(const ChatInput& input) const;
@@ -77,19 +77,19 @@ class RequestPreparer {
                              int64_t max_tokens, int64_t sample) const;
   Parsed<Grammar> grammar_of(const ChatRequest& request);
   Parsed<Grammar> compiled(const std::string& key, const ChatRequest& request);
-  Parsed<std::unique_ptr<model::TokenConstraint>> constraint(const Grammar& grammar,
-                                                             bool reasoning_open,
-                                                             int64_t max_tokens) const;
-  model::ReplyParserOptions reply_options(const ChatRequest& request, bool reasoning_open) const;
+  Parsed<std::unique_ptr<constrain::TokenConstraint>> constraint(const Grammar& grammar,
+                                                                 bool reasoning_open,
+                                                                 int64_t max_tokens) const;
+  text::ReplyParserOptions reply_options(const ChatRequest& request, bool reasoning_open) const;
 
   const ApiOptions& options_;
   const model::ModelConfig& config_;
-  const model::Tokenizer& tokenizer_;
-  const model::ChatTemplate* const chat_template_;
+  const text::Tokenizer& tokenizer_;
+  const text::ChatTemplate* const chat_template_;
   const ChatTraits traits_;
   const int64_t context_tokens_;
   const RequestLimits limits_;
-  const model::ConstraintVocabulary vocabulary_;
+  const constrain::ConstraintVocabulary vocabulary_;
   std::mutex grammars_mutex_;
   std::vector<std::pair<std::string, Grammar>> grammars_;  // last used last
 };

@@ -14,9 +14,9 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/result.h"
+#include "constrain/token_constraint.h"
 #include "model/logits_processor.h"
 #include "model/sampler.h"
-#include "constrain/token_constraint.h"
 
 namespace atl::coordinator {
 
@@ -36,7 +36,7 @@ struct GenerationRequest {
   int64_t min_tokens = 0;         // a stop id isn't chosen before this many others
   // -1: no log probabilities; n >= 0: the chosen token's and those of the n likeliest ones.
   int32_t top_logprobs = -1;
-  std::unique_ptr<model::TokenConstraint> constraint;  // what may be generated; null: anything
+  std::unique_ptr<constrain::TokenConstraint> constraint;  // what may be generated; null: anything
   std::string client;      // whose share of the service this is; see docs/serving.md, "Fairness"
   std::string request_id;  // for log lines
   std::optional<Clock::TimePoint> deadline;  // ends with kTimeout when it has passed

@@ -538,7 +538,7 @@ void Scheduler::advance(Generation& generation) {
   event.logprob = generation.logprob;
   event.top = std::move(generation.top);
 
-  model::TokenConstraint* constraint = generation.request.constraint.get();
+  constrain::TokenConstraint* constraint = generation.request.constraint.get();
   if (generation.stops_at(token)) {
     finish(generation, FinishReason::kStop);
     return;

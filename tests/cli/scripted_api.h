@@ -17,7 +17,7 @@ namespace atl::test {
 // for are kept.
 class ScriptedApi {
  public:
-  using Exchange = std::shared_ptr<coordinator::HttpExchange>;
+  using Exchange = std::shared_ptr<http::HttpExchange>;
   using Answer = std::function<void(const Exchange&, const nlohmann::json& body)>;
 
   ScriptedApi(const std::string& path, Answer answer) {
@@ -44,7 +44,7 @@ class ScriptedApi {
     running_.start();
   }
 
-  coordinator::HttpServer& server() { return running_.server(); }
+  http::HttpServer& server() { return running_.server(); }
   uint16_t port() const { return running_.port(); }
   std::string url() const { return "http://127.0.0.1:" + std::to_string(port()); }
   std::vector<nlohmann::json> bodies() const {

@@ -8,9 +8,9 @@
 
 #include "base/result.h"
 #include "model/synthetic.h"
-#include "text/tokenizer.h"
 #include "storage/checkpoint/safetensors_writer.h"
 #include "tests/support/temp_dir.h"
+#include "text/tokenizer.h"
 
 namespace atl::cli {
 namespace {
@@ -113,7 +113,7 @@ TEST(SynthConfig, dense_layers_keep_their_ratio_to_an_expert) {
 TEST(ByteTokenizer, has_a_token_for_every_byte) {
   const test::TempDir dir;
   write_byte_tokenizer(dir.path());
-  const model::Tokenizer tokenizer = model::Tokenizer::load(dir.path());
+  const text::Tokenizer tokenizer = text::Tokenizer::load(dir.path());
   EXPECT_EQ(tokenizer.id_end(), kByteTokenizerIdEnd);
   EXPECT_EQ(tokenizer.vocab_size(), kByteTokenizerIdEnd);
   EXPECT_EQ(tokenizer.bos_id(), kByteTokenizerBos);
@@ -125,7 +125,7 @@ TEST(ByteTokenizer, has_a_token_for_every_byte) {
   const auto ids = tokenizer.encode(text);
   ASSERT_TRUE(ids);
   EXPECT_EQ(ids->size(), text.size());
-  EXPECT_EQ(tokenizer.decode(*ids, model::SpecialTokens::kKeep), text);
+  EXPECT_EQ(tokenizer.decode(*ids, text::SpecialTokens::kKeep), text);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include "base/rng.h"
 #include "constrain/json_constraint.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 constexpr int kThreads = 4;
@@ -38,8 +38,8 @@ std::vector<int32_t> walk(const ConstraintGrammar& grammar, const ConstraintVoca
 }
 
 TEST(ConstraintThreads, allow_the_same_together_as_alone) {
-  const Tokenizer tokenizer =
-      Tokenizer::load(std::filesystem::path(ATOLL_SOURCE_DIR) / "tests/models/tiny-fp8");
+  const text::Tokenizer tokenizer =
+      text::Tokenizer::load(std::filesystem::path(ATOLL_SOURCE_DIR) / "tests/models/tiny-fp8");
   const auto grammar = compile_json_schema(kSchema);
   ASSERT_TRUE(grammar) << grammar.error().message;
   const ConstraintVocabulary fresh(tokenizer, {*tokenizer.eos_id()});
@@ -57,4 +57,4 @@ TEST(ConstraintThreads, allow_the_same_together_as_alone) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -14,7 +14,7 @@
 
 #include "tests/constrain/schema_check.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -25,8 +25,8 @@ constexpr int64_t kPlenty = 1'000'000;
 const std::filesystem::path kSource = ATOLL_SOURCE_DIR;
 
 // The small model's tokens: 3328, with DeepSeek's added ones.
-const Tokenizer& tokenizer() {
-  static const Tokenizer loaded = Tokenizer::load(kSource / "tests/models/tiny-fp8");
+const text::Tokenizer& tokenizer() {
+  static const text::Tokenizer loaded = text::Tokenizer::load(kSource / "tests/models/tiny-fp8");
   return loaded;
 }
 const ConstraintVocabulary& vocabulary() {
@@ -464,8 +464,9 @@ std::vector<ToolSchema> two_tools() {
 
 TEST(ToolCalls, only_calls_of_the_tools_are_written_and_the_parser_reads_them) {
   const auto tools = two_tools();
-  for (const ReplyFormat format :
-       {ReplyFormat::kDeepseekV3, ReplyFormat::kDeepseekV31, ReplyFormat::kKimiK2}) {
+  for (const text::ReplyFormat format :
+       {text::ReplyFormat::kDeepseekV3, text::ReplyFormat::kDeepseekV31,
+        text::ReplyFormat::kKimiK2}) {
     for (uint32_t seed = 0; seed < 200; ++seed) {
       const bool parallel = seed % 2 == 0;
       const auto grammar = compile_tool_calls(format, tools, parallel);
@@ -476,9 +477,9 @@ TEST(ToolCalls, only_calls_of_the_tools_are_written_and_the_parser_reads_them) {
       const std::string text =
           written(*constraint, constraint->tokens_min() + static_cast<int64_t>(random() % 200),
                   static_cast<Choice>(seed % 4), random, &ended);
-      ReplyParser parser({.format = format, .tools = true});
-      ReplyDelta all = parser.push(text);
-      const ReplyDelta rest = parser.finish();
+      text::ReplyParser parser({.format = format, .tools = true});
+      text::ReplyDelta all = parser.push(text);
+      const text::ReplyDelta rest = parser.finish();
       EXPECT_EQ(all.content + rest.content, "") << text;
       ASSERT_GE(all.tool_calls.size(), 1u) << text;
       EXPECT_TRUE(parallel || all.tool_calls.size() == 1u) << text;
@@ -488,7 +489,7 @@ TEST(ToolCalls, only_calls_of_the_tools_are_written_and_the_parser_reads_them) {
         const Json schema =
             weather ? Json::parse(tools[0].parameters_json) : Json{{"type", "object"}};
         EXPECT_EQ(wrong_with(schema, call.arguments), "") << text;
-        if (format == ReplyFormat::kKimiK2) {
+        if (format == text::ReplyFormat::kKimiK2) {
           EXPECT_EQ(call.id, "functions." + call.name + ":" + std::to_string(call.index));
         }
       }
@@ -498,7 +499,7 @@ TEST(ToolCalls, only_calls_of_the_tools_are_written_and_the_parser_reads_them) {
 
 TEST(ToolCalls, a_name_that_begins_another_is_told_apart) {
   const std::vector<ToolSchema> tools = {{"get", ""}, {"get_all", ""}};
-  const auto grammar = compile_tool_calls(ReplyFormat::kDeepseekV31, tools, false);
+  const auto grammar = compile_tool_calls(text::ReplyFormat::kDeepseekV31, tools, false);
   ASSERT_TRUE(grammar);
   for (const std::string name : {"get", "get_all"}) {
     const auto constraint = (*grammar)->make(vocabulary(), {});
@@ -520,14 +521,14 @@ TEST(ToolCalls, a_name_that_begins_another_is_told_apart) {
 }
 
 TEST(ToolCalls, what_can_not_be_called_is_refused) {
-  const auto error = [](ReplyFormat format, std::vector<ToolSchema> tools) {
+  const auto error = [](text::ReplyFormat format, std::vector<ToolSchema> tools) {
     const auto grammar = compile_tool_calls(format, tools, true);
     return grammar ? "" : grammar.error().message;
   };
-  EXPECT_THAT(error(ReplyFormat::kPlain, two_tools()), HasSubstr("no form for calls"));
-  EXPECT_THAT(error(ReplyFormat::kDeepseekV3, {}), HasSubstr("no tools"));
-  EXPECT_THAT(error(ReplyFormat::kDeepseekV3, {{"a b", ""}}), HasSubstr("tool name \"a b\""));
-  EXPECT_THAT(error(ReplyFormat::kDeepseekV3, {{"f", R"({"not": {}})"}}),
+  EXPECT_THAT(error(text::ReplyFormat::kPlain, two_tools()), HasSubstr("no form for calls"));
+  EXPECT_THAT(error(text::ReplyFormat::kDeepseekV3, {}), HasSubstr("no tools"));
+  EXPECT_THAT(error(text::ReplyFormat::kDeepseekV3, {{"a b", ""}}), HasSubstr("tool name \"a b\""));
+  EXPECT_THAT(error(text::ReplyFormat::kDeepseekV3, {{"f", R"({"not": {}})"}}),
               HasSubstr("tool f: schema $.not"));
 }
 
@@ -556,7 +557,7 @@ TEST(JsonConstraint, masks_of_a_large_vocabulary_cost_little) {
   const std::string command = "gzip -dc '" + (data / "tokenizer.json.gz").string() + "' > '" +
                               (dir / "tokenizer.json").string() + "'";
   ASSERT_EQ(std::system(command.c_str()), 0);
-  const Tokenizer large = Tokenizer::load(dir);
+  const text::Tokenizer large = text::Tokenizer::load(dir);
   std::filesystem::remove_all(dir);
   const auto begin = std::chrono::steady_clock::now();
   const ConstraintVocabulary large_vocabulary(large, {1});
@@ -594,4 +595,4 @@ TEST(JsonConstraint, masks_of_a_large_vocabulary_cost_little) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::constrain

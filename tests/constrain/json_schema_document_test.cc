@@ -9,7 +9,7 @@
 
 #include "base/result.h"
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using testing::ElementsAre;
@@ -165,4 +165,4 @@ TEST(SchemaDocument, texts_that_are_no_schema_are_refused) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace atl::model {
+namespace atl::constrain {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -149,4 +149,4 @@ std::string schema_violation(const Json& schema, const Json& v, const Json& root
   return "";
 }
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -5,11 +5,11 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-namespace atl::model {
+namespace atl::constrain {
 
 // Empty: `value` fulfils `schema`. Otherwise what it breaks.
 std::string schema_violation(const nlohmann::ordered_json& schema,
                              const nlohmann::ordered_json& value,
                              const nlohmann::ordered_json& root);
 
-}  // namespace atl::model
+}  // namespace atl::constrain

@@ -46,7 +46,7 @@ constexpr const char* kWhole = R"(" the the the the")";
 
 // Which ids a text has doesn't matter here, but whether one prompt is another's.
 std::vector<int32_t> ids(const std::string& text) {
-  static const model::Tokenizer tokenizer = model::Tokenizer::load(ApiServer::model_dir());
+  static const text::Tokenizer tokenizer = text::Tokenizer::load(ApiServer::model_dir());
   return *tokenizer.encode(text);
 }
 const std::string kBos = "<｜begin▁of▁sentence｜>";
@@ -546,7 +546,7 @@ TEST(ApiAnswer, tools_are_described_where_the_template_does_not_read_them) {
   server.post(kChat, chat(R"("tools": [{"type": "function", "function": {"name": "get_weather", )"
                           R"("description": "Looks out", "parameters": {"type": "object"}}}])"));
   const auto prompt = server.backend().submitted().at(0).prompt;
-  const std::string said = server.tokenizer().decode(prompt, model::SpecialTokens::kKeep);
+  const std::string said = server.tokenizer().decode(prompt, text::SpecialTokens::kKeep);
   EXPECT_THAT(said, StartsWith(kBos + "## Tools"));
   EXPECT_THAT(said, HasSubstr("### get_weather\nDescription: Looks out"));
   EXPECT_THAT(said, HasSubstr("tool_call_name<｜tool▁sep｜>tool_call_arguments"));
@@ -559,7 +559,7 @@ TEST(ApiAnswer, tools_go_to_a_template_that_reads_them) {
   server.post(
       kChat, chat(R"("tools": [{"type": "function", "function": {"name": "f", "b": 1, "a": 2}}])"));
   const auto prompt = server.backend().submitted().at(0).prompt;
-  const std::string said = server.tokenizer().decode(prompt, model::SpecialTokens::kKeep);
+  const std::string said = server.tokenizer().decode(prompt, text::SpecialTokens::kKeep);
   EXPECT_THAT(said, HasSubstr(R"("name": "f", "b": 1, "a": 2)"));
   EXPECT_THAT(said, Not(HasSubstr("## Tools")));
 }

@@ -343,7 +343,7 @@ TEST_P(Refusals, names_field_and_reason) {
 }
 
 TEST(ApiLoading, is_alive_and_asks_for_patience) {
-  coordinator::HttpOptions options;
+  http::HttpOptions options;
   options.admit = coordinator::Api::answer_while_loading;
   RunningServer server(options);
   server.start();

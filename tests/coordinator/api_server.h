@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "coordinator/api/api.h"
-#include "text/chat_template.h"
 #include "model/config.h"
-#include "text/tokenizer.h"
-#include "tests/http/raw_http.h"
 #include "tests/coordinator/scripted_backend.h"
+#include "tests/http/raw_http.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
 
 namespace atl::test {
 
@@ -33,18 +33,18 @@ class ApiServer {
 
   explicit ApiServer(ApiServerOptions options = {})
       : config_(model::load_config(model_dir())),
-        tokenizer_(model::Tokenizer::load(model_dir())),
+        tokenizer_(text::Tokenizer::load(model_dir())),
         backend_(tokenizer_, config_.eos_token_ids.at(0)) {
     coordinator::ApiOptions& api = options.api;
     if (api.model_name.empty()) api.model_name = "tiny";
     if (api.version.empty()) api.version = "0.0-test";
     if (!options.chat_template) {
-      template_ = model::ChatTemplate::load(model_dir());
+      template_ = text::ChatTemplate::load(model_dir());
     } else if (!options.chat_template->empty()) {
       template_.emplace(*options.chat_template, "test template");
     }
-    coordinator::HttpOptions http;
-    http.admit = [api](const coordinator::HttpRequest& request) {
+    http::HttpOptions http;
+    http.admit = [api](const http::HttpRequest& request) {
       return coordinator::Api::admit(api, request);
     };
     http.error_response = coordinator::Api::error_response;
@@ -62,7 +62,7 @@ class ApiServer {
 
   ScriptedBackend& backend() { return backend_; }
   coordinator::Api& api() { return *api_; }
-  const model::Tokenizer& tokenizer() const { return tokenizer_; }
+  const text::Tokenizer& tokenizer() const { return tokenizer_; }
   uint16_t port() const { return server_->port(); }
 
   RawResponse post(std::string_view path, std::string_view body, std::string_view fields = "") {
@@ -85,8 +85,8 @@ class ApiServer {
  private:
   SteadyClock clock_;
   model::ModelConfig config_;
-  model::Tokenizer tokenizer_;
-  std::optional<model::ChatTemplate> template_;
+  text::Tokenizer tokenizer_;
+  std::optional<text::ChatTemplate> template_;
   ScriptedBackend backend_;
   std::unique_ptr<RunningServer> server_;
   std::unique_ptr<coordinator::Api> api_;

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "text/utf8.h"
 #include "tests/coordinator/api_server.h"
+#include "text/utf8.h"
 
 namespace atl::test {
 namespace {
@@ -45,7 +45,7 @@ std::vector<Json> chunks_of(ApiServer& server, const char* path, const std::stri
   events.pop_back();
   std::vector<Json> chunks;
   for (const std::string& event : events) {
-    EXPECT_TRUE(model::is_valid_utf8(event)) << event;
+    EXPECT_TRUE(text::is_valid_utf8(event)) << event;
     chunks.push_back(Json::parse(event));
   }
   return chunks;

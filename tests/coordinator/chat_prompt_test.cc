@@ -16,7 +16,7 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
 
-model::ChatTemplate published(const std::string& name) {
+text::ChatTemplate published(const std::string& name) {
   std::ifstream in(ATOLL_SOURCE_DIR "/tests/golden/chat/" + name);
   return {std::string(std::istreambuf_iterator<char>(in), {}), name};
 }
@@ -27,7 +27,7 @@ ChatInput input_of(const std::string& fields) {
   return std::move(request->input);
 }
 
-ChatPrompt rendered(const model::ChatTemplate& chat_template, const std::string& fields) {
+ChatPrompt rendered(const text::ChatTemplate& chat_template, const std::string& fields) {
   auto prompt = render_chat(chat_template, chat_traits(chat_template), input_of(fields));
   EXPECT_TRUE(prompt) << prompt.error().message;
   return std::move(*prompt);
@@ -39,9 +39,9 @@ const std::string kTool =
     R"("parameters": {"type": "object"}}}])";
 
 TEST(ChatPrompt, r1_reasons_from_the_start) {
-  const model::ChatTemplate r1 = published("deepseek-r1.jinja");
+  const text::ChatTemplate r1 = published("deepseek-r1.jinja");
   const ChatTraits traits = chat_traits(r1);
-  EXPECT_EQ(traits.reply_format, model::ReplyFormat::kDeepseekV3);
+  EXPECT_EQ(traits.reply_format, text::ReplyFormat::kDeepseekV3);
   EXPECT_TRUE(traits.reasoning);
   EXPECT_TRUE(traits.reads_tool_messages);
   EXPECT_FALSE(traits.reads_tools);
@@ -51,8 +51,8 @@ TEST(ChatPrompt, r1_reasons_from_the_start) {
 }
 
 TEST(ChatPrompt, v31_reasons_if_so_asked) {
-  const model::ChatTemplate v31 = published("deepseek-v3.1.jinja");
-  EXPECT_EQ(chat_traits(v31).reply_format, model::ReplyFormat::kDeepseekV31);
+  const text::ChatTemplate v31 = published("deepseek-v3.1.jinja");
+  EXPECT_EQ(chat_traits(v31).reply_format, text::ReplyFormat::kDeepseekV31);
   const ChatPrompt plain = rendered(v31, kHi);
   EXPECT_THAT(plain.text, EndsWith("<｜Assistant｜></think>"));
   EXPECT_FALSE(plain.reasoning_open);
@@ -63,7 +63,7 @@ TEST(ChatPrompt, v31_reasons_if_so_asked) {
 }
 
 TEST(ChatPrompt, a_user_cannot_open_reasoning) {
-  const model::ChatTemplate v31 = published("deepseek-v3.1.jinja");
+  const text::ChatTemplate v31 = published("deepseek-v3.1.jinja");
   EXPECT_FALSE(
       rendered(v31, R"("messages": [{"role": "user", "content": "<think>"}])").reasoning_open);
 }

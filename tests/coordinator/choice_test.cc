@@ -18,9 +18,9 @@ using ::testing::IsEmpty;
 
 constexpr int32_t kEos = 1;
 
-const model::Tokenizer& tokenizer() {
-  static const model::Tokenizer instance =
-      model::Tokenizer::load(ATOLL_SOURCE_DIR "/tests/models/tiny-bf16");
+const text::Tokenizer& tokenizer() {
+  static const text::Tokenizer instance =
+      text::Tokenizer::load(ATOLL_SOURCE_DIR "/tests/models/tiny-bf16");
   return instance;
 }
 
@@ -67,8 +67,8 @@ Told told_of(const ChoiceOptions& options, const std::vector<int32_t>& ids, Fini
   Told told;
   for (const int32_t id : ids) {
     const ChoiceDelta delta = choice.push(token(id));
-    EXPECT_TRUE(model::is_valid_utf8(delta.reply.content));
-    EXPECT_TRUE(model::is_valid_utf8(delta.reply.reasoning));
+    EXPECT_TRUE(text::is_valid_utf8(delta.reply.content));
+    EXPECT_TRUE(text::is_valid_utf8(delta.reply.reasoning));
     add(delta, told);
   }
   add(choice.push(end(reason)), told);
@@ -128,7 +128,7 @@ TEST(Choice, a_stop_string_that_the_end_completes) {
 TEST(Choice, counts_tokens_of_reasoning) {
   Choice choice(tokenizer(),
                 {.stop_ids = {kEos},
-                 .reply = model::ReplyParserOptions{.reasoning = true, .reasoning_open = true}});
+                 .reply = text::ReplyParserOptions{.reasoning = true, .reasoning_open = true}});
   Told told;
   const std::vector<int32_t> ids = *tokenizer().encode("hm</think>yes");
   for (const int32_t id : ids) add(choice.push(token(id)), told);
@@ -166,11 +166,11 @@ TEST(Choice, tells_the_same_for_any_split_into_tokens) {
     const ChoiceOptions options{
         .stop = {"STOP", "the \n"},
         .stop_ids = {kEos},
-        .special = model::SpecialTokens::kKeep,
-        .reply = model::ReplyParserOptions{.format = model::ReplyFormat::kDeepseekV31,
-                                           .tools = true,
-                                           .reasoning = true,
-                                           .reasoning_open = random() % 2 == 0}};
+        .special = text::SpecialTokens::kKeep,
+        .reply = text::ReplyParserOptions{.format = text::ReplyFormat::kDeepseekV31,
+                                          .tools = true,
+                                          .reasoning = true,
+                                          .reasoning_open = random() % 2 == 0}};
     const Told by_tokens = told_of(options, *tokenizer().encode(text), FinishReason::kStop);
     const Told by_bytes = told_of(options, bytes(text), FinishReason::kStop);
     ASSERT_EQ(by_tokens, by_bytes) << text;
@@ -193,7 +193,7 @@ TEST(Choice, tells_each_token_once_and_in_order_when_nothing_is_cut) {
     const Told told = told_of({.stop = {"zzzz"}, .stop_ids = {kEos}, .logprobs = true}, ids,
                               FinishReason::kLength);
     EXPECT_EQ(told.tokens, ids);
-    EXPECT_EQ(told.content, tokenizer().decode(ids, model::SpecialTokens::kSkip));
+    EXPECT_EQ(told.content, tokenizer().decode(ids, text::SpecialTokens::kSkip));
   }
 }
 

@@ -541,7 +541,7 @@ TEST_F(SchedulerTest, penalties_count_what_was_generated) {
 }
 
 // Even ids, and odd ones, in turns, then the end; and what it was asked.
-class Alternating final : public model::TokenConstraint {
+class Alternating final : public constrain::TokenConstraint {
  public:
   explicit Alternating(std::vector<int64_t>* asked) : asked_(asked) {}
   void mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {

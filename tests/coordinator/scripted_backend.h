@@ -22,7 +22,7 @@ namespace atl::test {
 // Any thread.
 class ScriptedBackend final : public coordinator::GenerationBackend {
  public:
-  ScriptedBackend(const model::Tokenizer& tokenizer, int32_t stop_id)
+  ScriptedBackend(const text::Tokenizer& tokenizer, int32_t stop_id)
       : tokenizer_(tokenizer), stop_id_(stop_id) {}
 
   // What runs a task where the api lives, after what it does now; and the api's on_events().
@@ -215,7 +215,7 @@ class ScriptedBackend final : public coordinator::GenerationBackend {
     }
   }
 
-  const model::Tokenizer& tokenizer_;
+  const text::Tokenizer& tokenizer_;
   const int32_t stop_id_;
   mutable std::mutex mutex_;
   std::vector<int32_t> reply_;

@@ -21,9 +21,9 @@
 namespace atl::test {
 namespace {
 
-using coordinator::HttpAnswer;
-using coordinator::HttpClient;
-using coordinator::HttpClientRequest;
+using http::HttpAnswer;
+using http::HttpClient;
+using http::HttpClientRequest;
 using nlohmann::json;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -58,7 +58,7 @@ class Server {
   }
   ChildProcess& process() { return process_; }
   std::unique_ptr<HttpClient> client() const {
-    return std::make_unique<HttpClient>(*coordinator::parse_http_url(url_));
+    return std::make_unique<HttpClient>(*http::parse_http_url(url_));
   }
   HttpAnswer ask(const HttpClientRequest& request) const {
     auto answer = client()->ask(request);

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace atl::coordinator {
+namespace atl::http {
 namespace {
 
 using testing::ElementsAre;
@@ -52,4 +52,4 @@ TEST(EventSplitter, refuses_an_event_that_is_too_long_however_it_comes) {
 }
 
 }  // namespace
-}  // namespace atl::coordinator
+}  // namespace atl::http

@@ -13,7 +13,7 @@
 #include "http/http_server.h"
 #include "tests/http/raw_http.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 namespace {
 
 using std::chrono::milliseconds;
@@ -248,4 +248,4 @@ TEST(HttpUrl, takes_hosts_ports_and_paths) {
 }
 
 }  // namespace
-}  // namespace atl::coordinator
+}  // namespace atl::http

@@ -12,7 +12,7 @@
 #include "http/http_server.h"
 #include "tests/http/raw_http.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 namespace {
 
 using std::chrono::milliseconds;
@@ -183,4 +183,4 @@ TEST(HttpFuzz, every_mutated_request_is_answered_or_closed_and_the_server_goes_o
 }
 
 }  // namespace
-}  // namespace atl::coordinator
+}  // namespace atl::http

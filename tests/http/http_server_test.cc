@@ -15,7 +15,7 @@
 #include "base/result.h"
 #include "tests/http/raw_http.h"
 
-namespace atl::coordinator {
+namespace atl::http {
 namespace {
 
 using std::chrono::milliseconds;
@@ -835,4 +835,4 @@ TEST(HttpServer, a_port_in_use_is_a_load_error_that_names_it) {
 }
 
 }  // namespace
-}  // namespace atl::coordinator
+}  // namespace atl::http

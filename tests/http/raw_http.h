@@ -184,11 +184,10 @@ inline std::string post(std::string_view path, std::string_view body,
 // A server on a free port with its thread.
 class RunningServer {
  public:
-  explicit RunningServer(coordinator::HttpOptions options = {})
-      : server_(with_port(options), clock_) {}
+  explicit RunningServer(http::HttpOptions options = {}) : server_(with_port(options), clock_) {}
   ~RunningServer() { stop(); }
 
-  coordinator::HttpServer& server() { return server_; }
+  http::HttpServer& server() { return server_; }
   uint16_t port() const { return server_.port(); }
   void start() {
     thread_ = std::thread([this] { server_.run(); });
@@ -202,13 +201,13 @@ class RunningServer {
   }
 
  private:
-  static coordinator::HttpOptions with_port(coordinator::HttpOptions options) {
+  static http::HttpOptions with_port(http::HttpOptions options) {
     options.port = 0;
     return options;
   }
 
   SteadyClock clock_;
-  coordinator::HttpServer server_;
+  http::HttpServer server_;
   std::thread thread_;
 };
 

@@ -12,7 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -317,4 +317,4 @@ TEST(ChatTemplate, no_random_template_crashes_or_leaves_its_limits) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::text

@@ -14,7 +14,7 @@
 #include "text/byte_alphabet.h"
 #include "text/tokenizer.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 using Json = nlohmann::json;
@@ -196,4 +196,4 @@ TEST_F(DeepseekTokenizer, code_point_classes) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::text

@@ -5,7 +5,7 @@
 
 #include <random>
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 using testing::HasSubstr;
@@ -338,4 +338,4 @@ TEST(ReplyFormat, is_recognised_by_the_templates_marks) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::text

@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 using Json = nlohmann::json;
@@ -531,4 +531,4 @@ TEST(BytePairEncoder, work_grows_with_the_bytes_not_their_square) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::text

@@ -10,7 +10,7 @@
 #include "text/unicode_ranges.h"
 #include "text/utf8.h"
 
-namespace atl::model {
+namespace atl::text {
 namespace {
 
 const std::string& all_scalar_values() {
@@ -225,4 +225,4 @@ TEST(ByteAlphabet, maps_every_byte_and_back) {
 }
 
 }  // namespace
-}  // namespace atl::model
+}  // namespace atl::text

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 const Value* Arguments::find(size_t index, std::string_view name) const {
   if (index < positional.size()) return &positional[index];
@@ -50,4 +50,4 @@ void Arguments::expect(std::string_view of, size_t max,
   }
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

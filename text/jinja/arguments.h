@@ -10,7 +10,7 @@
 
 #include "text/jinja/value.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 // Each parameter is asked for by its place and its name. Throws RenderError.
 class Arguments {
@@ -28,4 +28,4 @@ class Arguments {
   void expect(std::string_view of, size_t max, std::initializer_list<std::string_view> names) const;
 };
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -9,7 +9,7 @@
 #include "text/jinja/operators.h"
 #include "text/jinja/text.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 namespace {
 
 using Filter = Value (*)(const Value&, const Arguments&, Budget&);
@@ -579,4 +579,4 @@ bool apply_test(std::string_view name, const Value& input, const Arguments& argu
   return found->test(input, arguments, budget);
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -9,7 +9,7 @@
 #include "text/jinja/arguments.h"
 #include "text/jinja/value.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 bool has_filter(std::string_view name);
 bool has_test(std::string_view name);
@@ -18,4 +18,4 @@ Value apply_filter(std::string_view name, const Value& input, const Arguments& a
 bool apply_test(std::string_view name, const Value& input, const Arguments& arguments,
                 Budget& budget);
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

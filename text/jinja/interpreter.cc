@@ -11,7 +11,7 @@
 #include "text/jinja/methods.h"
 #include "text/jinja/operators.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 // The variables that a block has set; what it doesn't have is looked for further out.
 struct Scope {
@@ -648,4 +648,4 @@ std::string run(const Program& program, const Dict& variables, Budget& budget,
   return Interpreter(variables, budget, output_bytes_max).run(program);
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -6,7 +6,7 @@
 #include "text/jinja/parser.h"
 #include "text/jinja/value.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 // Calls within calls of macros deeper than this are refused.
 inline constexpr int kCallDepthMax = 40;
@@ -15,4 +15,4 @@ inline constexpr int kCallDepthMax = 40;
 std::string run(const Program& program, const Dict& variables, Budget& budget,
                 size_t output_bytes_max);
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

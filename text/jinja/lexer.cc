@@ -8,7 +8,7 @@
 
 #include "text/utf8.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 namespace {
 
 constexpr std::string_view kWhiteSpace = " \t\n\r\f\v";
@@ -344,4 +344,4 @@ std::vector<Token> tokens_of(std::string_view source) {
   return Lexer(source).run();
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

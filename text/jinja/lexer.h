@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 struct Token {
   enum class Kind : uint8_t {
@@ -41,4 +41,4 @@ struct SyntaxError {
 // Throws SyntaxError.
 std::vector<Token> tokens_of(std::string_view source);
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -9,7 +9,7 @@
 #include "text/jinja/text.h"
 #include "text/utf8.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 namespace {
 
 Value list_of(const std::vector<std::string_view>& parts, Budget& budget) {
@@ -237,4 +237,4 @@ Value call_range(const Arguments& arguments, Budget& budget) {
   return budget.list(std::move(items));
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

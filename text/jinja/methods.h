@@ -7,11 +7,11 @@
 #include "text/jinja/arguments.h"
 #include "text/jinja/value.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 // object.name(arguments).
 Value call_method(const Value& object, std::string_view name, const Arguments& arguments,
                   Budget& budget);
 Value call_range(const Arguments& arguments, Budget& budget);
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -9,7 +9,7 @@
 #include "text/jinja/text.h"
 #include "text/utf8.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 namespace {
 
 Value integer_operation(std::string_view op, int64_t a, int64_t b) {
@@ -276,4 +276,4 @@ Value slice(const Value& object, const Value& begin, const Value& end, const Val
                                          : budget.list(std::move(items));
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

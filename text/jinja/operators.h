@@ -6,7 +6,7 @@
 
 #include "text/jinja/value.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 Value apply_binary(std::string_view op, const Value& a, const Value& b, Budget& budget);
 Value negative(const Value& value);
@@ -17,4 +17,4 @@ Value subscript(const Value& object, const Value& key, Budget& budget);
 Value slice(const Value& object, const Value& begin, const Value& end, const Value& step,
             Budget& budget);
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -9,7 +9,7 @@
 #include "text/jinja/filters.h"
 #include "text/jinja/lexer.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 namespace {
 
 // Bounds of recursion over the tree.
@@ -683,4 +683,4 @@ class Parser {
 
 Program parse(std::string_view source) { return Parser(tokens_of(source)).run(); }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -11,7 +11,7 @@
 
 #include "text/jinja/value.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 struct Expression;
 struct Statement;
@@ -97,4 +97,4 @@ struct Program {
 // Throws SyntaxError (text/jinja/lexer.h).
 Program parse(std::string_view source);
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -8,7 +8,7 @@
 
 #include "text/utf8.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 namespace {
 
 uint32_t take_code_point(std::string_view& text) {
@@ -305,4 +305,4 @@ std::optional<double> parse_float(std::string_view text) {
   return value;
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

@@ -9,7 +9,7 @@
 
 #include "text/jinja/value.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 // The text of a str; refuses other values, `who` asked for it.
 const std::string& text_of(const Value& value, std::string_view who);
@@ -48,4 +48,4 @@ Value replaced(std::string_view text, std::string_view from, std::string_view to
 std::optional<int64_t> parse_integer(std::string_view text, int base);
 std::optional<double> parse_float(std::string_view text);
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

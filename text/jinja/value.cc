@@ -8,7 +8,7 @@
 
 #include "text/utf8.h"
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 namespace {
 
 // Python's str.isprintable(), but for code points that Unicode hasn't assigned.
@@ -422,4 +422,4 @@ Value dict_items(const Value& dict, Budget& budget) {
   return budget.list(std::move(out));
 }
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja

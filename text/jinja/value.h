@@ -13,7 +13,7 @@
 #include <variant>
 #include <vector>
 
-namespace atl::model::jinja {
+namespace atl::text::jinja {
 
 class Value;
 using List = std::vector<Value>;
@@ -201,4 +201,4 @@ void refuse_undefined(const Value& value);      // does nothing for others
 List items_of(const Value& value, Budget& budget);
 Value dict_items(const Value& dict, Budget& budget);  // list of (key, value)
 
-}  // namespace atl::model::jinja
+}  // namespace atl::text::jinja
