@@ -89,6 +89,12 @@ struct Scheduler::Generation {
   }
 };
 
+// By first admission.
+bool Scheduler::came_before(const GenerationPtr& a, const GenerationPtr& b) {
+  CHECK(a->admission > 0 && b->admission > 0);
+  return a->admission < b->admission;
+}
+
 Scheduler::Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, SchedulerOptions options,
                      EventSink sink)
     : engine_(engine),
@@ -257,34 +263,98 @@ void Scheduler::drop_expired() {
   remove_ended();
 }
 
-// The front of the queue waits for room, and everybody behind it; a request whose prompt begins
+// Who is next in a queue waits for room, and everybody behind it; a request whose prompt begins
 // like one that is being read lets others pass until that is known.
 void Scheduler::admit() {
+  if (admit_preempted() && admit_waiting()) make_way();
+}
+
+// false: the first of them has no room, so that nobody else is let in.
+bool Scheduler::admit_preempted() {
   while (!preempted_.empty() && std::ssize(running_) < options_.sequences_max) {
-    if (!try_admit(preempted_.front())) return;
+    if (!try_admit(preempted_.front())) return false;
     preempted_.pop_front();
   }
-  if (std::ssize(running_) >= options_.sequences_max) return;
-  for (Client* client : clients_by_service()) {
-    std::deque<GenerationPtr>& waiting = client->waiting;
-    while (!waiting.empty()) {
-      if (std::ssize(running_) >= options_.sequences_max) return;
-      if (options_.prefix_cache && computes_the_same(*waiting.front())) break;
-      if (!try_admit(waiting.front())) return;
-      waiting.pop_front();
+  return true;
+}
+
+// One request at a time, so that no client's queue is let in whole while others wait. false: there
+// is no room for the next one.
+bool Scheduler::admit_waiting() {
+  std::set<const Client*> passed;
+  while (std::ssize(running_) < options_.sequences_max) {
+    Client* client = least_served(passed);
+    if (!client) return true;
+    GenerationPtr& next = client->waiting.front();
+    if (options_.prefix_cache && computes_the_same(*next)) {
+      passed.insert(client);
+      continue;
     }
+    if (!try_admit(next)) return false;
+    client->waiting.pop_front();
+  }
+  return true;
+}
+
+// The batch is full. A client with nothing in it doesn't wait until one of another client's many
+// requests ends: the one that costs least to compute again gives it its place. Its tokens stay the
+// same (preempt()). Each client keeps at least one, so that a place changes hands once for each
+// client that comes.
+void Scheduler::make_way() {
+  std::set<const Client*> passed;
+  while (std::ssize(running_) >= options_.sequences_max) {
+    Client* newcomer = least_served(passed);
+    if (!newcomer) return;
+    passed.insert(newcomer);
+    GenerationPtr& next = newcomer->waiting.front();
+    if (newcomer->admitted > 0 || (options_.prefix_cache && computes_the_same(*next))) continue;
+    const std::optional<size_t> index = cheapest_of_most_present();
+    if (!index) return;
+    preempt(*index);
+    if (!try_admit(next)) return;
+    newcomer->waiting.pop_front();
   }
 }
 
-// Those with requests that wait, the least served first.
-std::vector<Scheduler::Client*> Scheduler::clients_by_service() {
-  std::vector<Client*> clients;
-  for (auto& [name, client] : clients_) {
-    if (!client.waiting.empty()) clients.push_back(&client);
+// Of the client with most requests in the batch, if these are at least two, the one with the fewest
+// positions computed; of equal ones the last to come.
+std::optional<size_t> Scheduler::cheapest_of_most_present() const {
+  std::map<std::string_view, int64_t> present;
+  for (const GenerationPtr& generation : running_) ++present[generation->request.client];
+  const auto most =
+      std::max_element(present.begin(), present.end(),
+                       [](const auto& a, const auto& b) { return a.second < b.second; });
+  if (most == present.end() || most->second < 2) return std::nullopt;
+  std::optional<size_t> cheapest;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    if (running_[i]->request.client != most->first) continue;
+    if (!cheapest || running_[i]->sequence.num_tokens <= running_[*cheapest]->sequence.num_tokens) {
+      cheapest = i;
+    }
   }
-  std::stable_sort(clients.begin(), clients.end(),
-                   [](const Client* a, const Client* b) { return a->service < b->service; });
-  return clients;
+  return cheapest;
+}
+
+// The client with requests that wait and the least service, given and promised to those in the
+// batch; nullptr if there is none besides `passed`.
+Scheduler::Client* Scheduler::least_served(const std::set<const Client*>& passed) {
+  std::map<const Client*, double> promised;
+  for (const GenerationPtr& generation : running_) {
+    promised[&clients_.at(generation->request.client)] += static_cast<double>(
+        generation->pending() + generation->request.max_tokens - generation->num_generated());
+  }
+  Client* least = nullptr;
+  double least_service = 0;
+  for (auto& [name, client] : clients_) {
+    if (client.waiting.empty() || passed.contains(&client)) continue;
+    const auto to_come = promised.find(&client);
+    const double service = client.service + (to_come == promised.end() ? 0 : to_come->second);
+    if (!least || service < least_service) {
+      least = &client;
+      least_service = service;
+    }
+  }
+  return least;
 }
 
 // Whether a sequence in the batch is about to publish blocks that this one could use.
@@ -311,6 +381,7 @@ bool Scheduler::try_admit(GenerationPtr& generation) {
   }
   if (generation->admission == 0) {
     generation->admission = ++admissions_;
+    ++clients_.at(generation->request.client).admitted;
     generation->cached_tokens = generation->sequence.num_tokens;
     generation->queued_seconds = seconds_between(generation->submitted, clock_.now());
     counts_.prompt_tokens += static_cast<uint64_t>(generation->num_tokens());
@@ -318,10 +389,8 @@ bool Scheduler::try_admit(GenerationPtr& generation) {
     const std::lock_guard lock(mutex_);
     --queued_;
   }
-  const auto place = std::upper_bound(
-      running_.begin(), running_.end(), generation,
-      [](const GenerationPtr& a, const GenerationPtr& b) { return a->admission < b->admission; });
-  running_.insert(place, std::move(generation));
+  running_.insert(std::upper_bound(running_.begin(), running_.end(), generation, came_before),
+                  std::move(generation));
   return true;
 }
 
@@ -392,8 +461,8 @@ void Scheduler::preempt(size_t index) {
             generation->sequence.num_tokens, generation->num_tokens());
   engine_.release(generation->sequence);
   ++counts_.preempted;
-  // The last ones are preempted first, so that this one goes before those that are there.
-  preempted_.push_front(std::move(generation));
+  preempted_.insert(std::upper_bound(preempted_.begin(), preempted_.end(), generation, came_before),
+                    std::move(generation));
 }
 
 bool Scheduler::compute() {
@@ -577,7 +646,12 @@ void Scheduler::leave(Generation& generation) {
   }
   const auto client = clients_.find(generation.request.client);
   CHECK(client != clients_.end());
+  CHECK_GT(client->second.present, 0);
   --client->second.present;
+  if (generation.admission > 0) {
+    CHECK_GT(client->second.admitted, 0);
+    --client->second.admitted;
+  }
 }
 
 void Scheduler::charge(const Generation& generation, int64_t tokens) {

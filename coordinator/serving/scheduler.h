@@ -1,16 +1,18 @@
 // Continuous batching: many requests through one engine.
 //
 // Every step takes one token of each sequence that decodes and fills what is left of the step, in
-// rows and in time, with chunks of prompts (coordinator/serving/step_budget.h). Sequences join and leave
-// between steps. A sequence's tokens depend on its own request only (docs/numbers.md): neither
-// neighbours, chunks, hits in the prefix cache nor preemption change them.
+// rows and in time, with chunks of prompts (coordinator/serving/step_budget.h). Sequences join and
+// leave between steps. A sequence's tokens depend on its own request only (docs/numbers.md):
+// neither neighbours, chunks, hits in the prefix cache nor preemption change them.
 //
 // Room in the KV cache is taken as sequences grow. A request is let in when its prompt fits beside
 // what those in the batch still need for theirs; if room runs out later, the one that came last
 // gives its blocks back and waits at the front to be computed again.
 //
 // Who is let in next: the first request of the client that has had least service so far, counted in
-// tokens computed; a client that comes back starts level with the least served one that is there.
+// tokens computed and promised to those in the batch; a client that comes back starts level with
+// the least served one that is there. A client with nothing in a full batch gets the place of one
+// of the client with most there.
 #pragma once
 
 #include <condition_variable>
@@ -21,6 +23,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -71,17 +74,23 @@ class Scheduler final : public GenerationBackend {
   using GenerationPtr = std::unique_ptr<Generation>;
   struct Client {
     std::deque<GenerationPtr> waiting;
-    double service = 0;   // tokens computed for it
-    int64_t present = 0;  // its requests, waiting or in the batch
+    double service = 0;    // tokens computed for it
+    int64_t present = 0;   // its requests, waiting or admitted
+    int64_t admitted = 0;  // its requests in the batch or preempted
   };
 
   void take_messages();
   void enqueue(GenerationPtr generation);
   void drop_expired();
   void admit();
+  bool admit_preempted();
+  bool admit_waiting();
+  void make_way();
+  std::optional<size_t> cheapest_of_most_present() const;
+  static bool came_before(const GenerationPtr& a, const GenerationPtr& b);
   bool try_admit(GenerationPtr& generation);
   bool computes_the_same(const Generation& generation) const;
-  std::vector<Client*> clients_by_service();
+  Client* least_served(const std::set<const Client*>& passed);
   void plan();
   void share_rows();
   void find_room();

@@ -435,6 +435,55 @@ TEST_F(SchedulerTest, clients_take_turns_by_the_tokens_they_were_given) {
   EXPECT_TRUE(ended(greedy[5]));
 }
 
+TEST_F(SchedulerTest, no_clients_queue_is_let_in_whole_while_another_waits) {
+  SchedulerOptions options;
+  options.sequences_max = 4;
+  open(4096, 64, options);
+  std::map<std::string, std::vector<GenerationId>> ids;
+  for (const std::string client : {"first", "second"}) {
+    for (int i = 0; i < 4; ++i) {
+      GenerationRequest one = request(prompt(5, i + (client == "first" ? 0 : 10)), 8);
+      one.client = client;
+      ids[client].push_back(submit(std::move(one)));
+    }
+  }
+  steps(1);
+  const auto begun = [&](const std::vector<GenerationId>& of) {
+    return std::count_if(of.begin(), of.end(),
+                         [&](GenerationId id) { return !outcomes_[id].tokens.empty(); });
+  };
+  EXPECT_EQ(begun(ids["first"]), 2);
+  EXPECT_EQ(begun(ids["second"]), 2);
+}
+
+TEST_F(SchedulerTest, a_newcomer_gets_one_of_the_many_places_of_another_and_no_token_changes) {
+  SchedulerOptions options;
+  options.sequences_max = 4;
+  open(4096, 64, options);
+  std::vector<GenerationRequest> requests;
+  for (int i = 0; i < 8; ++i) {
+    requests.push_back(request(prompt(20 + i, i), 30));
+    requests.back().client = i < 6 ? "many" : i == 6 ? "one" : "another";
+  }
+  std::vector<std::vector<int32_t>> expected;
+  for (const GenerationRequest& one : requests) expected.push_back(alone(one));
+  std::vector<GenerationId> ids;
+  for (int i = 0; i < 6; ++i) ids.push_back(submit(copy_of(requests[i])));
+  steps(5);
+  ids.push_back(submit(copy_of(requests[6])));
+  ids.push_back(submit(copy_of(requests[7])));
+  steps(1);
+  EXPECT_EQ(scheduler_->stats().preempted, 2u);
+  EXPECT_FALSE(outcomes_[ids[6]].tokens.empty());
+  EXPECT_FALSE(outcomes_[ids[7]].tokens.empty());
+  for (int i = 0; i < 6; ++i) EXPECT_FALSE(outcomes_[ids[i]].ended());
+  // Each has one now: nobody else gives way.
+  steps(3);
+  EXPECT_EQ(scheduler_->stats().preempted, 2u);
+  finish_all();
+  for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(outcomes_[ids[i]].tokens, expected[i]) << i;
+}
+
 TEST_F(SchedulerTest, refuses_what_can_never_be_served_and_what_is_too_much) {
   SchedulerOptions options;
   options.sequences_max = 1;
