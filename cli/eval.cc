@@ -16,14 +16,12 @@
 #include "cli/output.h"
 #include "cli/progress_bar.h"
 #include "cli/stats_report.h"
+#include "cli/text_input.h"
 #include "coordinator/engine/evaluate.h"
 #include "text/tokenizer.h"
 
 namespace atl::cli {
 namespace {
-
-// Longest file of text or ids that is read at once.
-constexpr uint64_t kInputBytesMax = 4 * kGiB;
 
 struct EvalOptions {
   DeploymentOptions deployment;
@@ -36,21 +34,6 @@ struct EvalOptions {
   bool stats = false;
   bool json = false;
 };
-
-std::string read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) throw LoadError(fmt::format("{}: cannot be opened: {}", path, std::strerror(errno)));
-  const auto bytes = static_cast<uint64_t>(in.tellg());
-  if (bytes > kInputBytesMax) {
-    throw LoadError(fmt::format("{}: has {}, at most {} are read", path, format_bytes(bytes),
-                                format_bytes(kInputBytesMax)));
-  }
-  std::string content(bytes, '\0');
-  in.seekg(0);
-  in.read(content.data(), static_cast<std::streamsize>(bytes));
-  if (!in) throw LoadError(fmt::format("{}: cannot be read: {}", path, std::strerror(errno)));
-  return content;
-}
 
 int32_t id_at(const std::string& bytes, size_t index, bool u16) {
   if (u16) {
@@ -95,7 +78,9 @@ std::vector<std::vector<int32_t>> read_text_rows(const EvalOptions& options,
   const text::Tokenizer tokenizer = text::Tokenizer::load(options.deployment.model_dir);
   const std::optional<int32_t> bos = tokenizer.bos_id() ? tokenizer.bos_id() : config.bos_token_id;
   if (!bos) throw LoadError("the model names no BOS token, which every row starts with");
-  auto ids = tokenizer.encode(read_file(options.text_file), {.parse_added_tokens = false});
+  const std::string text = read_file(options.text_file);
+  require_utf8(text, options.text_file);
+  auto ids = tokenizer.encode(text, {.parse_added_tokens = false});
   if (!ids) throw LoadError(options.text_file + ": " + ids.error().message);
   if (ids->empty()) throw LoadError(options.text_file + ": has no text to score");
   std::vector<std::vector<int32_t>> rows;

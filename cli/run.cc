@@ -1,5 +1,6 @@
 // atoll run: one prompt to text.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -11,8 +12,11 @@
 #include "cli/deployment.h"
 #include "cli/output.h"
 #include "cli/stats_report.h"
+#include "cli/text_input.h"
+#include "coordinator/api/chat_prompt.h"
 #include "coordinator/serving/generate.h"
 #include "model/sampler.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace atl::cli {
@@ -20,7 +24,8 @@ namespace {
 
 struct RunOptions {
   DeploymentOptions deployment;
-  std::string prompt;
+  PromptSource prompt;
+  bool chat = false;
   int64_t max_tokens = 128;
   model::SamplingParams sampling;
   bool ignore_eos = false;
@@ -29,24 +34,45 @@ struct RunOptions {
 };
 
 std::vector<int32_t> encode_prompt(const text::Tokenizer& tokenizer,
-                                   const model::ModelConfig& config, const std::string& prompt) {
-  auto ids = tokenizer.encode(prompt, {.add_bos = false});
-  if (!ids) throw LoadError("--prompt: " + ids.error().message);
+                                   const model::ModelConfig& config, const Prompt& prompt) {
+  auto ids = tokenizer.encode(prompt.text, {.add_bos = false});
+  if (!ids) throw LoadError(prompt.name + ": " + ids.error().message);
   // A rendered chat template already starts with the BOS; it is never doubled.
   const std::optional<int32_t> bos = tokenizer.bos_id() ? tokenizer.bos_id() : config.bos_token_id;
   if (tokenizer.add_bos_token() && bos && (ids->empty() || ids->front() != *bos)) {
     ids->insert(ids->begin(), *bos);
   }
   if (ids->empty())
-    throw LoadError("--prompt is empty and the model has no BOS token to start from");
+    throw LoadError(prompt.name + " is empty and the model has no BOS token to start from");
   return std::move(*ids);
+}
+
+// The prompt as what a user says to the model, by its own chat template.
+void apply_chat_template(const std::filesystem::path& model_dir, Prompt* prompt) {
+  const auto chat_template = text::ChatTemplate::load(model_dir);
+  if (!chat_template) {
+    throw LoadError(
+        fmt::format("{}: --chat: the model has no chat template; leave --chat out to "
+                    "continue the text as it is",
+                    model_dir.string()));
+  }
+  coordinator::ChatInput input;
+  coordinator::ChatMessage& message = input.messages.emplace_back();
+  message.role = "user";
+  message.content = prompt->text;
+  auto rendered =
+      coordinator::render_chat(*chat_template, coordinator::chat_traits(*chat_template), input);
+  if (!rendered) throw LoadError("--chat: " + rendered.error().message);
+  prompt->text = std::move(rendered->text);
 }
 
 coordinator::GenerateRequest make_request(const RunOptions& options,
                                           const text::Tokenizer& tokenizer,
                                           const model::ModelConfig& config) {
   coordinator::GenerateRequest request;
-  request.prompt = encode_prompt(tokenizer, config, options.prompt);
+  Prompt prompt = read_prompt(options.prompt);
+  if (options.chat) apply_chat_template(options.deployment.model_dir, &prompt);
+  request.prompt = encode_prompt(tokenizer, config, prompt);
   request.max_tokens = options.max_tokens;
   request.chunk = options.deployment.chunk;
   request.sampling = options.sampling;
@@ -103,9 +129,23 @@ void add_run_command(CLI::App& app, int* exit_code) {
   CLI::App* command =
       app.add_subcommand("run", "Continue a prompt; text goes to stdout as it comes");
   add_deployment_options(*command, &options->deployment);
-  command->add_option("--prompt", options->prompt, "Text to continue")
-      ->required()
-      ->type_name("TEXT");
+  CLI::Option* prompt = command
+                            ->add_option_function<std::string>(
+                                "--prompt",
+                                [options](const std::string& text) {
+                                  options->prompt.is_given = true;
+                                  options->prompt.text = text;
+                                },
+                                "Text to continue; without it and --prompt-file, what stdin says")
+                            ->type_name("TEXT");
+  command
+      ->add_option(
+          "--prompt-file", options->prompt.file,
+          "File with the text to continue; - is stdin. A line break at its end is left out")
+      ->type_name("PATH")
+      ->excludes(prompt);
+  command->add_flag("--chat", options->chat,
+                    "The prompt is what a user says: put it into the model's chat template");
   command->add_option("--max-tokens", options->max_tokens, "Most tokens to generate")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str();
@@ -132,8 +172,13 @@ void add_run_command(CLI::App& app, int* exit_code) {
   command->add_flag("--json", options->json, "One JSON object on stdout instead of the text");
   command->footer(
       "Example:\n  atoll run tests/models/tiny-fp8 --prompt \"And God said,\" --nodes 3 "
-      "--max-tokens 64 --stats");
+      "--max-tokens 64 --stats\n"
+      "  git diff | atoll run MODEL_DIR --chat --max-tokens 512");
   command->callback([options, exit_code] {
+    const PromptSource& source = options->prompt;
+    if (!source.is_given && source.file.empty() && isatty(STDIN_FILENO)) {
+      throw CLI::RequiredError("--prompt, --prompt-file or text on stdin");
+    }
     run(*options);
     *exit_code = 0;
   });

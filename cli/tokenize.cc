@@ -13,8 +13,8 @@
 #include "base/result.h"
 #include "cli/commands.h"
 #include "cli/output.h"
+#include "cli/text_input.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
 
 namespace atl::cli {
 namespace {
@@ -28,18 +28,6 @@ struct TokenizeOptions {
   bool add_bos = false;
   bool no_special = false;
 };
-
-void check_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const text::Utf8Unit unit = text::next_utf8_unit(text.substr(at));
-    if (unit.kind != text::Utf8Unit::Kind::kCharacter) {
-      throw LoadError(
-          fmt::format("stdin is not UTF-8: byte 0x{:02X} at offset {}; convert it first",
-                      static_cast<unsigned char>(text[at]), at));
-    }
-    at += unit.num_bytes;
-  }
-}
 
 std::vector<std::string_view> split_lines(std::string_view text) {
   std::vector<std::string_view> lines;
@@ -61,7 +49,7 @@ std::string ids_line(const text::Tokenizer& tokenizer, const TokenizeOptions& op
 
 void encode_stdin(const text::Tokenizer& tokenizer, const TokenizeOptions& options) {
   const std::string text = read_stdin(kStdinBytesMax);
-  check_utf8(text);
+  require_utf8(text, "stdin");
   if (!options.lines) {
     write_stdout(ids_line(tokenizer, options, text));
     return;

@@ -2,6 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -52,6 +56,45 @@ std::vector<std::string> subcommands() {
     names.push_back(help.substr(at + 3, help.find(' ', at + 3) - at - 3));
   }
   return names;
+}
+
+// The text that `atoll run` writes, of few tokens.
+std::string continued(std::vector<std::string> arguments, const std::string& stdin_text = "") {
+  arguments.insert(arguments.begin(), {"run", kModel, "--max-tokens", "6", "--ignore-eos"});
+  const CommandResult result = atoll_with_stdin(std::move(arguments), stdin_text);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  return result.out;
+}
+
+TEST(CommandLine, run_continues_what_an_option_a_file_or_stdin_says) {
+  const std::string expected = continued({"--prompt", "And God said,"});
+  EXPECT_NE(expected, continued({"--prompt", "Call me"}));
+  EXPECT_EQ(continued({}, "And God said,"), expected);
+  EXPECT_EQ(continued({}, "And God said,\n"), expected) << "what echo adds";
+  EXPECT_EQ(continued({"--prompt-file", "-"}, "And God said,\r\n"), expected);
+  const std::string path = testing::TempDir() + "/atoll-prompt-" + std::to_string(getpid());
+  std::ofstream(path) << "And God said,\n";
+  EXPECT_EQ(continued({"--prompt-file", path}, "not this"), expected);
+  std::remove(path.c_str());
+}
+
+TEST(CommandLine, run_takes_a_prompt_of_more_than_an_argument_holds) {
+  std::string text;
+  for (int i = 0; i < 40'000; ++i) text += "God ";
+  const CommandResult result = atoll_with_stdin({"run", kModel, "--max-tokens", "1"}, text);
+  expect_one_line_error(result, 1, "tokens, the model takes 2048");
+}
+
+TEST(CommandLine, run_puts_the_prompt_into_the_chat_template) {
+  const CommandResult plain =
+      atoll({"run", kModel, "--prompt", "Hi", "--max-tokens", "1", "--json"});
+  const CommandResult chat =
+      atoll({"run", kModel, "--prompt", "Hi", "--max-tokens", "1", "--json", "--chat"});
+  ASSERT_EQ(chat.exit_code, 0) << chat.err;
+  const auto prompt_tokens = [](const CommandResult& result) {
+    return nlohmann::json::parse(result.out).at("prompt_tokens").get<int>();
+  };
+  EXPECT_GT(prompt_tokens(chat), prompt_tokens(plain) + 1) << "the template's marks";
 }
 
 TEST(CommandLine, help_says_once_what_a_value_may_be) {
