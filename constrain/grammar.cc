@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <deque>
+#include <functional>
 #include <map>
+#include <queue>
 #include <unordered_map>
 #include <utility>
 
@@ -13,10 +15,11 @@
 namespace atl::constrain {
 namespace {
 
-// A schema comes from a client: these bound what compiling it takes to about 100 MiB and a second.
-constexpr size_t kStatesMax = 100'000;
-constexpr size_t kStepBytesMax = size_t{24} << 20;
-constexpr size_t kSubsetNodesMax = 5'000'000;  // of all states together
+// A schema comes from a client: these bound what compiling it takes to about 32 MiB and 100 ms
+// (docs/structured-output.md has what was measured).
+constexpr size_t kStatesMax = 50'000;
+constexpr size_t kStepBytesMax = size_t{8} << 20;
+constexpr size_t kSubsetNodesMax = 400'000;  // of all states together
 
 struct NodesHash {
   size_t operator()(const std::vector<GrammarBuilder::Node>& nodes) const {
@@ -183,43 +186,84 @@ class GrammarCompiler {
     return false;
   }
 
-  bool finds_cycle(int32_t rule) {
-    const auto index = static_cast<size_t>(rule);
-    if (looked_at_[index] != Look::kNot) return looked_at_[index] == Look::kNow;
-    looked_at_[index] = Look::kNow;
-    for (const auto& [called, next] : machine_.states[static_cast<size_t>(start(rule))].calls) {
-      if (finds_cycle(called)) return true;
+  // Depth first, on a list of its own: a chain of $refs is as long as a client likes.
+  bool finds_cycle(int32_t from) {
+    struct Visit {
+      int32_t rule;
+      size_t next_call;
+    };
+    if (looked_at_[static_cast<size_t>(from)] != Look::kNot) return false;
+    looked_at_[static_cast<size_t>(from)] = Look::kNow;
+    std::vector<Visit> path = {{from, 0}};
+    while (!path.empty()) {
+      Visit& here = path.back();
+      const auto& calls = machine_.states[static_cast<size_t>(start(here.rule))].calls;
+      if (here.next_call == calls.size()) {
+        looked_at_[static_cast<size_t>(here.rule)] = Look::kDone;
+        path.pop_back();
+        continue;
+      }
+      const int32_t called = calls[here.next_call++].first;
+      Look& look = looked_at_[static_cast<size_t>(called)];
+      if (look == Look::kNow) return true;
+      if (look == Look::kDone) continue;
+      look = Look::kNow;
+      path.push_back({called, 0});
     }
-    looked_at_[index] = Look::kDone;
     return false;
   }
 
-  // Least bytes to the end of the rule, by relaxing until nothing changes. Most steps lead to a
-  // state with a larger number, so going down settles most in one pass.
+  // Least bytes to the end of the rule, the cheapest states first: a cost that is taken from the
+  // heap is final, and each edge is looked at once. A call costs its rule and what is behind it.
+  // Source: Knuth, A Generalization of Dijkstra's Algorithm (1977).
   void find_costs() {
-    for (auto& state : machine_.states) state.cost = state.accepting ? 0 : kNoCompletion;
-    for (bool changed = true; changed;) {
-      changed = false;
-      for (size_t i = machine_.states.size(); i-- > 0;) {
-        const int64_t cost = cost_through_steps(i);
-        if (cost >= machine_.states[i].cost) continue;
-        machine_.states[i].cost = cost;
-        changed = true;
+    const size_t num_states = machine_.states.size();
+    struct Call {
+      int32_t state, other;  // it ends once `other` is known, too
+    };
+    std::vector<std::vector<int32_t>> read_from(num_states);
+    std::vector<std::vector<Call>> called_from(num_states);
+    using Entry = std::pair<int64_t, int32_t>;
+    std::priority_queue<Entry, std::vector<Entry>, std::greater<>> open;
+    for (size_t i = 0; i < num_states; ++i) {
+      auto& state = machine_.states[i];
+      const auto index = static_cast<int32_t>(i);
+      state.cost = state.accepting ? 0 : kNoCompletion;
+      if (state.accepting) open.emplace(0, index);
+      int32_t last = -1;
+      for (size_t c = 0; c < machine_.num_classes; ++c) {
+        const int32_t to = machine_.steps[i * machine_.num_classes + c];
+        if (to >= 0 && to != last) read_from[static_cast<size_t>(to)].push_back(index);
+        last = to;
+      }
+      for (const auto& [mark, to] : state.marks) {
+        read_from[static_cast<size_t>(to)].push_back(index);
+      }
+      for (const auto& [rule, to] : state.calls) {
+        called_from[static_cast<size_t>(start(rule))].push_back({index, to});
+        called_from[static_cast<size_t>(to)].push_back({index, start(rule)});
       }
     }
-  }
-
-  int64_t cost_through_steps(size_t index) const {
-    const auto& state = machine_.states[index];
-    const auto cost = [&](int32_t s) { return machine_.states[static_cast<size_t>(s)].cost; };
-    int64_t best = kNoCompletion;
-    for (size_t c = 0; c < machine_.num_classes; ++c) {
-      const int32_t to = machine_.steps[index * machine_.num_classes + c];
-      if (to >= 0) best = std::min(best, 1 + cost(to));
+    std::vector<bool> is_final(num_states, false);
+    const auto relax = [&](int32_t state, int64_t cost) {
+      int64_t& known = machine_.states[static_cast<size_t>(state)].cost;
+      if (cost >= known) return;
+      known = cost;
+      open.emplace(cost, state);
+    };
+    while (!open.empty()) {
+      const auto [cost, state] = open.top();
+      open.pop();
+      const auto at = static_cast<size_t>(state);
+      if (is_final[at]) continue;
+      is_final[at] = true;
+      CHECK_EQ(cost, machine_.states[at].cost);
+      for (const int32_t from : read_from[at]) relax(from, cost + 1);
+      for (const Call& call : called_from[at]) {
+        const auto other = static_cast<size_t>(call.other);
+        if (is_final[other]) relax(call.state, cost + machine_.states[other].cost);
+      }
     }
-    for (const auto& [mark, to] : state.marks) best = std::min(best, 1 + cost(to));
-    for (const auto& [rule, to] : state.calls) best = std::min(best, cost(start(rule)) + cost(to));
-    return best;
   }
 
   void cut_dead_ends() {
@@ -240,6 +284,7 @@ class GrammarCompiler {
                     std::any_of(row, row + static_cast<ptrdiff_t>(machine_.num_classes),
                                 [](int32_t to) { return to >= 0; });
       state.plain = !state.accepting && state.calls.empty() && state.marks.empty() && state.reads;
+      state.only_ends = state.accepting && state.calls.empty() && !state.reads;
     }
   }
 

@@ -26,6 +26,7 @@ struct ConstraintMachine {
     bool accepting = false;  // its rule may end here
     bool plain = false;      // steps are bytes only, and it isn't accepting
     bool reads = false;      // has a step of a byte or mark, or is like a state that has
+    bool only_ends = false;  // it accepts, and there is nothing else to do
     // A state of rule 0 (any string) that offers the same, but that the string must still get
     // chars_min and may at most get chars_max characters; -1: none.
     int32_t like = -1;

@@ -221,7 +221,7 @@ class PatternParser {
   }
 
   Pattern quantified(Pattern of) {
-    for (;;) {
+    for (int depth = depth_ + 1;; ++depth) {
       int64_t min = 0, max = -1;
       if (take('?')) {
         max = 1;
@@ -234,7 +234,7 @@ class PatternParser {
       Pattern out{Pattern::Kind::kRepeat, {}, {}, min, max};
       out.parts.push_back(std::move(of));
       of = std::move(out);
-      if (++depth_ > kPatternDepthMax) fail("nesting this deep");
+      if (depth > kPatternDepthMax) fail("nesting this deep");
     }
   }
 

@@ -1,8 +1,10 @@
 #include "constrain/sequence.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -16,6 +18,13 @@ namespace {
 using Trie = ConstraintVocabulary::Trie;
 
 constexpr size_t kThreadsMax = 256;
+// Work of one mask (Stepper::work()). A vocabulary of 129k tokens is a tree of some 300k nodes, and
+// a state that is new to a sequence walks it once: a mask that people's schemas need takes one or
+// two such walks, some milliseconds. This is more than ten.
+constexpr uint64_t kMaskWorkMax = 4'000'000;
+// Of one settle(): pairs of state and stack that are followed, and how many are looked for one by
+// one before a table is made of them.
+constexpr size_t kSettledMax = 1024, kSeenInOrder = 16;
 // Of one sequence's own tables of tokens; they are forgotten beyond it.
 constexpr size_t kCachedIdsMax = size_t{4} << 20;
 
@@ -60,24 +69,31 @@ class Stepper {
     return least;
   }
 
-  // Adds what `state` on `stack` can do without reading.
+  // Adds what `state` on `stack` can do without reading. Each pair of them is looked at once: calls
+  // that meet again (anyOf of anyOf, $refs to one definition) would be followed 2^n times.
   void settle(int32_t at, int32_t stack, Reading& out) {
-    const auto& here = state(at);
-    if (here.reads) add({at, stack}, out);
-    for (const auto& [rule, behind] : here.calls) {
-      settle(machine_.rule_starts[static_cast<size_t>(rule)], push(behind, stack), out);
-    }
-    if (!here.accepting) return;
-    if (stack < 0) {
-      out.complete = true;
-    } else {
-      const Frame below = frame(stack);
-      settle(below.state, below.below, out);
+    to_settle_.assign(1, {at, stack});
+    seen_.clear();
+    while (!to_settle_.empty()) {
+      const Thread here = to_settle_.back();
+      to_settle_.pop_back();
+      if (!see(here)) continue;
+      if (seen_.size() > kSettledMax) return settle_cheapest({at, stack}, out);
+      look_at(here, out);
+      std::reverse(to_settle_.end() - num_added_, to_settle_.end());  // as a recursion would go
     }
   }
 
+  // From here on at most so much work is to be done; who works in a loop looks at exhausted().
+  void allow_work(uint64_t work) { work_max_ = work_ + work; }
+  bool exhausted() const { return work_ > work_max_; }
+  // Looked at since the beginning: threads that took a byte, and pairs of state and stack that were
+  // settled. A measure of work that doesn't depend on the machine.
+  uint64_t work() const { return work_; }
+
   void step(const Reading& in, uint8_t byte, Reading& out) {
     out.complete = false;
+    work_ += in.threads.size();
     if (in.threads.size() == 1 && step_plainly(in.threads[0], byte, out)) return;
     out.threads.clear();
     for (const Thread& thread : in.threads) {
@@ -87,6 +103,7 @@ class Stepper {
         add({next, thread.stack}, out);
       } else {
         settle(next, thread.stack, out);
+        if (out.threads.size() > 2 * kThreadsMax) keep_cheapest(out);
       }
     }
     if (out.threads.size() > kThreadsMax) keep_cheapest(out);
@@ -122,6 +139,70 @@ class Stepper {
     out.threads.resize(next >= 0 ? 1 : 0);
     if (next >= 0) out.threads[0] = {next, thread.stack};
     return true;
+  }
+
+  // Adds what is next to settle to the end of to_settle_, num_added_ of them.
+  void look_at(Thread here, Reading& out) {
+    ++work_;
+    num_added_ = 0;
+    const auto later = [&](Thread thread) {
+      to_settle_.push_back(thread);
+      ++num_added_;
+    };
+    const auto& at = state(here.state);
+    if (at.reads) add(here, out);
+    for (const auto& [rule, behind] : at.calls) {
+      // Nothing is left to do behind a call that ends its rule: no frame says so, and calls that
+      // lead to the same rule on different ways are seen to be the same.
+      later({machine_.rule_starts[static_cast<size_t>(rule)],
+             state(behind).only_ends ? here.stack : push(behind, here.stack)});
+    }
+    if (!at.accepting) return;
+    if (here.stack < 0) {
+      out.complete = true;
+    } else {
+      later({frame(here.stack).state, frame(here.stack).below});
+    }
+  }
+
+  // More ways than anybody follows: the cheapest ones only. Fewer readings allow fewer texts, all
+  // of them valid, and the shortest completion stays.
+  void settle_cheapest(Thread start, Reading& out) {
+    const auto dearer = [&](const auto& a, const auto& b) { return a.first > b.first; };
+    std::vector<std::pair<int64_t, Thread>> open = {{cost(start), start}};
+    seen_.clear();
+    for (size_t n = 0; !open.empty() && n < kSettledMax; ++n) {
+      std::pop_heap(open.begin(), open.end(), dearer);
+      const Thread here = open.back().second;
+      open.pop_back();
+      if (!see(here)) continue;
+      to_settle_.clear();
+      look_at(here, out);
+      for (const Thread& next : to_settle_) {
+        open.emplace_back(cost(next), next);
+        std::push_heap(open.begin(), open.end(), dearer);
+      }
+    }
+    to_settle_.clear();
+  }
+
+  // Whether it is new.
+  bool see(Thread thread) {
+    if (seen_.size() < kSeenInOrder) {
+      if (std::find(seen_.begin(), seen_.end(), thread) != seen_.end()) return false;
+    } else {
+      if (seen_.size() == kSeenInOrder) {
+        seen_keys_.clear();
+        for (const Thread& earlier : seen_) seen_keys_.insert(key(earlier));
+      }
+      if (!seen_keys_.insert(key(thread)).second) return false;
+    }
+    seen_.push_back(thread);
+    return true;
+  }
+  static uint64_t key(Thread thread) {
+    return static_cast<uint64_t>(static_cast<uint32_t>(thread.state)) << 32 |
+           static_cast<uint32_t>(thread.stack);
   }
 
   static void add(Thread thread, Reading& out) {
@@ -164,6 +245,12 @@ class Stepper {
 
   const ConstraintMachine& machine_;
   std::vector<Frame> frames_;
+  uint64_t work_ = 0, work_max_ = std::numeric_limits<uint64_t>::max();
+  // Of the settle() under way.
+  std::vector<Thread> to_settle_;
+  std::ptrdiff_t num_added_ = 0;
+  std::vector<Thread> seen_;
+  std::unordered_set<uint64_t> seen_keys_;  // of seen_, from kSeenInOrder of them on
 };
 
 // Reads the tokens of a part of the tree, all at once.
@@ -185,7 +272,7 @@ class TreeWalk {
     const size_t frames_before = stepper_.num_frames();
     const int32_t base = trie_.depth[static_cast<size_t>(begin)];
     kept_[0] = frames_before;
-    for (int32_t node = begin; node < end;) {
+    for (int32_t node = begin; node < end && !stepper_.exhausted();) {
       const auto n = static_cast<size_t>(node);
       const auto level = static_cast<size_t>(trie_.depth[n] - base);
       stepper_.drop_frames(kept_[level]);
@@ -216,10 +303,14 @@ class StateTokensFinder {
         walk_(stepper_, trie),
         num_chars_(static_cast<size_t>(trie.depth_max) + 1, 0) {}
 
-  StateTokens run() {
+  // Takes what it costs from *work; nullopt: that is not enough.
+  std::optional<StateTokens> run(uint64_t* work) {
+    stepper_.allow_work(*work);
     walk_.start().threads = {Thread{state_, -1}};
     walk_.run(0, trie_.num_nodes(),
               [&](int32_t node, const Reading& reading) { look_at(node, reading); });
+    if (stepper_.exhausted()) return std::nullopt;
+    *work -= stepper_.work();
     for (auto& [cost, tokens] : out_.by_cost) {
       std::stable_sort(tokens.begin(), tokens.end(),
                        [](const auto& a, const auto& b) { return a.num_chars < b.num_chars; });
@@ -261,22 +352,21 @@ class StateTokensFinder {
   StateTokens out_;
 };
 
-StateTokens tokens_of_state(const ConstraintMachine& machine, int32_t state, const Trie& trie) {
-  return StateTokensFinder(machine, state, trie).run();
-}
-
 // The state's tokens, kept for the next time: those of any string for all sequences.
 class TokenCache {
  public:
   TokenCache(const ConstraintMachine& machine, const Trie& trie) : machine_(machine), trie_(trie) {}
 
-  std::shared_ptr<const StateTokens> get(int32_t state) {
+  // Finding them takes from *work; nullptr: it isn't enough.
+  std::shared_ptr<const StateTokens> get(int32_t state, uint64_t* work) {
     const int32_t like = machine_.states[static_cast<size_t>(state)].like;
     if (like >= 0) state = like;
     if (state < machine_.num_shared_states) return trie_.shared.at(static_cast<size_t>(state));
     const auto found = own_.find(state);
     if (found != own_.end()) return found->second;
-    auto made = std::make_shared<const StateTokens>(tokens_of_state(machine_, state, trie_));
+    auto tokens = StateTokensFinder(machine_, state, trie_).run(work);
+    if (!tokens) return nullptr;
+    auto made = std::make_shared<const StateTokens>(std::move(*tokens));
     for (const auto& [cost, tokens] : made->by_cost) num_ids_ += tokens.size();
     if (num_ids_ > kCachedIdsMax) {
       own_.clear();
@@ -359,12 +449,17 @@ class ConstraintSequence final : public TokenConstraint {
     }
   }
 
-  void mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
+  Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
     may_come_.assign(allowed.size(), 0);
+    work_left_ = kMaskWorkMax;
     if (in_free_text_) {
       allow_free_text(tokens_left - 1);
     } else if (!ended_) {
-      allow_grammar(tokens_left - 1);
+      if (!allow_grammar(tokens_left - 1)) {
+        return Error{ErrorCode::kInvalid,
+                     "the schema can be read in too many ways here to tell what may follow: use "
+                     "fewer alternatives in anyOf, oneOf and pattern"};
+      }
     }
     if (!in_free_text_ && (ended_ || reading_.complete)) {
       for (int32_t id : vocabulary_.stop_ids()) allow(id);
@@ -372,6 +467,7 @@ class ConstraintSequence final : public TokenConstraint {
     for (size_t i = 0; i < allowed.size(); ++i) {
       if (may_come_[i] == 0) allowed[i] = 0;
     }
+    return {};
   }
 
   void accept(int32_t id) override {
@@ -477,7 +573,8 @@ class ConstraintSequence final : public TokenConstraint {
     return std::max(budget, cost - 1);
   }
 
-  void allow_grammar(int64_t tokens_after) const {
+  // false: it takes too much work.
+  bool allow_grammar(int64_t tokens_after) const {
     const int64_t budget = budget_here(tokens_after);
     std::vector<Thread> covered;
     for (const Thread& thread : reading_.threads) {
@@ -486,8 +583,9 @@ class ConstraintSequence final : public TokenConstraint {
       for (const auto& [rule, behind] : state.calls) covered.push_back({behind, thread.stack});
     }
     for (const Thread& thread : reading_.threads) {
-      if (!is_covered(thread, covered)) allow_thread(thread, budget);
+      if (!is_covered(thread, covered) && !allow_thread(thread, budget)) return false;
     }
+    return true;
   }
 
   // A state that is like any string already says what the characters that it calls may be.
@@ -499,14 +597,15 @@ class ConstraintSequence final : public TokenConstraint {
   }
 
   // Tokens that stay within the thread's rule, and then those that leave it.
-  void allow_thread(const Thread& thread, int64_t budget) const {
+  bool allow_thread(const Thread& thread, int64_t budget) const {
     const auto& state = compiled_->machine.states[static_cast<size_t>(thread.state)];
     const int64_t below = stepper_.cost_below(thread.stack);
     for (const auto& [mark, next] : state.marks) {
       const int64_t cost = compiled_->machine.states[static_cast<size_t>(next)].cost + below;
       if (cost <= budget) allow(mark_ids_[static_cast<size_t>(mark)]);
     }
-    const auto tokens = cache_.get(thread.state);
+    const auto tokens = cache_.get(thread.state, &work_left_);
+    if (!tokens) return false;
     for (const auto& [cost, those] : tokens->by_cost) {
       if (cost + below > budget) continue;
       for (const auto& [id, num_chars] : those) {
@@ -516,13 +615,15 @@ class ConstraintSequence final : public TokenConstraint {
         if (cost + missing + below <= budget) allow(id);
       }
     }
-    allow_behind(thread, tokens->ends, budget);
+    return allow_behind(thread, tokens->ends, budget);
   }
 
   // Tokens that leave the thread's rule, at any of the nodes.
-  void allow_behind(const Thread& thread, const std::vector<StateTokens::End>& ends,
+  bool allow_behind(const Thread& thread, const std::vector<StateTokens::End>& ends,
                     int64_t budget) const {
-    if (ends.empty()) return;
+    if (ends.empty()) return true;
+    const uint64_t work_before = stepper_.work();
+    stepper_.allow_work(work_left_);
     const auto& state = compiled_->machine.states[static_cast<size_t>(thread.state)];
     const int32_t stack = thread.stack;
     const size_t frames = stepper_.num_frames();
@@ -543,6 +644,9 @@ class ConstraintSequence final : public TokenConstraint {
                 });
     }
     stepper_.drop_frames(frames);
+    if (stepper_.exhausted()) return false;
+    work_left_ -= stepper_.work() - work_before;
+    return true;
   }
 
   void accept_in_grammar(int32_t id) {
@@ -576,6 +680,7 @@ class ConstraintSequence final : public TokenConstraint {
   mutable TreeWalk walk_;
   mutable TokenCache cache_;
   mutable std::vector<uint8_t> may_come_;
+  mutable uint64_t work_left_ = 0;
 };
 
 }  // namespace
@@ -593,8 +698,10 @@ void find_shared_tokens(ConstraintVocabulary::Trie& trie) {
   const auto machine = grammar.compile(rules.string);
   CHECK(machine.has_value());
   for (int32_t state = 0; state < machine->num_shared_states; ++state) {
-    trie.shared.push_back(
-        std::make_shared<const StateTokens>(tokens_of_state(*machine, state, trie)));
+    uint64_t any = std::numeric_limits<uint64_t>::max() / 2;
+    auto tokens = StateTokensFinder(*machine, state, trie).run(&any);
+    CHECK(tokens.has_value());
+    trie.shared.push_back(std::make_shared<const StateTokens>(std::move(*tokens)));
   }
 }
 

@@ -571,7 +571,11 @@ void Scheduler::sample(Generation& generation, std::span<const float> logits,
       }
     }
     if (request.constraint) {
-      request.constraint->mask(request.max_tokens - generation.num_generated(), workspace.allowed);
+      const int64_t tokens_left = request.max_tokens - generation.num_generated();
+      if (Status masked = request.constraint->mask(tokens_left, workspace.allowed); !masked) {
+        generation.sample_error = masked.error();
+        return;
+      }
     }
     allowed = workspace.allowed;
   }

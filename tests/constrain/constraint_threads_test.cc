@@ -25,7 +25,7 @@ std::vector<int32_t> walk(const ConstraintGrammar& grammar, const ConstraintVoca
   std::vector<int32_t> text;
   for (uint32_t i = 0; i < kTokens && !constraint->finished(); ++i) {
     std::vector<uint8_t> allowed(static_cast<size_t>(vocabulary.tokenizer().id_end()), 1);
-    constraint->mask(kLeft, allowed);
+    EXPECT_TRUE(constraint->mask(kLeft, allowed));
     std::vector<int32_t> ids;
     for (size_t id = 0; id < allowed.size(); ++id) {
       if (allowed[id]) ids.push_back(static_cast<int32_t>(id));

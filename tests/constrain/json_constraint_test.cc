@@ -55,7 +55,7 @@ std::string refusal(const std::string& schema) {
 
 std::vector<uint8_t> mask_of(const TokenConstraint& constraint, int64_t left) {
   std::vector<uint8_t> allowed(static_cast<size_t>(tokenizer().id_end()), 1);
-  constraint.mask(left, allowed);
+  EXPECT_TRUE(constraint.mask(left, allowed));
   return allowed;
 }
 
@@ -254,13 +254,13 @@ TEST(JsonConstraint, mask_only_takes_away) {
   const auto constraint = compiled({{"type", "integer"}})->make(vocabulary(), {});
   std::vector<uint8_t> allowed(static_cast<size_t>(tokenizer().id_end()), 1);
   allowed[static_cast<size_t>(byte_token('7'))] = 0;
-  constraint->mask(kPlenty, allowed);
+  EXPECT_TRUE(constraint->mask(kPlenty, allowed));
   EXPECT_EQ(allowed[static_cast<size_t>(byte_token('7'))], 0);
   EXPECT_EQ(allowed[static_cast<size_t>(byte_token('8'))], 1);
   EXPECT_EQ(allowed[static_cast<size_t>(byte_token('a'))], 0);
   EXPECT_EQ(allowed[static_cast<size_t>(*tokenizer().eos_id())], 0);
   std::vector<uint8_t> few(10, 1);  // a row that ends before the vocabulary
-  constraint->mask(kPlenty, few);
+  EXPECT_TRUE(constraint->mask(kPlenty, few));
 }
 
 TEST(JsonConstraint, a_number_ends_only_when_the_model_says_so) {
@@ -419,6 +419,79 @@ TEST(JsonConstraint, no_mutated_schema_crashes) {
 
 // --- reasoning first ---
 
+// Definitions that each are an anyOf of the next two, which meet again: 2^n ways from the first to
+// the last. `combine` is anyOf or oneOf.
+Json diamond(int n, const std::string& combine, const Json& left, const Json& right) {
+  Json definitions;
+  for (int i = 0; i < n; ++i) {
+    Json next = Json::array();
+    for (const char* side : {"a", "b"}) {
+      next.push_back({{"$ref", "#/$defs/" + std::string(side) + std::to_string(i + 1)}});
+    }
+    definitions["a" + std::to_string(i)] = definitions["b" + std::to_string(i)] = {{combine, next}};
+  }
+  definitions["a" + std::to_string(n)] = left;
+  definitions["b" + std::to_string(n)] = right;
+  return {{"$ref", "#/$defs/a0"}, {"$defs", definitions}};
+}
+
+// Masks along `text`, which the constraint has to allow.
+void expect_allows(const Json& schema, const std::string& text) {
+  const auto constraint = compiled(schema)->make(vocabulary(), {});
+  for (char c : text) {
+    ASSERT_NE(mask_of(*constraint, kPlenty)[static_cast<size_t>(byte_token(c))], 0) << text;
+    constraint->accept(byte_token(c));
+  }
+  EXPECT_TRUE(may_end(*constraint)) << text;
+}
+
+TEST(JsonConstraint, ways_that_meet_again_are_followed_once) {
+  const Json string = {{"type", "string"}}, integer = {{"type", "integer"}};
+  const Json plain = diamond(40, "anyOf", string, integer);
+  expect_allows(plain, "42");
+  expect_allows(plain, R"("x")");
+  for (const char* holder : {"items", "contained"}) {
+    Json schema = plain;
+    schema.erase("$ref");
+    const Json inner = {{"$ref", "#/$defs/a0"}};
+    if (holder == std::string("items")) {
+      schema["type"] = "array";
+      schema["items"] = inner;
+      expect_allows(schema, R"([1,"x"])");
+    } else {
+      schema["type"] = "object";
+      schema["properties"] = {{"k", inner}};
+      schema["required"] = {"k"};
+      schema["additionalProperties"] = false;
+      expect_allows(schema, R"({"k":7})");
+    }
+  }
+  // Objects at the end: many readings of equal text at once.
+  const Json object = {{"type", "object"},
+                       {"properties", {{"k", string}}},
+                       {"required", {"k"}},
+                       {"additionalProperties", false}};
+  expect_allows(diamond(40, "anyOf", object, object), R"({"k":"v"})");
+}
+
+TEST(JsonConstraint, many_optional_parts_of_a_pattern_are_no_nesting) {
+  std::string pattern = "^";
+  for (int i = 0; i < 200; ++i) pattern += "a?";
+  const Json schema = {{"type", "string"}, {"pattern", pattern + "$"}};
+  expect_allows(schema, "\"\"");
+  expect_allows(schema, "\"aaa\"");
+}
+
+TEST(JsonConstraint, automata_beyond_all_bounds_are_refused) {
+  for (const char* pattern : {"(a|b)*a(a|b){25}", "(x|y)*x(x|y){30}", ".*a.{1000}b.{1000}"}) {
+    const Json schema = {{"type", "string"}, {"pattern", pattern}};
+    const auto grammar = compile_json_schema(schema.dump());
+    ASSERT_FALSE(grammar) << pattern;
+    EXPECT_EQ(grammar.error().code, ErrorCode::kInvalid);
+    EXPECT_EQ(grammar.error().message, "the schema is too large");
+  }
+}
+
 TEST(JsonConstraint, begins_after_a_mark) {
   const Grammar grammar = compiled({{"type", "integer"}});
   const ConstraintOptions after{.begin_after = "</think>"};
@@ -539,7 +612,7 @@ double mask_ms(const TokenConstraint& constraint, size_t vocab, int rounds) {
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < rounds; ++i) {
     std::fill(allowed.begin(), allowed.end(), 1);
-    constraint.mask(kPlenty, allowed);
+    EXPECT_TRUE(constraint.mask(kPlenty, allowed));
   }
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
              .count() /
@@ -591,6 +664,20 @@ TEST(JsonConstraint, masks_of_a_large_vocabulary_cost_little) {
               total_first / static_cast<double>(ids.size()), worst_first,
               total_again / static_cast<double>(ids.size()), worst_again);
   EXPECT_TRUE(constraint->finished());
+
+  // So many patterns at once that each token would take a walk of the tree for each of them.
+  Json patterns = Json::array();
+  for (int i = 1; i <= 60; ++i) {
+    patterns.push_back(
+        {{"type", "string"}, {"pattern", "^([a-z ,.]{" + std::to_string(i) + "}[0-9]{2})+$"}});
+  }
+  const auto dear = compiled({{"anyOf", patterns}})->make(large_vocabulary, {});
+  std::vector<uint8_t> allowed(static_cast<size_t>(large.id_end()), 1);
+  ASSERT_TRUE(dear->mask(kPlenty, allowed));
+  dear->accept(*large.token_id("\""));
+  const Status refused = dear->mask(kPlenty, allowed);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalid);
   EXPECT_LT(total_again / static_cast<double>(ids.size()), 20);  // not to be pinned to a machine
 }
 

@@ -593,11 +593,12 @@ TEST_F(SchedulerTest, penalties_count_what_was_generated) {
 class Alternating final : public constrain::TokenConstraint {
  public:
   explicit Alternating(std::vector<int64_t>* asked) : asked_(asked) {}
-  void mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
+  Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
     asked_->push_back(tokens_left);
     for (size_t id = 0; id < allowed.size(); ++id) {
       if (id % 2 != static_cast<size_t>(accepted_ % 2)) allowed[id] = 0;
     }
+    return {};
   }
   void accept(int32_t) override { ++accepted_; }
   bool finished() const override { return accepted_ == 5; }

@@ -195,7 +195,7 @@ class ScriptedBackend final : public coordinator::GenerationBackend {
     for (int64_t left = request.max_tokens; left > 0; --left) {
       std::vector<uint8_t> allowed(static_cast<size_t>(tokenizer_.id_end()));
       for (int32_t i = 0; i < tokenizer_.id_end(); ++i) allowed[i] = tokenizer_.has_token(i);
-      request.constraint->mask(left, allowed);
+      EXPECT_TRUE(request.constraint->mask(left, allowed));
       std::vector<int32_t> ids;
       for (int32_t i = 0; i < tokenizer_.id_end(); ++i) {
         if (allowed[i]) ids.push_back(i);
