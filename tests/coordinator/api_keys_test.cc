@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -52,6 +53,28 @@ TEST_F(ApiKeysFile, is_refused_if_others_can_read_it) {
   const std::string file =
       write("a sk-0123456789\n", fs::perms::owner_read | fs::perms::group_read);
   EXPECT_THAT(error_of(file), HasSubstr("others than its owner can read it (mode 440)"));
+}
+
+TEST_F(ApiKeysFile, is_refused_if_others_can_write_it) {
+  for (const fs::perms other : {fs::perms::group_write, fs::perms::others_write}) {
+    const std::string file = write("a sk-0123456789\n", fs::perms::owner_read | other);
+    EXPECT_THAT(error_of(file), HasSubstr("others than its owner can write or run it (mode 4"));
+  }
+}
+
+TEST_F(ApiKeysFile, is_a_file_and_no_pipe_and_not_endless) {
+  const std::string pipe = (dir_.path() / "pipe").string();
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THAT(error_of(pipe), HasSubstr("pipe: expected a regular file"));
+  EXPECT_THAT(error_of(dir_.path().string()), HasSubstr("expected a regular file"));
+  EXPECT_THAT(error_of(write(std::string(2 << 20, '#'))), HasSubstr("longer than 1 MiB"));
+}
+
+TEST_F(ApiKeysFile, a_key_may_hold_the_sign_of_a_remark) {
+  const auto keys = load_api_keys(write("ann sk-01#23456789 # hers\nsk-98#7654321#\n"));
+  ASSERT_EQ(keys.size(), 2u);
+  EXPECT_EQ(keys[0].key, "sk-01#23456789");
+  EXPECT_EQ(keys[1].key, "sk-98#7654321#");
 }
 
 TEST_F(ApiKeysFile, says_what_is_wrong_with_a_line) {
