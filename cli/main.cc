@@ -2,11 +2,14 @@
 //
 // Exit codes: 0 done, 1 the work could not be done, 2 the command line is wrong, 141 the reader of
 // stdout went away (as a shell reports a program ended by SIGPIPE).
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
@@ -16,6 +19,7 @@
 #include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/usage.h"
+#include "transport/data/transport.h"
 
 namespace atl::cli {
 namespace {
@@ -88,7 +92,18 @@ int parse_and_run(int argc, char** argv) {
   return exit_code;
 }
 
+// stdin, stdout and stderr that were closed before the start (`0<&- 1>&-`) would be the numbers of
+// the first files and sockets, which then got what is written for a person.
+void open_missing_descriptors() {
+  for (int fd = 0; fd <= 2; ++fd) {
+    if (fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    if (open("/dev/null", O_RDWR) != fd) std::_Exit(kExitFailure);
+  }
+}
+
 int guarded_main(int argc, char** argv) {
+  open_missing_descriptors();
+  transport::release_ucx_signals();
   // A peer or reader that went away is an error code at the call, not the end of this process.
   std::signal(SIGPIPE, SIG_IGN);
   try {

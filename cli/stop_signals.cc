@@ -16,6 +16,10 @@ sigset_t watched_signals() {
   sigset_t set;
   sigemptyset(&set);
   for (const int signal : {SIGTERM, SIGINT, kEndWatcher}) sigaddset(&set, signal);
+  // The terminal was closed; not if whoever started this process wants it to stay (nohup).
+  struct sigaction hang_up {};
+  sigaction(SIGHUP, nullptr, &hang_up);
+  if (hang_up.sa_handler != SIG_IGN) sigaddset(&set, SIGHUP);
   return set;
 }
 
@@ -31,7 +35,9 @@ void StopSignals::watch(std::function<void()> stop) {
   watcher_ = std::thread([stop = std::move(stop)] {
     const sigset_t set = watched_signals();
     for (int signal = 0; sigwait(&set, &signal) == 0 && signal != kEndWatcher;) {
-      log_debug("stopping: {}", signal == SIGTERM ? "SIGTERM" : "SIGINT");
+      log_debug("stopping: {}", signal == SIGTERM  ? "SIGTERM"
+                                : signal == SIGINT ? "SIGINT"
+                                                   : "SIGHUP");
       stop();
     }
   });

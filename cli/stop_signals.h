@@ -1,4 +1,4 @@
-// SIGTERM and SIGINT as a request to stop, for a process that has something to finish.
+// SIGTERM, SIGINT and SIGHUP as a request to stop, for a process that has something to finish.
 #pragma once
 
 #include <functional>
@@ -6,7 +6,7 @@
 
 namespace atl::cli {
 
-// Construct it before any thread is started: they inherit that the two signals don't end the
+// Construct it before any thread is started: they inherit that these signals don't end the
 // process. What comes before watch() waits for it. The signals stay blocked to the end of the
 // process, so that finishing is not cut short either; SIGKILL does.
 class StopSignals {

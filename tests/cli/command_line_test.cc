@@ -78,6 +78,15 @@ TEST(CommandLine, run_continues_what_an_option_a_file_or_stdin_says) {
   std::remove(path.c_str());
 }
 
+TEST(CommandLine, closed_descriptors_are_nobody_elses) {
+  const std::string run = std::string("exec ") + ATOLL_BINARY + " run " + kModel +
+                          " --prompt x --max-tokens 2 --nodes 1 ";
+  for (const char* closed : {"0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"}) {
+    const CommandResult result = test::run_command({"/bin/sh", "-c", run + closed});
+    EXPECT_EQ(result.exit_code, 0) << closed << ": " << result.err;
+  }
+}
+
 TEST(CommandLine, run_takes_a_prompt_of_more_than_an_argument_holds) {
   std::string text;
   for (int i = 0; i < 40'000; ++i) text += "God ";

@@ -73,7 +73,7 @@ TEST_P(ChildNodesEnd, when_the_coordinator_is_ended_by_a_signal) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Signals, ChildNodesEnd, testing::Values(SIGKILL, SIGTERM, SIGINT),
+INSTANTIATE_TEST_SUITE_P(Signals, ChildNodesEnd, testing::Values(SIGKILL, SIGTERM, SIGINT, SIGHUP),
                          [](const auto& info) { return std::to_string(info.param); });
 
 }  // namespace

@@ -231,7 +231,7 @@ TEST_P(ServeDrains, what_is_under_way_and_takes_nothing_new) {
   EXPECT_EQ(*ended, "exit code 0");
 }
 
-INSTANTIATE_TEST_SUITE_P(Signals, ServeDrains, testing::Values(SIGTERM, SIGINT),
+INSTANTIATE_TEST_SUITE_P(Signals, ServeDrains, testing::Values(SIGTERM, SIGINT, SIGHUP),
                          [](const auto& info) { return std::to_string(info.param); });
 
 TEST(Serve, draining_has_a_limit_and_a_second_signal_ends_it) {

@@ -112,4 +112,8 @@ InProcessPair make_in_process_pair(size_t message_bytes_max = 0);  // 0: no limi
 // send as much as it likes in one go: nobody could take any of it before it returns.
 void set_in_process_pump(Transport& near_end, std::function<void()> pump);
 
+// UCX takes signals for itself when its library is loaded: SIGHUP would do nothing any more, and a
+// crash would print UCX's report in place of a core. Gives them back; before any thread starts.
+void release_ucx_signals();
+
 }  // namespace atl::transport

@@ -1,5 +1,7 @@
 #include "transport/data/ucx_log.h"
 
+#include <signal.h>
+#include <ucs/debug/debug.h>
 #include <ucs/debug/log_def.h>
 
 #include <cstdarg>
@@ -9,6 +11,7 @@
 #include <string_view>
 
 #include "base/log.h"
+#include "transport/data/transport.h"
 
 namespace atl::transport {
 
@@ -51,6 +54,12 @@ ucs_log_func_rc_t on_ucx_log(const char*, unsigned, const char*, ucs_log_level_t
 void route_ucx_log() {
   static std::once_flag once;
   std::call_once(once, [] { ucs_log_push_handler(on_ucx_log); });
+}
+
+void release_ucx_signals() {
+  for (const int signal : {SIGHUP, SIGILL, SIGBUS, SIGFPE, SIGSEGV}) {
+    ucs_debug_disable_signal(signal);
+  }
 }
 
 std::string take_ucx_last_error() {
