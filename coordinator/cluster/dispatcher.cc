@@ -77,7 +77,7 @@ Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, 
   for (size_t node = 0; node < nodes_.size(); ++node) {
     if (nodes_[node].tiles.empty()) continue;
     Share& share = shares_.emplace_back();
-    share.node = node;
+    share.node = share.owner = node;
     share.tiles = nodes_[node].tiles;
     share.missing = num_rows * ceil_div(hidden, kCell);
     share.arrived.assign(share.missing, false);
@@ -219,12 +219,11 @@ bool Dispatcher::can_be_asked(size_t node, const Share& share) const {
                              share.refused_by.end();
 }
 
-// Gives what lost nodes still owe and what others refused to living ones, the least loaded first,
-// for good: the next dispatches ask the new owner at once. Other tiles of a lost node stay its own
-// until then.
+// Gives what lost nodes still owe and what others refused to living ones, the least loaded first.
+// Tiles of a lost node are the heir's for good: the next dispatches ask it at once. What a living
+// node refused stays its own.
 Status Dispatcher::reassign_lost_shares() {
   for (size_t s = 0; s < shares_.size(); ++s) {
-    const size_t owner = shares_[s].node;
     while (shares_[s].missing > 0 && !can_be_asked(shares_[s].node, shares_[s])) {
       const size_t lost = shares_[s].node;
       std::optional<size_t> heir;
@@ -244,9 +243,12 @@ Status Dispatcher::reassign_lost_shares() {
       log_warn("tiles of node {} are asked from node {}, which reads them from disk",
                nodes_[lost].name, nodes_[*heir].name);
       (void)send_share(shares_[s]);  // a failure loses the heir, too: the loop goes on
-      if (alive_[*heir]) {
+      // A refusal is about the experts of this dispatch: the next one asks the owner again.
+      const size_t owner = shares_[s].owner;
+      if (alive_[*heir] && !alive_[owner]) {
         hand_over(shares_[s].tiles, owner, *heir);
         hand_overs_.push_back({shares_[s].tiles, owner, *heir});
+        shares_[s].owner = *heir;
       }
     }
   }
@@ -266,9 +268,10 @@ void Dispatcher::give_up_dispatch() {
 // `tiles` are some of the owner's ranges, each as it stands there.
 void Dispatcher::hand_over(const std::vector<transport::TileRange>& tiles, size_t owner,
                            size_t heir) {
-  std::erase_if(nodes_[owner].tiles, [&](const transport::TileRange& range) {
+  const size_t erased = std::erase_if(nodes_[owner].tiles, [&](const transport::TileRange& range) {
     return std::find(tiles.begin(), tiles.end(), range) != tiles.end();
   });
+  CHECK_EQ(erased, tiles.size());  // a tile with two owners would be added twice
   std::vector<transport::TileRange>& own = nodes_[heir].tiles;
   own.insert(own.end(), tiles.begin(), tiles.end());
   std::sort(own.begin(), own.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });

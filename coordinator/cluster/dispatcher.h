@@ -91,7 +91,8 @@ class Dispatcher {
   // owes. Asked again elsewhere under a new dispatch id if that node fails.
   struct Share {
     DispatchId id;
-    size_t node;
+    size_t node;   // asked now
+    size_t owner;  // whose tiles they are: another node while that one refused them
     std::vector<transport::TileRange> tiles;
     std::vector<bool> arrived;  // [num_rows, num_panels]
     int64_t missing = 0;

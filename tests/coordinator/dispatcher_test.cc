@@ -321,10 +321,58 @@ TEST_F(DispatcherTest, a_refusal_or_a_bad_frame_sends_the_tiles_elsewhere) {
   ASSERT_TRUE(step());
   expect_exact();
   EXPECT_THAT(transport_.closed, testing::ElementsAre(2));  // n1 has other tiles to give
+}
+
+// One read that failed says nothing of other experts, and nothing of the next read.
+TEST_F(DispatcherTest, a_refusal_moves_no_tile_for_good) {
+  const auto answer = transport_.scripts[1];
+  transport_.scripts[1] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<std::byte> header;
+    transport::encode_refusal({dispatch.names, {ErrorCode::kUnavailable, "read failed"}}, &header);
+    std::vector<Event> events;
+    events.push_back(message_event(peer, header, {}));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  transport_.scripts[1] = answer;
   transport_.sent.clear();
   ASSERT_TRUE(step());
   expect_exact();
-  EXPECT_EQ(transport_.sent.size(), 1u);  // but isn't asked for that one in vain again
+  EXPECT_EQ(transport_.sent.size(), 3u);
+  for (const auto& [node, tiles] : transport_.sent)
+    EXPECT_EQ(tiles, dispatcher_->nodes()[node].tiles);
+  EXPECT_EQ(dispatcher_->nodes()[1].tiles, (std::vector<transport::TileRange>{{1, 2}}));
+}
+
+// The tiles are the first one's still: with two owners they would be added twice from then on.
+TEST_F(DispatcherTest, who_dies_with_tiles_that_another_refused_leaves_them_with_their_owner) {
+  const auto answers = transport_.scripts;
+  bool failing = true;
+  transport_.scripts[1] = [&](PeerId peer, const Dispatch& dispatch) {
+    if (!failing) return answers.at(1)(peer, dispatch);
+    std::vector<std::byte> header;
+    transport::encode_refusal({dispatch.names, {ErrorCode::kUnavailable, "read failed"}}, &header);
+    std::vector<Event> events;
+    events.push_back(message_event(peer, header, {}));
+    return events;
+  };
+  transport_.scripts[2] = [&](PeerId peer, const Dispatch& dispatch) {
+    const bool own = dispatch.tiles == std::vector<transport::TileRange>{{2, 3}};
+    if (own) return answers.at(2)(peer, dispatch);
+    std::vector<Event> events;
+    events.push_back(lost_event(peer));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 2);
+  failing = false;
+  for (int again = 0; again < 2; ++again) {
+    ASSERT_TRUE(step());
+    expect_exact();
+  }
+  EXPECT_EQ(dispatcher_->nodes()[1].tiles.front(), (transport::TileRange{1, 2}));
 }
 
 // A damaged tile in the checkpoint that all of them read.
