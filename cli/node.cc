@@ -1,11 +1,15 @@
 // atoll node: one expert node.
+#include <arpa/inet.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sched.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/affinity.h"
@@ -37,6 +41,13 @@ struct NodeCommandOptions {
   bool spin = false;
 };
 
+bool is_loopback(std::string_view host) {
+  if (host == "localhost" || host == "::1" || host == "[::1]") return true;
+  in_addr address;
+  return inet_pton(AF_INET, std::string(host).c_str(), &address) == 1 &&
+         ntohl(address.s_addr) >> 24 == 127;
+}
+
 // The problem with a --listen address, "" if there is none.
 std::string check_listen(const std::string& text) {
   const size_t colon = text.rfind(':');
@@ -48,11 +59,37 @@ std::string check_listen(const std::string& text) {
       port > 65535) {
     return fmt::format("'{}' is no address, expected HOST:PORT with a port of 0 to 65535", text);
   }
+  if (!is_loopback(text.substr(0, colon))) {
+    return fmt::format(
+        "'{}' can be reached from other machines, and neither control calls nor rows are "
+        "authenticated yet: expected an address of this machine alone, 127.x.x.x, [::1] or "
+        "localhost",
+        text);
+  }
   return "";
+}
+
+// LoadError names the first of --cpus that this process may not run on, and those that it may.
+void check_cpus(const std::vector<int>& cpus) {
+  cpu_set_t usable;
+  CPU_ZERO(&usable);
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0)
+    return;  // more than the kernel's set holds
+  for (const int cpu : cpus) {
+    if (CPU_ISSET(cpu, &usable)) continue;
+    std::vector<int> numbers;
+    for (int n = 0; n < CPU_SETSIZE; ++n) {
+      if (CPU_ISSET(n, &usable)) numbers.push_back(n);
+    }
+    throw LoadError(
+        fmt::format("--cpus: this process may not run on processor {}, expected some of {}", cpu,
+                    fmt::join(numbers, ",")));
+  }
 }
 
 // Where this process runs. Moves it to its NUMA domain, if it has one.
 topology::TeamPlan place_threads(const NodeCommandOptions& options) {
+  check_cpus(options.cpus);
   topology::TeamPlan plan = plan_threads(options.threads);
   if (options.threads.numa_node) {
     const Status bound = topology::bind_to_numa_node(*options.threads.numa_node);

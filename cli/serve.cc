@@ -37,7 +37,7 @@ constexpr uint64_t kDefaultCacheBytes = uint64_t{4} << 30;
 struct ServeOptions {
   DeploymentOptions deployment;
   std::string host = "127.0.0.1";
-  uint16_t port = 8080;
+  int port = 8080;
   std::string model_name;
   std::string api_key_file;
   std::optional<uint64_t> cache_bytes;
@@ -126,7 +126,7 @@ http::HttpOptions http_options(const ServeOptions& options, const coordinator::A
                                const std::atomic<bool>& loading) {
   http::HttpOptions http;
   http.address = options.host;
-  http.port = options.port;
+  http.port = static_cast<uint16_t>(options.port);
   http.connections_max = options.connections_max;
   http.body_bytes_max = options.body_bytes_max;
   http.bodies_bytes_max = std::max(http.bodies_bytes_max, options.body_bytes_max);
@@ -278,6 +278,7 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
   command.add_option("--host", options->host, "Address to listen on; 0.0.0.0 or :: for all")
       ->capture_default_str();
   command.add_option("--port", options->port, "Port; 0: any free one, told on stdout")
+      ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   command
       .add_option("--model-name", options->model_name,

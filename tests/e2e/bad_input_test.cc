@@ -94,6 +94,18 @@ TEST(BadInput, flags) {
       {{"eval", kTiny, "--tokens", kIds, "--row-length", "8", "--dtype", "u8"}, kUsage, "--dtype"},
       {{"node", kTiny, "--listen", "nowhere"}, kUsage, "expected HOST:PORT"},
       {{"node", kTiny, "--listen", "127.0.0.1:99999"}, kUsage, "expected HOST:PORT"},
+      {{"node", kTiny, "--listen", "0.0.0.0:7001"}, kUsage, "can be reached from other machines"},
+      {{"node", kTiny, "--listen", "[::]:7001"}, kUsage, "can be reached from other machines"},
+      {{"node", kTiny, "--listen", "192.168.1.5:7001"},
+       kUsage,
+       "expected an address of this machine"},
+      {{"node", kTiny, "--listen", "n1.example:7001"},
+       kUsage,
+       "expected an address of this machine"},
+      {{"node", kTiny, "--cpus", "1023"},
+       kFailure,
+       "may not run on processor 1023, expected some of"},
+      {{"serve", kTiny, "--port", "99999"}, kUsage, "--port: Value 99999 not in range 0 to 65535"},
   };
   for (const BadInput& bad : cases) expect_refused(bad);
 }
