@@ -15,11 +15,14 @@
 namespace atl::constrain {
 namespace {
 
-// A schema comes from a client: these bound what compiling it takes to about 32 MiB and 100 ms
-// (docs/structured-output.md has what was measured).
-constexpr size_t kStatesMax = 50'000;
+// A schema comes from a client: these bound what making its automata deterministic takes to about
+// 32 MiB and 100 ms (docs/structured-output.md has what was measured). Work is the nodes that
+// closures look at, and kStateWork more for each state: 16 to 26 ns each on a Zen 5 core, whether a
+// schema has large subsets (an object of many optional properties) or many (counted wildcards).
+constexpr size_t kStatesMax = 100'000;
 constexpr size_t kStepBytesMax = size_t{8} << 20;
-constexpr size_t kSubsetNodesMax = 400'000;  // of all states together
+constexpr size_t kSubsetNodesMax = 3'500'000;  // of all states together, 4 bytes each
+constexpr size_t kWorkMax = 3'700'000, kStateWork = 16;
 
 struct NodesHash {
   size_t operator()(const std::vector<GrammarBuilder::Node>& nodes) const {
@@ -94,6 +97,7 @@ class GrammarCompiler {
     while (!seed.empty()) {
       const auto node = static_cast<size_t>(seed.back());
       seed.pop_back();
+      ++work_;
       if (std::exchange(reached_[node], round_) == round_) continue;
       nodes.push_back(static_cast<Node>(node));
       const Nodes& empties = grammar_.nodes_[node].empties;
@@ -112,6 +116,7 @@ class GrammarCompiler {
     machine_.states.push_back(std::move(state));
     subsets_.push_back(&at->first);
     num_subset_nodes_ += at->first.size();
+    work_ += kStateWork;
     rule_of_.push_back(rule);
     todo_.push_back(at->second);
     return at->second;
@@ -124,7 +129,7 @@ class GrammarCompiler {
       expand(state);
       const size_t step_bytes = machine_.states.size() * machine_.num_classes * sizeof(int32_t);
       if (machine_.states.size() > kStatesMax || step_bytes > kStepBytesMax ||
-          num_subset_nodes_ > kSubsetNodesMax) {
+          num_subset_nodes_ > kSubsetNodesMax || work_ > kWorkMax) {
         return false;
       }
     }
@@ -293,6 +298,7 @@ class GrammarCompiler {
   std::vector<uint8_t> first_of_class_;
   std::unordered_map<Nodes, int32_t, NodesHash> state_ids_;
   size_t num_subset_nodes_ = 0;
+  size_t work_ = 0;                // nodes that closure() looked at, and kStateWork of each state
   std::vector<uint32_t> reached_;  // [nodes] the last round of closure() that reached it
   uint32_t round_ = 0;
   std::vector<const Nodes*> subsets_;  // [states], keys of state_ids_
