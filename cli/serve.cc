@@ -301,9 +301,10 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
   command
-      .add_option("--drain-timeout", options->drain_timeout_s,
-                  "Seconds for what is under way after SIGTERM or SIGINT; a second signal ends it "
-                  "at once")
+      .add_option(
+          "--drain-timeout", options->drain_timeout_s,
+          "Seconds for what is under way after SIGTERM, SIGINT or SIGHUP; a second signal ends "
+          "it at once")
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
 }
