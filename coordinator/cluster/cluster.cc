@@ -86,16 +86,4 @@ void Cluster::close(Nodes nodes) {
   }
 }
 
-std::vector<transport::TileRange> to_ranges(const std::vector<int>& tiles) {
-  std::vector<transport::TileRange> ranges;
-  for (const int tile : tiles) {
-    if (!ranges.empty() && ranges.back().end == tile) {
-      ++ranges.back().end;
-    } else {
-      ranges.push_back({static_cast<uint16_t>(tile), static_cast<uint16_t>(tile + 1)});
-    }
-  }
-  return ranges;
-}
-
 }  // namespace atl::coordinator

@@ -9,6 +9,7 @@
 #include "base/progress.h"
 #include "base/result.h"
 #include "coordinator/cluster/dispatcher.h"
+#include "coordinator/cluster/placement_view.h"
 #include "topology/placement.h"
 #include "transport/control/control.h"
 #include "transport/data/transport.h"
@@ -65,8 +66,5 @@ class Cluster {
   std::vector<bool> silent_;  // [node] it did not tell its statistics last time
   std::vector<NodeLink> links_;
 };
-
-// Tiles as ranges, for plans and Dispatches.
-std::vector<transport::TileRange> to_ranges(const std::vector<int>& tiles);
 
 }  // namespace atl::coordinator

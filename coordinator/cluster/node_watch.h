@@ -1,0 +1,37 @@
+// What the thread that computes is told of its nodes, and what it tells of them: the seam between
+// dispatching and keeping nodes alive.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace atl::coordinator {
+
+struct NodeNews {
+  enum class Kind : uint8_t {
+    kSuspect,  // silent for a while: better not asked, if there is somebody else
+    kTrusted,  // and heard again
+    kLost,     // gone, or as good as
+    kJoined,   // a new life of it is greeted and has loaded its tiles
+  };
+  Kind kind = Kind::kLost;
+  size_t node = 0;
+  uint64_t life = 0;                    // kJoined: which one, from 1 up
+  std::string why;                      // kSuspect, kLost
+  std::vector<std::byte> data_address;  // kJoined
+};
+
+// Implemented by whoever keeps the nodes; all calls come from the dispatcher's thread and none
+// blocks. Whoever has news wakes the dispatcher's transport.
+class NodeWatch {
+ public:
+  virtual ~NodeWatch() = default;
+  // What happened since the last call, in order.
+  virtual std::vector<NodeNews> take_news() = 0;
+  // The dispatcher gave this life of a node up: it is not asked again before a kJoined.
+  virtual void given_up(size_t node, uint64_t life, const std::string& why) = 0;
+};
+
+}  // namespace atl::coordinator

@@ -1,0 +1,85 @@
+#include "coordinator/cluster/placement_view.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/rng.h"
+
+namespace atl::coordinator {
+namespace {
+
+using Ranges = std::vector<transport::TileRange>;
+using testing::ElementsAre;
+
+TEST(LivePlacement, a_node_that_is_out_leaves_its_tiles_to_who_holds_least) {
+  LivePlacement placement(Epoch{5}, {{0, 3}, {1}, {2}});
+  EXPECT_THAT(placement.view().tiles_of_node,
+              ElementsAre(Ranges{{0, 1}, {3, 4}}, Ranges{{1, 2}}, Ranges{{2, 3}}));
+  placement.take_out(1);
+  EXPECT_THAT(placement.view().tiles_of_node,
+              ElementsAre(Ranges{{0, 1}, {3, 4}}, Ranges{}, Ranges{{1, 3}}));
+  EXPECT_EQ(placement.view().epoch, Epoch{6});
+  EXPECT_EQ(placement.holder_of(1), 2u);
+  EXPECT_TRUE(placement.owns(2, Ranges{{2, 3}}));
+  EXPECT_FALSE(placement.owns(2, Ranges{{1, 3}}));
+}
+
+TEST(LivePlacement, a_node_that_is_back_has_its_own_tiles_again_and_no_others) {
+  LivePlacement placement(Epoch{1}, {{0}, {1}, {2}, {3}});
+  const auto plan = placement.view().tiles_of_node;
+  placement.take_out(1);
+  placement.take_out(3);
+  placement.put_back(1);
+  EXPECT_EQ(placement.view().tiles_of_node[1], (Ranges{{1, 2}}));
+  placement.put_back(3);
+  EXPECT_EQ(placement.view().tiles_of_node, plan);
+  EXPECT_EQ(placement.view().epoch, Epoch{5});
+}
+
+TEST(LivePlacement, the_first_that_is_back_when_all_were_out_has_every_tile) {
+  LivePlacement placement(Epoch{1}, {{0}, {1}, {}});
+  for (const size_t node : {0, 1, 2}) placement.take_out(node);
+  placement.put_back(2);
+  EXPECT_EQ(placement.view().tiles_of_node[2], (Ranges{{0, 2}}));
+  placement.put_back(0);
+  EXPECT_EQ(placement.view().tiles_of_node[0], (Ranges{{0, 1}}));
+  EXPECT_EQ(placement.view().tiles_of_node[2], (Ranges{{1, 2}}));
+}
+
+TEST(LivePlacement, taking_out_or_putting_back_twice_changes_nothing) {
+  LivePlacement placement(Epoch{1}, {{0}, {1}});
+  placement.put_back(0);
+  EXPECT_EQ(placement.view().epoch, Epoch{1});
+  placement.take_out(0);
+  placement.take_out(0);
+  EXPECT_EQ(placement.view().epoch, Epoch{2});
+}
+
+TEST(LivePlacement, every_tile_is_at_one_node_which_is_there_if_any_is_whatever_happens) {
+  constexpr size_t kNodes = 5;
+  LivePlacement placement(Epoch{1}, {{0, 7}, {1, 2}, {3}, {}, {4, 5, 6}});
+  for (uint64_t i = 0; i < 2000; ++i) {
+    const auto what = static_cast<size_t>(uniform_f32(7, {.position = i}) * 2 * kNodes);
+    if (what < kNodes) {
+      placement.take_out(what);
+    } else {
+      placement.put_back(what - kNodes);
+    }
+    bool any = false;
+    for (size_t node = 0; node < kNodes; ++node) any = any || placement.is_there(node);
+    std::vector<int> seen(8);
+    for (size_t node = 0; node < kNodes; ++node) {
+      for (const transport::TileRange& range : placement.view().tiles_of_node[node]) {
+        EXPECT_TRUE(placement.is_there(node) || !any);
+        for (int tile = range.begin; tile < range.end; ++tile) {
+          ++seen[tile];
+          EXPECT_EQ(placement.holder_of(tile), node);
+        }
+      }
+    }
+    ASSERT_EQ(seen, std::vector<int>(8, 1)) << "after " << i;
+  }
+}
+
+}  // namespace
+}  // namespace atl::coordinator
