@@ -320,9 +320,7 @@ std::vector<Deployment::NodeReport> Deployment::node_reports() {
     for (size_t n = 0; n < dispatcher_->nodes().size(); ++n) {
       if (dispatcher_->nodes()[n].name != stats.name) continue;
       report.traffic = dispatcher_->traffic()[n];
-      for (const transport::TileRange& range : dispatcher_->nodes()[n].tiles) {
-        report.num_tiles += range.end - range.begin;
-      }
+      report.num_tiles = dispatcher_->placement().num_tiles(n);
     }
     reports.push_back(std::move(report));
   }

@@ -35,7 +35,7 @@ Cluster::Cluster(transport::Transport& transport, ClusterOptions options,
       log_info("node {} owns no tiles: there are more nodes than tiles, or its count is 0",
                node.name);
     }
-    links_.push_back({node.name, *peer, tiles});
+    links_.push_back({node.name, *peer, placement.tiles_of_node[n]});
     replies_.push_back(std::move(*reply));
   }
 }

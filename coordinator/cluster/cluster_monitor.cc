@@ -57,12 +57,10 @@ void ClusterMonitor::copy() {
   snapshot_.hints = engine_.hint_stats();
   for (size_t n = 0; n < snapshot_.nodes.size(); ++n) {
     ClusterSnapshot::Node& node = snapshot_.nodes[n];
-    const NodeLink& link = dispatcher_.nodes()[n];
-    node.name = link.name;
+    node.name = dispatcher_.nodes()[n].name;
     node.alive = dispatcher_.alive(n);
     node.lost_because = dispatcher_.last_loss(n);
-    node.num_tiles = 0;
-    for (const transport::TileRange& range : link.tiles) node.num_tiles += range.end - range.begin;
+    node.num_tiles = dispatcher_.placement().num_tiles(n);
     node.traffic = dispatcher_.traffic()[n];
   }
 }

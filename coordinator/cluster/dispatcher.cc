@@ -26,29 +26,30 @@ kernels::RowType kernel_row_type(transport::WireRowType type) {
   return type == transport::WireRowType::kBf16 ? kernels::RowType::kBf16 : kernels::RowType::kF32;
 }
 
-int num_tiles(const NodeLink& node) {
-  int tiles = 0;
-  for (const transport::TileRange& range : node.tiles) tiles += range.end - range.begin;
-  return tiles;
+std::vector<std::vector<int>> owned_by(const std::vector<NodeLink>& nodes) {
+  std::vector<std::vector<int>> owned;
+  for (const NodeLink& node : nodes) owned.push_back(node.owned);
+  return owned;
 }
 
 }  // namespace
 
 Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
-                       DispatcherOptions options, std::vector<NodeLink> nodes)
+                       DispatcherOptions options, std::vector<NodeLink> nodes, NodeWatch* watch)
     : transport_(transport),
       team_(team),
       clock_(clock),
       options_(std::move(options)),
       nodes_(std::move(nodes)),
-      alive_(nodes_.size(), true),
-      last_loss_(nodes_.size()),
+      watch_(watch),
+      states_(nodes_.size()),
+      placement_(options_.epoch, owned_by(nodes_)),
       traffic_(nodes_.size()) {}
 
 Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
                             const float* weights) {
   CHECK(shares_.empty());
-  hand_overs_.clear();
+  poll();
   CHECK(num_rows >= 1 && num_rows <= options_.limits.rows_max);
   const int64_t hidden = options_.limits.hidden_size, top_k = options_.limits.top_k;
   layer_ = layer;
@@ -74,19 +75,19 @@ Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, 
   sums_.assign(num_rows * hidden, 0);
   lowest_failed_.assign(num_rows, kNoFailure);
 
+  const PlacementView placement = placement_.view();
   for (size_t node = 0; node < nodes_.size(); ++node) {
-    if (nodes_[node].tiles.empty()) continue;
+    const auto tiles = placement.tiles(layer, node);
+    if (tiles.empty()) continue;
     Share& share = shares_.emplace_back();
-    share.node = share.owner = node;
-    share.tiles = nodes_[node].tiles;
+    share.node = node;
+    share.epoch = placement.epoch;
+    share.tiles.assign(tiles.begin(), tiles.end());
     share.missing = num_rows * ceil_div(hidden, kCell);
     share.arrived.assign(share.missing, false);
   }
-  for (Share& share : shares_) {
-    if (alive_[share.node]) (void)send_share(share);  // a failure marks the node as lost
-  }
-  const Status status = reassign_lost_shares();
-  if (!status) give_up_dispatch();
+  const Status status = ask_for_the_rest();
+  if (!status) shares_.clear();
   return status;
 }
 
@@ -105,12 +106,14 @@ void Dispatcher::hint(int32_t layer, std::span<const int32_t> experts) {
   transport::SharedBuffer payload = free_buffer(experts.size_bytes());
   std::memcpy(payload->data(), experts.data(), experts.size_bytes());
   transport::Hint hint;
-  hint.names = {options_.session, DispatchId{0}, options_.epoch, static_cast<uint32_t>(layer)};
+  const PlacementView& placement = placement_.view();
+  hint.names = {options_.session, DispatchId{0}, placement.epoch, static_cast<uint32_t>(layer)};
   hint.experts = experts;
   std::vector<std::byte> header;
   for (size_t node = 0; node < nodes_.size(); ++node) {
-    if (!alive_[node] || nodes_[node].tiles.empty()) continue;
-    hint.tiles = nodes_[node].tiles;
+    const auto tiles = placement.tiles(layer, node);
+    if (!alive(node) || tiles.empty()) continue;
+    hint.tiles.assign(tiles.begin(), tiles.end());
     transport::encode_hint_header(hint, &header);
     // A node that is lost shows at the next poll, not here.
     const Status sent = transport_.send(nodes_[node].peer, header, payload, experts.size_bytes());
@@ -121,13 +124,14 @@ void Dispatcher::hint(int32_t layer, std::span<const int32_t> experts) {
 void Dispatcher::announce(const std::string& request_ids) {
   std::vector<std::byte> header;
   transport::encode_step_note(
-      {{options_.session, DispatchId{next_id_}, options_.epoch, 0}, request_ids}, &header);
+      {{options_.session, DispatchId{next_id_}, placement_.view().epoch, 0}, request_ids}, &header);
   for (size_t node = 0; node < nodes_.size(); ++node) {
-    if (alive_[node]) (void)transport_.send(nodes_[node].peer, header, nullptr, 0);
+    if (alive(node)) (void)transport_.send(nodes_[node].peer, header, nullptr, 0);
   }
 }
 
 void Dispatcher::poll() {
+  take_news();
   while (auto event = transport_.poll()) handle(std::move(*event));
 }
 
@@ -135,9 +139,9 @@ Result<std::vector<RowFailure>> Dispatcher::combine(float* out) {
   poll();
   for (Share& share : shares_) share.last_progress = clock_.now();  // until now others had our time
   while (true) {
-    if (Status reassigned = reassign_lost_shares(); !reassigned) {
-      give_up_dispatch();
-      return reassigned.error();
+    if (Status asked = ask_for_the_rest(); !asked) {
+      shares_.clear();
+      return asked.error();
     }
     if (done()) break;
     await_answers();
@@ -164,17 +168,61 @@ bool Dispatcher::done() const {
 }
 
 int Dispatcher::num_living() const {
-  return static_cast<int>(std::count(alive_.begin(), alive_.end(), true));
+  return static_cast<int>(
+      std::count_if(states_.begin(), states_.end(), [](const NodeState& s) { return s.alive; }));
 }
 
-// ---- Sending, losing and asking again ----------------------------------------------------------
+// ---- Asking, and asking again ------------------------------------------------------------------
+
+// Finds somebody for every share that nobody has been asked for, or not by the right one.
+// kUnavailable if there is nobody.
+Status Dispatcher::ask_for_the_rest() {
+  for (size_t s = 0; s < shares_.size(); ++s) {
+    while (shares_[s].missing > 0 && !shares_[s].asked) {
+      Share& share = shares_[s];
+      const std::optional<size_t> whom = whom_to_ask(share);
+      if (!whom) {
+        return Error{ErrorCode::kUnavailable,
+                     fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
+                                 nodes_[share.node].name,
+                                 alive(share.node) ? share.refusal : last_loss(share.node))};
+      }
+      if (*whom != share.node) {
+        log_warn("tiles of node {} are asked from node {}, which reads them from disk",
+                 nodes_[share.node].name, nodes_[*whom].name);
+      }
+      share.node = *whom;
+      (void)ask(share);  // a failure loses the node: the loop goes on
+    }
+  }
+  return {};
+}
+
+// Who holds the tiles, if it may be asked; else who holds least, one that is not suspect first.
+std::optional<size_t> Dispatcher::whom_to_ask(const Share& share) const {
+  const auto may = [&](size_t node) {
+    return alive(node) && std::find(share.refused_by.begin(), share.refused_by.end(), node) ==
+                              share.refused_by.end();
+  };
+  const size_t holder = placement_.holder_of(share.tiles.front().begin);
+  if (may(holder)) return holder;
+  const auto burden = [&](size_t node) {
+    return std::pair(states_[node].suspect, placement().num_tiles(node));
+  };
+  std::optional<size_t> best;
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (may(node) && (!best || burden(node) < burden(*best))) best = node;
+  }
+  return best;
+}
 
 // Sends the share to its node under a fresh dispatch id. A node that can't be sent to is lost.
-Status Dispatcher::send_share(Share& share) {
+Status Dispatcher::ask(Share& share) {
   transport::Dispatch dispatch;
   share.id = DispatchId{next_id_++};
-  share.last_progress = clock_.now();
-  dispatch.names = {options_.session, share.id, options_.epoch, static_cast<uint32_t>(layer_)};
+  share.asked = true;
+  share.sent = share.last_progress = clock_.now();
+  dispatch.names = {options_.session, share.id, share.epoch, static_cast<uint32_t>(layer_)};
   dispatch.row_type = options_.limits.row_type;
   dispatch.num_rows = static_cast<uint32_t>(num_rows_);
   dispatch.hidden_size = options_.limits.hidden_size;
@@ -183,107 +231,138 @@ Status Dispatcher::send_share(Share& share) {
   std::vector<std::byte> header;
   transport::encode_dispatch_header(dispatch, &header);
 
+  const size_t node = share.node;
   const auto deadline = clock_.now() + options_.progress_deadline;
   while (true) {
-    const Status sent = transport_.send(nodes_[share.node].peer, header, payload_, payload_bytes_);
+    const Status sent = transport_.send(nodes_[node].peer, header, payload_, payload_bytes_);
     if (sent.ok()) break;
     if (sent.error().code != ErrorCode::kOverloaded || clock_.now() > deadline) {
-      lose_node(share.node, sent.error().message);
+      lose_node(node, sent.error().message);
       return sent;
     }
     if (auto event = transport_.poll()) {
       handle(std::move(*event));
     } else {
       transport_.wait(kWaitStep);
+      take_news();
     }
-    if (!alive_[share.node]) return Error{ErrorCode::kUnavailable, last_loss_[share.node]};
+    if (!share.asked) return Error{ErrorCode::kUnavailable, last_loss(node)};
   }
-  NodeTraffic& traffic = traffic_[share.node];
+  NodeTraffic& traffic = traffic_[node];
   ++traffic.dispatches;
   traffic.rows += num_rows_;
   traffic.bytes_out += payload_bytes_;
   return {};
 }
 
-void Dispatcher::lose_node(size_t node, const std::string& why) {
-  if (!alive_[node]) return;
-  alive_[node] = false;
-  last_loss_[node] = why;
-  transport_.close(nodes_[node].peer);
-  log_warn("node {} lost at layer {}: {}; {} of {} nodes left", nodes_[node].name, layer_, why,
-           num_living(), nodes_.size());
-}
-
-bool Dispatcher::can_be_asked(size_t node, const Share& share) const {
-  return alive_[node] && std::find(share.refused_by.begin(), share.refused_by.end(), node) ==
-                             share.refused_by.end();
-}
-
-// Gives what lost nodes still owe and what others refused to living ones, the least loaded first.
-// Tiles of a lost node are the heir's for good: the next dispatches ask it at once. What a living
-// node refused stays its own.
-Status Dispatcher::reassign_lost_shares() {
-  for (size_t s = 0; s < shares_.size(); ++s) {
-    while (shares_[s].missing > 0 && !can_be_asked(shares_[s].node, shares_[s])) {
-      const size_t lost = shares_[s].node;
-      std::optional<size_t> heir;
-      for (size_t node = 0; node < nodes_.size(); ++node) {
-        if (can_be_asked(node, shares_[s]) &&
-            (!heir || num_tiles(nodes_[node]) < num_tiles(nodes_[*heir]))) {
-          heir = node;
-        }
-      }
-      if (!heir) {
-        return Error{
-            ErrorCode::kUnavailable,
-            fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
-                        nodes_[lost].name, alive_[lost] ? shares_[s].refusal : last_loss_[lost])};
-      }
-      shares_[s].node = *heir;
-      log_warn("tiles of node {} are asked from node {}, which reads them from disk",
-               nodes_[lost].name, nodes_[*heir].name);
-      (void)send_share(shares_[s]);  // a failure loses the heir, too: the loop goes on
-      // A refusal is about the experts of this dispatch: the next one asks the owner again.
-      const size_t owner = shares_[s].owner;
-      if (alive_[*heir] && !alive_[owner]) {
-        hand_over(shares_[s].tiles, owner, *heir);
-        hand_overs_.push_back({shares_[s].tiles, owner, *heir});
-        shares_[s].owner = *heir;
-      }
-    }
-  }
-  return {};
-}
-
-// Nobody could compute a share. Whose tiles went from hand to hand has them again: the others may
-// have them in RAM, and what could not be read now may be read later.
-void Dispatcher::give_up_dispatch() {
-  shares_.clear();
-  for (; !hand_overs_.empty(); hand_overs_.pop_back()) {
-    const HandOver& last = hand_overs_.back();
-    hand_over(last.tiles, last.heir, last.owner);
-  }
-}
-
-// `tiles` are some of the owner's ranges, each as it stands there.
-void Dispatcher::hand_over(const std::vector<transport::TileRange>& tiles, size_t owner,
-                           size_t heir) {
-  const size_t erased = std::erase_if(nodes_[owner].tiles, [&](const transport::TileRange& range) {
-    return std::find(tiles.begin(), tiles.end(), range) != tiles.end();
-  });
-  CHECK_EQ(erased, tiles.size());  // a tile with two owners would be added twice
-  std::vector<transport::TileRange>& own = nodes_[heir].tiles;
-  own.insert(own.end(), tiles.begin(), tiles.end());
-  std::sort(own.begin(), own.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+// How long its node may be silent.
+std::chrono::nanoseconds Dispatcher::deadline_of(const Share& share) const {
+  const std::chrono::nanoseconds longest = options_.progress_deadline;
+  const auto usual = states_[share.node].times.usual(num_rows_);
+  if (!usual || !placement_.owns(share.node, share.tiles)) return longest;
+  return std::min(longest, std::max<std::chrono::nanoseconds>(options_.progress_deadline_min,
+                                                              kUsualTimes * *usual));
 }
 
 void Dispatcher::check_deadlines() {
   const auto now = clock_.now();
   for (const Share& share : shares_) {
-    if (share.missing > 0 && alive_[share.node] &&
-        now - share.last_progress > options_.progress_deadline) {
-      lose_node(share.node, fmt::format("timeout after {} ms without an answer",
-                                        options_.progress_deadline.count()));
+    if (share.missing == 0 || !share.asked) continue;
+    const auto deadline = deadline_of(share);
+    if (now - share.last_progress <= deadline) continue;
+    lose_node(share.node,
+              fmt::format("timeout after {} ms without an answer",
+                          std::chrono::duration_cast<std::chrono::milliseconds>(deadline).count()));
+  }
+}
+
+// ---- Nodes that go and come --------------------------------------------------------------------
+
+// Asked are the living but suspects, or all of them if there are only suspects: the fault is hardly
+// theirs then.
+void Dispatcher::place() {
+  const bool any_trusted = std::any_of(states_.begin(), states_.end(), [](const NodeState& state) {
+    return state.alive && !state.suspect;
+  });
+  const auto is_asked = [&](size_t node) {
+    return alive(node) && (!any_trusted || !states_[node].suspect);
+  };
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (is_asked(node)) placement_.put_back(node);
+  }
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (!is_asked(node)) placement_.take_out(node);
+  }
+}
+
+// What it still owes and its tiles are asked from others from now on.
+void Dispatcher::drop_node(size_t node, const std::string& why) {
+  NodeState& state = states_[node];
+  state.alive = state.suspect = false;
+  state.last_loss = why;
+  place();
+  transport_.close(nodes_[node].peer);
+  for (Share& share : shares_) {
+    if (share.node == node) share.asked = false;
+  }
+}
+
+// Found out here, so logged here.
+void Dispatcher::lose_node(size_t node, const std::string& why) {
+  if (!alive(node)) return;
+  drop_node(node, why);
+  log_warn("node {} lost at layer {}: {}; {} of {} nodes left", nodes_[node].name, layer_, why,
+           num_living(), nodes_.size());
+  if (watch_) watch_->given_up(node, states_[node].life, why);
+}
+
+// What it owes is asked from somebody whom nobody suspects, if there is one.
+void Dispatcher::suspect_node(size_t node) {
+  states_[node].suspect = true;
+  place();
+  for (Share& share : shares_) {
+    if (share.node != node || !share.asked || share.missing == 0) continue;
+    const std::optional<size_t> other = whom_to_ask(share);
+    if (other && !states_[*other].suspect) share.asked = false;
+  }
+}
+
+void Dispatcher::join_node(const NodeNews& news) {
+  NodeState& state = states_[news.node];
+  if (state.alive) drop_node(news.node, "it began anew");
+  state.life = news.life;
+  auto peer = transport_.connect(news.data_address, nodes_[news.node].name);
+  if (!peer) {
+    state.last_loss = peer.error().message;
+    log_warn("node {}: {}", nodes_[news.node].name, state.last_loss);
+    return watch_->given_up(news.node, news.life, state.last_loss);
+  }
+  nodes_[news.node].peer = *peer;
+  state.alive = true;
+  state.last_loss.clear();
+  state.times = {};
+  place();
+}
+
+void Dispatcher::take_news() {
+  if (!watch_) return;
+  for (const NodeNews& news : watch_->take_news()) {
+    const bool is_alive = alive(news.node);
+    switch (news.kind) {
+      case NodeNews::Kind::kSuspect:
+        if (is_alive) suspect_node(news.node);
+        break;
+      case NodeNews::Kind::kTrusted:
+        if (!is_alive) break;
+        states_[news.node].suspect = false;
+        place();
+        break;
+      case NodeNews::Kind::kLost:
+        if (is_alive) drop_node(news.node, news.why);
+        break;
+      case NodeNews::Kind::kJoined:
+        join_node(news);
+        break;
     }
   }
 }
@@ -299,7 +378,7 @@ std::optional<size_t> Dispatcher::node_of(transport::PeerId peer) const {
 
 void Dispatcher::handle(transport::Event event) {
   const std::optional<size_t> node = node_of(event.peer);
-  if (!node || !alive_[*node]) return;  // late words of a node that was given up
+  if (!node || !alive(*node)) return;  // late words of a node that was given up
   if (event.kind == transport::Event::Kind::kPeerLost) {
     return lose_node(*node, event.status.error().message);
   }
@@ -317,8 +396,8 @@ void Dispatcher::handle(transport::Event event) {
   }
   const transport::DispatchNames& names = refused ? frame->refusal.names : frame->partial.names;
   const auto share = std::find_if(shares_.begin(), shares_.end(), [&](const Share& s) {
-    return s.node == *node && s.missing > 0 &&
-           names == transport::DispatchNames{options_.session, s.id, options_.epoch,
+    return s.node == *node && s.asked && s.missing > 0 &&
+           names == transport::DispatchNames{options_.session, s.id, s.epoch,
                                              static_cast<uint32_t>(layer_)};
   });
   if (share == shares_.end()) return;  // late or double
@@ -337,6 +416,7 @@ void Dispatcher::take_refusal(Share& share, const Error& error) {
   log_warn("node {} at layer {}: {}", nodes_[share.node].name, layer_, why);
   share.refused_by.push_back(share.node);
   share.refusal = why;
+  share.asked = false;
 }
 
 // Adds the cells of the rectangle that had not arrived yet.
@@ -375,6 +455,9 @@ void Dispatcher::take_partial(Share& share, const transport::Partial& partial) {
     }
   }
   if (share.missing < missing_before) share.last_progress = clock_.now();
+  if (share.missing == 0 && placement_.owns(share.node, share.tiles)) {
+    states_[share.node].times.observe(num_rows_, share.last_progress - share.sent);
+  }
   for (const transport::FailedRow& failed : partial.failed_rows) {
     if (failed.row < num_rows_) {
       lowest_failed_[failed.row] = std::min(lowest_failed_[failed.row], failed.expert);

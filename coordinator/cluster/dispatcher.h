@@ -5,6 +5,7 @@
 // order of arrival gives the same bits. A node that is lost, refuses or makes no progress within
 // the deadline has its part asked again from another living node (a node computes any tile that it
 // can reach); only when none is left does combine() fail. Who refused because of a tile lives on.
+// A node that was lost and joins again has its tiles back from the next dispatch on.
 //
 // One thread uses a Dispatcher: the one that owns the Transport.
 #pragma once
@@ -20,6 +21,9 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "base/thread_team.h"
+#include "coordinator/cluster/answer_times.h"
+#include "coordinator/cluster/node_watch.h"
+#include "coordinator/cluster/placement_view.h"
 #include "transport/data/transport.h"
 #include "transport/data/wire.h"
 
@@ -28,17 +32,20 @@ namespace atl::coordinator {
 struct NodeLink {
   std::string name;
   transport::PeerId peer;
-  std::vector<transport::TileRange> tiles;  // owned; empty: a spare
+  std::vector<int> owned;  // tiles by the plan, ascending; empty: a spare
 };
 
 struct DispatcherOptions {
   SessionId session;
   Epoch epoch{1};
   transport::WireLimits limits;
-  // Longest silence of a node that owes an answer, while combine() waits for it. Generous: a node
-  // without the tile in RAM reads it from disk first.
+  // Longest silence of a node that owes an answer, while combine() waits for it: kUsualTimes what
+  // it usually takes for so many rows, within these bounds. The longest one for who is asked for
+  // tiles of others, which it reads from disk first, and while it isn't known what is usual.
+  std::chrono::milliseconds progress_deadline_min{1200};
   std::chrono::milliseconds progress_deadline{60000};
 };
+inline constexpr int kUsualTimes = 8;
 
 // Per node, over the dispatcher's life.
 struct NodeTraffic {
@@ -56,8 +63,9 @@ struct RowFailure {
 
 class Dispatcher {
  public:
+  // `watch` is borrowed; without one, who is lost stays lost.
   Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
-             DispatcherOptions options, std::vector<NodeLink> nodes);
+             DispatcherOptions options, std::vector<NodeLink> nodes, NodeWatch* watch = nullptr);
 
   const transport::WireLimits& limits() const { return options_.limits; }
 
@@ -83,39 +91,51 @@ class Dispatcher {
   const std::vector<NodeLink>& nodes() const { return nodes_; }
   const std::vector<NodeTraffic>& traffic() const { return traffic_; }
   int num_living() const;
-  bool alive(size_t node) const { return alive_[node]; }
-  const std::string& last_loss(size_t node) const { return last_loss_[node]; }  // "" unless lost
+  bool alive(size_t node) const { return states_[node].alive; }
+  // "" unless lost.
+  const std::string& last_loss(size_t node) const { return states_[node].last_loss; }
+  // Who is asked for what by the next dispatch.
+  const PlacementView& placement() const { return placement_.view(); }
 
  private:
+  struct NodeState {
+    bool alive = true;
+    bool suspect = false;
+    uint64_t life = 1;
+    std::string last_loss;
+    AnswerTimes times;  // of this life
+  };
   // One node's share of the dispatch under way: which cells (row x panel of 16 outputs) it still
   // owes. Asked again elsewhere under a new dispatch id if that node fails.
   struct Share {
     DispatchId id;
-    size_t node;   // asked now
-    size_t owner;  // whose tiles they are: another node while that one refused them
+    Epoch epoch;
+    size_t node;         // asked, or asked last
+    bool asked = false;  // false: somebody is to be found
     std::vector<transport::TileRange> tiles;
     std::vector<bool> arrived;  // [num_rows, num_panels]
     int64_t missing = 0;
+    Clock::TimePoint sent;
     Clock::TimePoint last_progress;
     std::vector<size_t> refused_by;  // nodes that can't have one of its tiles
     std::string refusal;             // the last one's words
   };
-  struct HandOver {
-    std::vector<transport::TileRange> tiles;
-    size_t owner, heir;
-  };
 
   transport::SharedBuffer free_buffer(size_t bytes);
-  Status send_share(Share& share);
+  Status ask(Share& share);
+  Status ask_for_the_rest();
+  std::optional<size_t> whom_to_ask(const Share& share) const;
   void handle(transport::Event event);
   void take_refusal(Share& share, const Error& error);
   void take_partial(Share& share, const transport::Partial& partial);
+  void take_news();
+  void place();
   void lose_node(size_t node, const std::string& why);
-  Status reassign_lost_shares();
-  void hand_over(const std::vector<transport::TileRange>& tiles, size_t owner, size_t heir);
-  bool can_be_asked(size_t node, const Share& share) const;
-  void give_up_dispatch();
+  void drop_node(size_t node, const std::string& why);
+  void suspect_node(size_t node);
+  void join_node(const NodeNews& news);
   void await_answers();
+  std::chrono::nanoseconds deadline_of(const Share& share) const;
   void check_deadlines();
   bool done() const;
   std::optional<size_t> node_of(transport::PeerId peer) const;
@@ -126,8 +146,9 @@ class Dispatcher {
   const Clock& clock_;
   const DispatcherOptions options_;
   std::vector<NodeLink> nodes_;
-  std::vector<bool> alive_;             // [node]
-  std::vector<std::string> last_loss_;  // [node] why it was lost
+  NodeWatch* const watch_;
+  std::vector<NodeState> states_;  // [node]
+  LivePlacement placement_;
   std::vector<NodeTraffic> traffic_;
   uint64_t next_id_ = 1;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
@@ -138,7 +159,6 @@ class Dispatcher {
   transport::SharedBuffer payload_;
   size_t payload_bytes_ = 0;
   std::vector<Share> shares_;
-  std::vector<HandOver> hand_overs_;
   std::vector<int64_t> sums_;           // [num_rows, hidden]
   std::vector<int32_t> lowest_failed_;  // [num_rows] lowest failed expert, or kNone
 };

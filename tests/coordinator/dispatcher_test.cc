@@ -101,8 +101,11 @@ class ScriptedTransport final : public transport::Transport {
       : clock_(clock), limits_(limits) {}
 
   std::vector<std::byte> address() const override { return {}; }
-  Result<PeerId> connect(std::span<const std::byte>, const std::string&) override {
-    return PeerId{0};
+  // The address of a node that joins again is the peer that it becomes.
+  Result<PeerId> connect(std::span<const std::byte> address, const std::string&) override {
+    const PeerId peer{static_cast<uint32_t>(address.front())};
+    if (unreachable.contains(peer.value)) return Error{ErrorCode::kUnavailable, "it has ended"};
+    return peer;
   }
   void close(PeerId peer) override { closed.push_back(peer.value); }
   Status send(PeerId peer, std::span<const std::byte> header, transport::SharedBuffer payload,
@@ -163,6 +166,39 @@ class ScriptedTransport final : public transport::Transport {
   transport::WireLimits limits_;
 };
 
+// News as the test gives them out.
+class ScriptedWatch final : public NodeWatch {
+ public:
+  std::vector<NodeNews> take_news() override { return std::exchange(news, {}); }
+  void given_up(size_t node, uint64_t life, const std::string& why) override {
+    losses.push_back({node, life, why});
+  }
+  void add(NodeNews::Kind kind, size_t node) {
+    NodeNews one;
+    one.kind = kind;
+    one.node = node;
+    one.why = "no heartbeat";
+    news.push_back(one);
+  }
+  // Joins as this peer.
+  void add_joined(size_t node, uint64_t life, uint32_t peer) {
+    NodeNews one;
+    one.kind = NodeNews::Kind::kJoined;
+    one.node = node;
+    one.life = life;
+    one.data_address = {static_cast<std::byte>(peer)};
+    news.push_back(one);
+  }
+
+  std::vector<NodeNews> news;
+  struct Loss {
+    size_t node;
+    uint64_t life;
+    std::string why;
+  };
+  std::vector<Loss> losses;
+};
+
 class DispatcherTest : public testing::Test {
  protected:
   static transport::WireLimits limits() {
@@ -182,18 +218,18 @@ class DispatcherTest : public testing::Test {
       events.push_back(whole_partial(peer, dispatch));
       return events;
     };
-    for (uint32_t node = 0; node < 3; ++node) transport_.scripts[node] = answer;
+    for (uint32_t peer = 0; peer < 12; ++peer) transport_.scripts[peer] = answer;
   }
   void SetUp() override {
     DispatcherOptions options;
     options.session = SessionId{77};
     options.limits = limits();
     options.progress_deadline = kDeadline;
-    dispatcher_ =
-        std::make_unique<Dispatcher>(transport_, team_, clock_, options,
-                                     std::vector<NodeLink>{{"n0", PeerId{0}, to_ranges({0, 3})},
-                                                           {"n1", PeerId{1}, to_ranges({1})},
-                                                           {"n2", PeerId{2}, to_ranges({2})}});
+    dispatcher_ = std::make_unique<Dispatcher>(
+        transport_, team_, clock_, options,
+        std::vector<NodeLink>{
+            {"n0", PeerId{0}, {0, 3}}, {"n1", PeerId{1}, {1}}, {"n2", PeerId{2}, {2}}},
+        &watch_);
   }
 
   Result<std::vector<RowFailure>> step() {
@@ -217,6 +253,7 @@ class DispatcherTest : public testing::Test {
   ManualClock clock_;
   ThreadTeam team_{1};
   ScriptedTransport transport_{clock_, limits()};
+  ScriptedWatch watch_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::vector<float> out_;
 };
@@ -272,10 +309,10 @@ TEST_F(DispatcherTest, tiles_of_a_node_that_dies_before_its_answer_are_asked_els
   transport_.sent.clear();  // from now on the heir is asked for both at once
   ASSERT_TRUE(step());
   expect_exact();
-  EXPECT_THAT(transport_.sent,
-              testing::ElementsAre(
-                  std::make_pair(uint32_t{0}, to_ranges({0, 3})),
-                  std::make_pair(uint32_t{2}, std::vector<transport::TileRange>{{1, 2}, {2, 3}})));
+  EXPECT_THAT(
+      transport_.sent,
+      testing::ElementsAre(std::make_pair(uint32_t{0}, to_ranges({0, 3})),
+                           std::make_pair(uint32_t{2}, std::vector<transport::TileRange>{{1, 3}})));
 }
 
 TEST_F(DispatcherTest, what_a_node_answered_before_it_died_counts_once) {
@@ -303,6 +340,168 @@ TEST_F(DispatcherTest, a_hung_node_is_given_up_at_the_deadline_and_not_before) {
   expect_exact();
   EXPECT_THAT(transport_.closed, testing::ElementsAre(2));
   EXPECT_LE(clock_.now() - start, kDeadline + std::chrono::milliseconds(200));
+}
+
+TEST_F(DispatcherTest, what_a_node_usually_takes_tells_when_it_hangs) {
+  const auto after = [&](std::chrono::milliseconds time) {
+    return [&, time](PeerId peer, const Dispatch& dispatch) {
+      clock_.advance(time);
+      std::vector<Event> events;
+      events.push_back(whole_partial(peer, dispatch));
+      return events;
+    };
+  };
+  struct Case {
+    std::chrono::milliseconds usual, deadline;
+  };
+  for (const Case& one : {Case{std::chrono::milliseconds(10), std::chrono::milliseconds(1200)},
+                          Case{std::chrono::milliseconds(300), std::chrono::milliseconds(2400)},
+                          Case{std::chrono::milliseconds(900), kDeadline}}) {
+    SetUp();
+    transport_.closed.clear();
+    transport_.scripts[2] = after(one.usual);
+    for (uint32_t i = 0; i < AnswerTimes::kAnswersMin; ++i) ASSERT_TRUE(step());
+    transport_.scripts[2] = [](PeerId, const Dispatch&) { return std::vector<Event>{}; };
+    const auto start = clock_.now();
+    ASSERT_TRUE(step());
+    expect_exact();
+    EXPECT_THAT(transport_.closed, testing::ElementsAre(2));
+    EXPECT_GT(clock_.now() - start, one.deadline);
+    EXPECT_LE(clock_.now() - start, one.deadline + std::chrono::milliseconds(200));
+  }
+}
+
+TEST_F(DispatcherTest, who_reads_tiles_of_others_from_disk_has_the_longest_deadline) {
+  for (uint32_t i = 0; i < AnswerTimes::kAnswersMin; ++i) ASSERT_TRUE(step());
+  const auto start = clock_.now();
+  transport_.unreachable = {1};
+  transport_.scripts[2] = [&](PeerId peer, const Dispatch& dispatch) {
+    std::vector<Event> events;
+    if (dispatch.tiles != to_ranges({1})) events.push_back(whole_partial(peer, dispatch));
+    return events;  // n1's tile never
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_GT(clock_.now() - start, kDeadline);
+  EXPECT_FALSE(dispatcher_->alive(2));
+}
+
+TEST_F(DispatcherTest, a_lost_node_that_joins_again_has_its_tiles_back_in_a_new_epoch) {
+  const PlacementView plan = dispatcher_->placement();
+  transport_.scripts[1] = [](PeerId peer, const Dispatch&) {
+    std::vector<Event> events;
+    events.push_back(lost_event(peer));
+    return events;
+  };
+  ASSERT_TRUE(step());
+  ASSERT_EQ(watch_.losses.size(), 1u);
+  EXPECT_EQ(watch_.losses[0].node, 1u);
+  EXPECT_EQ(watch_.losses[0].life, 1u);
+  EXPECT_EQ(watch_.losses[0].why, "connection reset");
+
+  watch_.add_joined(1, 2, 11);
+  transport_.sent.clear();
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 3);
+  EXPECT_EQ(dispatcher_->last_loss(1), "");
+  EXPECT_EQ(dispatcher_->placement().tiles_of_node, plan.tiles_of_node);
+  EXPECT_GT(dispatcher_->placement().epoch, plan.epoch);
+  EXPECT_THAT(transport_.sent,
+              testing::UnorderedElementsAre(std::make_pair(uint32_t{0}, to_ranges({0, 3})),
+                                            std::make_pair(uint32_t{11}, to_ranges({1})),
+                                            std::make_pair(uint32_t{2}, to_ranges({2}))));
+}
+
+TEST_F(DispatcherTest, a_loss_told_by_the_watch_is_not_told_back_and_moves_what_is_owed) {
+  transport_.scripts[1] = [](PeerId, const Dispatch&) { return std::vector<Event>{}; };
+  transport_.on_wait = [&] {
+    if (dispatcher_->alive(1)) watch_.add(NodeNews::Kind::kLost, 1);
+  };
+  const auto start = clock_.now();
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_LT(clock_.now() - start, std::chrono::milliseconds(1000));
+  EXPECT_EQ(dispatcher_->last_loss(1), "no heartbeat");
+  EXPECT_TRUE(watch_.losses.empty());
+}
+
+TEST_F(DispatcherTest, a_suspect_is_not_asked_while_there_are_others_and_gets_its_tiles_back) {
+  const auto plan = dispatcher_->placement().tiles_of_node;
+  std::optional<Dispatch> asked;
+  transport_.scripts[1] = [&](PeerId, const Dispatch& dispatch) {
+    asked = dispatch;
+    return std::vector<Event>{};
+  };
+  transport_.on_wait = [&] { watch_.add(NodeNews::Kind::kSuspect, 1); };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_TRUE(dispatcher_->alive(1));
+  transport_.events.push_back(whole_partial(PeerId{1}, *asked));  // late: added by nobody
+  transport_.sent.clear();
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(transport_.sent.size(), 2u);
+
+  transport_.scripts[1] = transport_.scripts[0];
+  watch_.add(NodeNews::Kind::kTrusted, 1);
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->placement().tiles_of_node, plan);
+  EXPECT_TRUE(transport_.closed.empty());
+}
+
+TEST_F(DispatcherTest, suspects_are_asked_if_there_is_nobody_else) {
+  const auto plan = dispatcher_->placement().tiles_of_node;
+  for (const size_t node : {0, 1, 2}) watch_.add(NodeNews::Kind::kSuspect, node);
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->placement().tiles_of_node, plan);
+  transport_.unreachable = {0, 1};
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 1);
+}
+
+TEST_F(DispatcherTest, a_node_that_cannot_be_connected_again_is_given_up_by_its_new_life) {
+  watch_.add(NodeNews::Kind::kLost, 1);
+  ASSERT_TRUE(step());
+  transport_.unreachable = {11};
+  watch_.add_joined(1, 2, 11);
+  ASSERT_TRUE(step());
+  expect_exact();
+  ASSERT_EQ(watch_.losses.size(), 1u);
+  EXPECT_EQ(watch_.losses[0].life, 2u);
+  EXPECT_FALSE(dispatcher_->alive(1));
+}
+
+// All were lost; the first one that is back computes all there is until the others are.
+TEST_F(DispatcherTest, works_again_as_soon_as_one_node_is_back) {
+  transport_.unreachable = {0, 1, 2};
+  ASSERT_FALSE(step());
+  ASSERT_FALSE(step());
+  watch_.add_joined(2, 2, 11);
+  transport_.sent.clear();
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(transport_.sent.size(), 1u);
+  watch_.add_joined(0, 2, 10);
+  ASSERT_TRUE(step());
+  expect_exact();
+}
+
+TEST_F(DispatcherTest, a_node_that_is_lost_and_joins_within_one_dispatch_is_asked_anew) {
+  transport_.scripts[1] = [](PeerId, const Dispatch&) { return std::vector<Event>{}; };
+  int waits = 0;
+  transport_.on_wait = [&] {
+    ASSERT_LT(++waits, 100);
+    if (waits > 1) return;
+    watch_.add(NodeNews::Kind::kLost, 1);
+    watch_.add_joined(1, 2, 11);
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(transport_.sent.back(), std::make_pair(uint32_t{11}, to_ranges({1})));
 }
 
 TEST_F(DispatcherTest, a_refusal_or_a_bad_frame_sends_the_tiles_elsewhere) {
@@ -341,8 +540,8 @@ TEST_F(DispatcherTest, a_refusal_moves_no_tile_for_good) {
   expect_exact();
   EXPECT_EQ(transport_.sent.size(), 3u);
   for (const auto& [node, tiles] : transport_.sent)
-    EXPECT_EQ(tiles, dispatcher_->nodes()[node].tiles);
-  EXPECT_EQ(dispatcher_->nodes()[1].tiles, (std::vector<transport::TileRange>{{1, 2}}));
+    EXPECT_EQ(tiles, dispatcher_->placement().tiles_of_node[node]);
+  EXPECT_EQ(dispatcher_->placement().tiles_of_node[1], (std::vector<transport::TileRange>{{1, 2}}));
 }
 
 // The tiles are the first one's still: with two owners they would be added twice from then on.
@@ -372,7 +571,8 @@ TEST_F(DispatcherTest, who_dies_with_tiles_that_another_refused_leaves_them_with
     ASSERT_TRUE(step());
     expect_exact();
   }
-  EXPECT_EQ(dispatcher_->nodes()[1].tiles.front(), (transport::TileRange{1, 2}));
+  // Its own and the dead one's.
+  EXPECT_EQ(dispatcher_->placement().tiles_of_node[1], (std::vector<transport::TileRange>{{1, 3}}));
 }
 
 // A damaged tile in the checkpoint that all of them read.
@@ -474,10 +674,8 @@ TEST_F(DispatcherTest, an_heir_that_dies_leaves_all_its_tiles_whichever_it_answe
       ASSERT_TRUE(step());
       expect_exact();
     }
-    EXPECT_THAT(
-        transport_.sent,
-        testing::ElementsAre(std::make_pair(
-            uint32_t{0}, std::vector<transport::TileRange>{{0, 1}, {1, 2}, {2, 3}, {3, 4}})));
+    EXPECT_THAT(transport_.sent, testing::ElementsAre(std::make_pair(
+                                     uint32_t{0}, std::vector<transport::TileRange>{{0, 4}})));
   }
 }
 
