@@ -67,6 +67,7 @@ void BytePairEncoder::encode(std::string_view bytes, Scratch& scratch,
   for (int32_t i = 0; i + 1 < n; ++i) push_pair(scratch, i, i + 1);
 
   while (!scratch.heap.empty()) {
+    if (!scratch.goes_on()) return;
     std::pop_heap(scratch.heap.begin(), scratch.heap.end(), comes_later);
     const Scratch::Candidate best = scratch.heap.back();
     scratch.heap.pop_back();

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <stop_token>
 #include <string_view>
 #include <vector>
 
@@ -41,6 +42,17 @@ class BytePairEncoder {
     std::vector<Symbol> symbols;
     std::vector<Candidate> heap;
     uint64_t heap_operations = 0;  // pushes and pops since the scratch was made
+    std::stop_token stop;          // looked at now and then
+    bool stopped = false;          // it was asked to: the ids are not whole
+
+    // To be called in loops: whether to go on.
+    bool goes_on() {
+      if (--steps_to_look > 0) return true;
+      steps_to_look = kStepsBetweenLooks;
+      return !(stopped = stop.stop_requested());
+    }
+    static constexpr int kStepsBetweenLooks = 4096;
+    int steps_to_look = kStepsBetweenLooks;
   };
 
   // Appends the token ids of `bytes` (below 2 GiB) to `ids`.

@@ -162,9 +162,10 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& mode
   return out;
 }
 
-Result<std::string> ChatTemplate::render(std::string_view variables_json) const {
+Result<std::string> ChatTemplate::render(std::string_view variables_json,
+                                         std::stop_token stop) const {
   const ChatTemplateLimits& limits = program_->limits;
-  Budget budget(limits.steps_max, limits.memory_bytes_max);
+  Budget budget(limits.steps_max, limits.memory_bytes_max, std::move(stop));
   try {
     const Json json = parse_json(variables_json);
     Dict variables;
@@ -174,6 +175,8 @@ Result<std::string> ChatTemplate::render(std::string_view variables_json) const 
       variables.set(budget.text(key), value_of(item, budget));
     }
     return jinja::run(program_->program, variables, budget, limits.output_bytes_max);
+  } catch (const jinja::RenderStopped&) {
+    return Error{ErrorCode::kUnavailable, "rendering the chat template was stopped"};
   } catch (const jinja::RenderError& error) {
     const std::string place = error.line > 0 ? fmt::format(" line {}", error.line) : "";
     return Error{ErrorCode::kInvalid, fmt::format("chat template{}: {}", place, error.message)};

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 
@@ -41,8 +42,8 @@ class ChatTemplate {
   //   variables_json  a JSON object: messages, add_generation_prompt, tools, and whatever else the
   //                   template reads. The order of keys is kept.
   // kInvalid: not a JSON object, the template refused (raise_exception), an operation that its
-  // values don't have, or a limit; the message names the line.
-  Result<std::string> render(std::string_view variables_json) const;
+  // values don't have, or a limit; the message names the line. kUnavailable: it was asked to stop.
+  Result<std::string> render(std::string_view variables_json, std::stop_token stop = {}) const;
 
   // Whether the template reads this variable (as `tools`, or `thinking`).
   bool reads(std::string_view variable) const;

@@ -19,7 +19,9 @@ constexpr uint64_t kMatchStepsMin = 10'000'000;
 constexpr uint64_t kMatchStepsPerByte = 64;
 constexpr size_t kJitStackBytesStart = 32 * 1024;
 constexpr size_t kJitStackBytesMax = 16 * 1024 * 1024;
-constexpr uint32_t kHeapKiBMax = 64 * 1024;  // of the interpreter, where there is no JIT
+constexpr size_t kMatchesBetweenLooks = 4096;  // at a request to stop
+constexpr int kStopped = -10'000;              // none of PCRE2's errors
+constexpr uint32_t kHeapKiBMax = 64 * 1024;    // of the interpreter, where there is no JIT
 
 template <auto Free>
 struct Freed {
@@ -77,6 +79,8 @@ struct Matcher {
   MatchData data{pcre2_match_data_create(1, nullptr)};
   MatchContext context{pcre2_match_context_create(nullptr)};
   JitStack stack{pcre2_jit_stack_create(kJitStackBytesStart, kJitStackBytesMax, nullptr)};
+  std::stop_token stop;
+  size_t num_matches = 0;  // looked for
 
   explicit Matcher(size_t text_bytes) {
     CHECK(data && context);
@@ -100,7 +104,7 @@ struct Matcher {
   }
 };
 
-// Appends the pieces of one piece. 0, or PCRE2's error.
+// Appends the pieces of one piece. 0, kStopped, or PCRE2's error.
 int split_piece(const pcre2_code* code, std::string_view piece, Matcher& matcher,
                 std::vector<std::string_view>& out) {
   const auto append = [&](size_t begin, size_t end) {
@@ -109,6 +113,9 @@ int split_piece(const pcre2_code* code, std::string_view piece, Matcher& matcher
   size_t done = 0;  // everything before is in `out`
   size_t from = 0;
   while (from < piece.size()) {
+    if (++matcher.num_matches % kMatchesBetweenLooks == 0 && matcher.stop.stop_requested()) {
+      return kStopped;
+    }
     size_t begin = 0;
     size_t end = 0;
     const int found = matcher.find(code, piece, from, &begin, &end);
@@ -152,16 +159,19 @@ PreTokenizer::~PreTokenizer() = default;
 PreTokenizer::PreTokenizer(PreTokenizer&&) noexcept = default;
 PreTokenizer& PreTokenizer::operator=(PreTokenizer&&) noexcept = default;
 
-Result<std::vector<std::string_view>> PreTokenizer::split(std::string_view text) const {
+Result<std::vector<std::string_view>> PreTokenizer::split(std::string_view text,
+                                                          std::stop_token stop) const {
   std::vector<std::string_view> pieces;
   if (text.empty()) return pieces;
   pieces.push_back(text);
   Matcher matcher(text.size());
+  matcher.stop = std::move(stop);
   std::vector<std::string_view> next;
   for (size_t i = 0; i < impl_->splits.size(); ++i) {
     next.clear();
     for (std::string_view piece : pieces) {
       const int rc = split_piece(impl_->splits[i].get(), piece, matcher, next);
+      if (rc == kStopped) return Error{ErrorCode::kUnavailable, "tokenizing was stopped"};
       if (rc < 0) {
         return Error{
             ErrorCode::kInvalid,

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,8 +32,9 @@ class PreTokenizer {
   PreTokenizer& operator=(PreTokenizer&&) noexcept;
 
   // Pieces of `text` (well-formed UTF-8) in order: views into it, none empty, together all of it.
-  // kInvalid names the split that gave up and where.
-  Result<std::vector<std::string_view>> split(std::string_view text) const;
+  // kInvalid names the split that gave up and where; kUnavailable: it was asked to stop.
+  Result<std::vector<std::string_view>> split(std::string_view text,
+                                              std::stop_token stop = {}) const;
 
  private:
   struct Impl;

@@ -25,6 +25,8 @@ std::unordered_map<std::string, int32_t> ids_by_text(const TokenizerFile& file) 
   return ids;
 }
 
+Error stopped() { return {ErrorCode::kUnavailable, "tokenizing was stopped"}; }
+
 }  // namespace
 
 Tokenizer Tokenizer::load(const std::filesystem::path& model_dir) {
@@ -113,14 +115,16 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, EncodeOpti
   std::string repaired;
   if (!is_valid_utf8(text)) text = repaired = repair_utf8(text);
   BytePairEncoder::Scratch scratch;
+  scratch.stop = options.stop;
   for (const TextSegment& segment : segments(text, options)) {
     if (segment.id >= 0) {
       ids.push_back(segment.id);
       continue;
     }
-    const auto pieces = pre_tokenizer_.split(segment.text);
+    const auto pieces = pre_tokenizer_.split(segment.text, options.stop);
     if (!pieces) return pieces.error();
     for (std::string_view piece : *pieces) {
+      if (scratch.stopped || !scratch.goes_on()) return stopped();
       const auto whole =
           ignore_merges_ ? id_of_piece_.find(std::string(piece)) : id_of_piece_.end();
       if (whole != id_of_piece_.end()) {
@@ -130,6 +134,7 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, EncodeOpti
       }
     }
   }
+  if (scratch.stopped) return stopped();
   return ids;
 }
 

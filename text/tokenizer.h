@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -23,6 +24,7 @@ struct EncodeOptions {
   bool add_bos = false;  // put bos_id() first
   // False: "<｜User｜>" in the text is text, not the token. For text of strangers.
   bool parse_added_tokens = true;
+  std::stop_token stop = {};  // looked at every few thousand steps
 };
 
 enum class SpecialTokens { kKeep, kSkip };
@@ -39,6 +41,7 @@ class Tokenizer {
   Tokenizer(const TokenizerFile& file, const TokenizerConfig& config, const std::string& name);
 
   // kInvalid: add_bos without a BOS token, text of 2 GiB or more, or a pattern that gave up.
+  // kUnavailable: it was asked to stop.
   Result<std::vector<int32_t>> encode(std::string_view text, EncodeOptions options = {}) const;
 
   // Well-formed UTF-8; bytes that aren't become U+FFFD. Ids without a token give nothing.

@@ -238,7 +238,7 @@ Value* Namespace::find(std::string_view name) {
   return nullptr;
 }
 
-void Budget::stop(const char* why) { refuse(why); }
+void Budget::end(const char* why) { refuse(why); }
 
 ListRef Budget::list_ref(List items) {
   use_bytes((items.size() + 1) * sizeof(Value));

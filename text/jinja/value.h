@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -122,19 +123,25 @@ struct RenderError {
   int line = 0, column = 0;
 };
 
+struct RenderStopped {};  // it was asked to
+
 // Counts what a render uses. All values that a render makes are made here.
 class Budget {
  public:
-  Budget(uint64_t steps_max, size_t memory_bytes_max)
-      : steps_left_(steps_max), bytes_left_(memory_bytes_max) {}
+  // `stop` is looked at every few thousand steps.
+  Budget(uint64_t steps_max, size_t memory_bytes_max, std::stop_token stop = {})
+      : steps_left_(steps_max), bytes_left_(memory_bytes_max), stop_(std::move(stop)) {}
 
   void step(uint64_t n = 1) {
-    if (n > steps_left_) stop("the template takes too many steps");
-    steps_left_ -= n;
+    if (n > steps_left_) end("the template takes too many steps");
+    const uint64_t before = std::exchange(steps_left_, steps_left_ - n);
+    if (before / kStepsBetweenLooks != steps_left_ / kStepsBetweenLooks && stop_.stop_requested()) {
+      throw RenderStopped();
+    }
   }
   // To be called before memory is used. Reading costs steps, too, so that time is bounded.
   void use_bytes(size_t n) {
-    if (n > bytes_left_) stop("the template makes too much data");
+    if (n > bytes_left_) end("the template makes too much data");
     bytes_left_ -= n;
     step(n / 64);
   }
@@ -148,11 +155,14 @@ class Budget {
   Value dict(Dict dict);
 
  private:
-  [[noreturn]] static void stop(const char* why);
+  static constexpr uint64_t kStepsBetweenLooks = 4096;
+
+  [[noreturn]] static void end(const char* why);
   ListRef list_ref(List items);
 
   uint64_t steps_left_;
   size_t bytes_left_;
+  const std::stop_token stop_;
 };
 
 // Text that grows within the budget.
