@@ -1,13 +1,11 @@
 #include "constrain/grammar.h"
 
-#include <fmt/core.h>
-
 #include <algorithm>
-#include <deque>
 #include <functional>
 #include <map>
+#include <numeric>
 #include <queue>
-#include <unordered_map>
+#include <span>
 #include <utility>
 
 #include "base/check.h"
@@ -15,42 +13,86 @@
 namespace atl::constrain {
 namespace {
 
-// A schema comes from a client: these bound what making its automata deterministic takes to about
-// 32 MiB and 100 ms (docs/structured-output.md has what was measured). Work is the nodes that
-// closures look at, and kStateWork more for each state: 16 to 26 ns each on a Zen 5 core, whether a
+constexpr size_t kPlaceBytesMax = 80;
+// Steps of work (CompileWork) for each state beyond the nodes that closures look at: whether a
 // schema has large subsets (an object of many optional properties) or many (counted wildcards).
-constexpr size_t kStatesMax = 100'000;
-constexpr size_t kStepBytesMax = size_t{8} << 20;
-constexpr size_t kSubsetNodesMax = 3'500'000;  // of all states together, 4 bytes each
-constexpr size_t kWorkMax = 3'700'000, kStateWork = 16;
+constexpr uint64_t kStateWork = 16;
+// Of a state while it is found, besides its subset and its steps: its place in the tables.
+constexpr size_t kStateBytes = sizeof(ConstraintMachine::State) + 40;
 
-struct NodesHash {
-  size_t operator()(const std::vector<GrammarBuilder::Node>& nodes) const {
-    uint64_t hash = nodes.size();
-    for (GrammarBuilder::Node node : nodes) {
+Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
+
+// Sets of nodes, numbered in the order in which they are added.
+class SubsetTable {
+ public:
+  using Nodes = std::vector<GrammarBuilder::Node>;
+  using View = std::span<const GrammarBuilder::Node>;
+
+  size_t size() const { return begins_.size() - 1; }
+  View operator[](size_t index) const {
+    return View(nodes_).subspan(begins_[index], begins_[index + 1] - begins_[index]);
+  }
+
+  // Its number, and whether it is new.
+  std::pair<int32_t, bool> add(View set) {
+    if (2 * (size() + 1) > slots_.size()) grow();
+    const size_t slot = slot_of(set);
+    if (slots_[slot] >= 0) return {slots_[slot], false};
+    slots_[slot] = static_cast<int32_t>(size());
+    nodes_.insert(nodes_.end(), set.begin(), set.end());
+    begins_.push_back(nodes_.size());
+    return {slots_[slot], true};
+  }
+
+ private:
+  static uint64_t hash(View set) {
+    uint64_t hash = set.size();
+    for (const GrammarBuilder::Node node : set) {
       hash = (hash ^ static_cast<uint64_t>(node)) * 0x9E3779B97F4A7C15u;
       hash ^= hash >> 29;
     }
     return hash;
   }
-};
 
-Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
+  // Where it is or belongs: open addressing, at most half full.
+  size_t slot_of(View set) const {
+    size_t slot = hash(set) & (slots_.size() - 1);
+    while (slots_[slot] >= 0 &&
+           !std::ranges::equal((*this)[static_cast<size_t>(slots_[slot])], set)) {
+      slot = (slot + 1) & (slots_.size() - 1);
+    }
+    return slot;
+  }
+
+  void grow() {
+    slots_.assign(2 * slots_.size(), -1);
+    for (size_t i = 0; i < size(); ++i) slots_[slot_of((*this)[i])] = static_cast<int32_t>(i);
+  }
+
+  Nodes nodes_;
+  std::vector<size_t> begins_ = {0};
+  std::vector<int32_t> slots_ = std::vector<int32_t>(1024, -1);
+};
 
 }  // namespace
 
-// Makes the rules deterministic by subsets, each rule for itself.
+// Makes the rules deterministic by subsets, each rule for itself. Throws as CompileWork says.
 class GrammarCompiler {
  public:
-  explicit GrammarCompiler(const GrammarBuilder& grammar) : grammar_(grammar) {}
+  explicit GrammarCompiler(GrammarBuilder& grammar)
+      : grammar_(grammar), work_(grammar.work()), held_(work_), reached_(grammar.nodes_.size(), 0) {
+    held_.add(reached_.size() * sizeof(uint32_t), "it");
+  }
 
   Result<ConstraintMachine> run(int32_t top) {
     machine_.top = top;
     machine_.marks = grammar_.marks_;
     find_classes();
     for (size_t rule = 0; rule < grammar_.rules_.size(); ++rule) {
-      machine_.rule_starts.push_back(state_of(Nodes(1, grammar_.rules_[rule].start), rule));
-      if (!expand_all()) return invalid("the schema is too large");
+      rule_ = rule;
+      machine_.rule_starts.push_back(state_of(Nodes(1, grammar_.rules_[rule].start)));
+      // States are found in the order in which they are added.
+      for (; num_expanded_ < machine_.states.size(); ++num_expanded_) expand(num_expanded_);
       if (rule == 0) machine_.num_shared_states = static_cast<int32_t>(machine_.states.size());
     }
     set_likes();
@@ -60,127 +102,132 @@ class GrammarCompiler {
     if (machine_.states[start(top)].cost >= kNoCompletion)
       return invalid("nothing fulfils the schema");
     cut_dead_ends();
+    machine_.steps.shrink_to_fit();
+    machine_.states.shrink_to_fit();
     return std::move(machine_);
   }
 
  private:
   using Node = GrammarBuilder::Node;
-  using Nodes = std::vector<Node>;
+  using Nodes = SubsetTable::Nodes;
+  using EdgeKind = GrammarBuilder::EdgeKind;
 
   int32_t start(int32_t rule) const { return machine_.rule_starts[static_cast<size_t>(rule)]; }
+  const std::string& place() const { return grammar_.places_[rule_]; }
+
+  // look(edge) for each edge of the node.
+  template <typename Look>
+  void for_each_edge(Node node, Look look) const {
+    for (int32_t e = grammar_.nodes_[static_cast<size_t>(node)].first_edge; e >= 0;) {
+      const GrammarBuilder::Edge& edge = grammar_.edges_[static_cast<size_t>(e)];
+      look(edge);
+      e = edge.next;
+    }
+  }
 
   // Bytes that every step treats alike share a class.
   void find_classes() {
     std::vector<bool> begins(257, false);
     begins[0] = true;
-    for (const auto& node : grammar_.nodes_) {
-      for (const auto& step : node.steps) {
-        begins[step.low] = true;
-        begins[step.high + 1u] = true;
-      }
+    for (const auto& edge : grammar_.edges_) {
+      if (edge.kind != EdgeKind::kBytes) continue;
+      begins[edge.low] = true;
+      begins[edge.high + 1u] = true;
     }
     int current = -1;
     for (int b = 0; b < 256; ++b) {
-      if (begins[static_cast<size_t>(b)]) {
-        ++current;
-        first_of_class_.push_back(static_cast<uint8_t>(b));
-      }
+      current += begins[static_cast<size_t>(b)];
       machine_.class_of[b] = static_cast<uint8_t>(current);
     }
-    machine_.num_classes = first_of_class_.size();
+    machine_.num_classes = static_cast<size_t>(current) + 1;
+    targets_.resize(machine_.num_classes);
   }
 
-  Nodes closure(Nodes seed) {
+  // What is reached from the nodes without a step, sorted; they are left empty.
+  Nodes& closure(Nodes& seed) {
     ++round_;
-    reached_.resize(grammar_.nodes_.size(), 0);
-    Nodes nodes;
+    closed_.clear();
+    uint64_t looked_at = 0;
     while (!seed.empty()) {
-      const auto node = static_cast<size_t>(seed.back());
+      const Node node = seed.back();
       seed.pop_back();
-      ++work_;
-      if (std::exchange(reached_[node], round_) == round_) continue;
-      nodes.push_back(static_cast<Node>(node));
-      const Nodes& empties = grammar_.nodes_[node].empties;
-      seed.insert(seed.end(), empties.begin(), empties.end());
+      ++looked_at;
+      if (std::exchange(reached_[static_cast<size_t>(node)], round_) == round_) continue;
+      closed_.push_back(node);
+      for_each_edge(node, [&](const auto& edge) {
+        if (edge.kind == EdgeKind::kEmpty) seed.push_back(edge.to);
+      });
     }
-    std::sort(nodes.begin(), nodes.end());
-    return nodes;
+    work_.spend(looked_at, place());
+    std::sort(closed_.begin(), closed_.end());
+    return closed_;
   }
 
-  int32_t state_of(Nodes seed, size_t rule) {
-    const auto [at, is_new] = state_ids_.emplace(closure(std::move(seed)), machine_.states.size());
-    if (!is_new) return at->second;
+  int32_t state_of(Nodes& seed) {
+    const Nodes& nodes = closure(seed);
+    const auto [index, is_new] = subsets_.add(nodes);
+    if (!is_new) return index;
+    const Node accept = grammar_.rules_[rule_].accept;
     ConstraintMachine::State state;
-    state.accepting =
-        std::binary_search(at->first.begin(), at->first.end(), grammar_.rules_[rule].accept);
+    state.accepting = std::binary_search(nodes.begin(), nodes.end(), accept);
+    work_.spend(kStateWork, place());
+    held_.add(kStateBytes + nodes.size() * sizeof(Node) + machine_.num_classes * sizeof(int32_t),
+              place());
     machine_.states.push_back(std::move(state));
-    subsets_.push_back(&at->first);
-    num_subset_nodes_ += at->first.size();
-    work_ += kStateWork;
-    rule_of_.push_back(rule);
-    todo_.push_back(at->second);
-    return at->second;
+    return index;
   }
+  int32_t state_of(Nodes&& seed) { return state_of(seed); }
 
-  bool expand_all() {
-    while (!todo_.empty()) {
-      const int32_t state = todo_.front();
-      todo_.pop_front();
-      expand(state);
-      const size_t step_bytes = machine_.states.size() * machine_.num_classes * sizeof(int32_t);
-      if (machine_.states.size() > kStatesMax || step_bytes > kStepBytesMax ||
-          num_subset_nodes_ > kSubsetNodesMax || work_ > kWorkMax) {
-        return false;
-      }
-    }
-    return true;
-  }
-
-  void expand(int32_t state) {
-    const auto index = static_cast<size_t>(state);
-    const Nodes nodes = *subsets_[index];
-    const size_t rule = rule_of_[index];
-    std::vector<Nodes> targets(machine_.num_classes);
+  void expand(size_t state) {
+    const auto subset = subsets_[state];
+    nodes_.assign(subset.begin(), subset.end());  // adding states moves the subsets
     std::map<int32_t, Nodes> calls, marks;
-    for (Node id : nodes) {
-      const auto& node = grammar_.nodes_[static_cast<size_t>(id)];
-      for (const auto& step : node.steps) {
-        for (size_t c = machine_.class_of[step.low]; c <= machine_.class_of[step.high]; ++c) {
-          targets[c].push_back(step.to);
+    for (const Node node : nodes_) {
+      for_each_edge(node, [&](const GrammarBuilder::Edge& edge) {
+        if (edge.kind == EdgeKind::kBytes) {
+          const size_t last = machine_.class_of[edge.high];
+          for (size_t c = machine_.class_of[edge.low]; c <= last; ++c) {
+            targets_[c].push_back(edge.to);
+          }
+        } else if (edge.kind != EdgeKind::kEmpty) {
+          (edge.kind == EdgeKind::kCall ? calls : marks)[edge.what].push_back(edge.to);
         }
-      }
-      for (const auto& [called, to] : node.calls) calls[called].push_back(to);
-      for (const auto& [mark, to] : node.marks) marks[mark].push_back(to);
+      });
     }
-    machine_.steps.resize(std::max(machine_.steps.size(), (index + 1) * machine_.num_classes), -1);
+    machine_.steps.resize((state + 1) * machine_.num_classes, -1);
     bool reads = !marks.empty();
-    for (size_t c = 0; c < targets.size(); ++c) {
-      if (targets[c].empty()) continue;
+    for (size_t c = 0; c < targets_.size(); ++c) {
+      if (targets_[c].empty()) continue;
       reads = true;
-      const int32_t to = state_of(std::move(targets[c]), rule);
-      machine_.steps[index * machine_.num_classes + c] = to;
+      const int32_t to = state_of(targets_[c]);
+      machine_.steps[state * machine_.num_classes + c] = to;
     }
     for (auto& [called, to] : calls) {
-      const int32_t next = state_of(std::move(to), rule);
-      machine_.states[index].calls.emplace_back(called, next);
+      const int32_t next = state_of(to);
+      machine_.states[state].calls.emplace_back(called, next);
     }
     for (auto& [mark, to] : marks) {
-      const int32_t next = state_of(std::move(to), rule);
-      machine_.states[index].marks.emplace_back(mark, next);
+      const int32_t next = state_of(to);
+      machine_.states[state].marks.emplace_back(mark, next);
     }
-    machine_.states[index].reads = reads;
+    const size_t num_edges = calls.size() + marks.size();
+    held_.add(num_edges * sizeof(std::pair<int32_t, int32_t>), place());
+    machine_.states[state].reads = reads;
   }
 
   // States that stand for one marked node each.
   void set_likes() {
     for (size_t i = 0; i < subsets_.size(); ++i) {
-      if (subsets_[i]->size() != 1) continue;
-      const auto& node = grammar_.nodes_[static_cast<size_t>(subsets_[i]->front())];
+      if (subsets_[i].size() != 1) continue;
+      const auto& node = grammar_.nodes_[static_cast<size_t>(subsets_[i].front())];
       if (node.like < 0) continue;
-      machine_.states[i].like = state_ids_.at(closure(Nodes(1, node.like)));
-      machine_.states[i].chars_min = node.chars_min;
-      machine_.states[i].chars_max = node.chars_max;
+      const GrammarBuilder::Like& like = grammar_.likes_[static_cast<size_t>(node.like)];
+      rule_ = 0;
+      machine_.states[i].like = state_of(Nodes(1, like.original));
+      machine_.states[i].chars_min = like.chars_min;
+      machine_.states[i].chars_max = like.chars_max;
     }
+    CHECK_EQ(machine_.states.size(), num_expanded_);  // all of them were known
   }
 
   bool calls_itself_first() {
@@ -218,38 +265,64 @@ class GrammarCompiler {
     return false;
   }
 
+  // Who waits for the cost of each state: lists of edges, state after state.
+  struct Waiting {
+    struct Edge {
+      int32_t from;
+      int32_t other;  // of a call: known once this one's cost is, too; -1: a step
+    };
+    std::vector<uint32_t> begins;  // [states + 1]
+    std::vector<Edge> edges;
+  };
+
+  // look(to, edge) for each way on from each state.
+  template <typename Look>
+  void for_each_way(Look look) const {
+    for (size_t i = 0; i < machine_.states.size(); ++i) {
+      const auto& state = machine_.states[i];
+      const auto index = static_cast<int32_t>(i);
+      int32_t last = -1;
+      for (size_t c = 0; c < machine_.num_classes; ++c) {
+        const int32_t to = machine_.steps[i * machine_.num_classes + c];
+        if (to >= 0 && to != last) look(to, Waiting::Edge{index, -1});
+        last = to;
+      }
+      for (const auto& [mark, to] : state.marks) look(to, Waiting::Edge{index, -1});
+      for (const auto& [rule, to] : state.calls) {
+        look(start(rule), Waiting::Edge{index, to});
+        look(to, Waiting::Edge{index, start(rule)});
+      }
+    }
+  }
+
+  Waiting find_waiting() {
+    Waiting out;
+    out.begins.assign(machine_.states.size() + 1, 0);
+    for_each_way([&](int32_t to, Waiting::Edge) { ++out.begins[static_cast<size_t>(to) + 1]; });
+    std::partial_sum(out.begins.begin(), out.begins.end(), out.begins.begin());
+    work_.spend(out.begins.back() + machine_.steps.size() / 16, "it");
+    // The edges, and at most as many places in the heap.
+    held_.add(out.begins.back() * 3 * sizeof(Waiting::Edge), "it");
+    out.edges.resize(out.begins.back());
+    std::vector<uint32_t> ends(out.begins.begin(), out.begins.end() - 1);
+    for_each_way(
+        [&](int32_t to, Waiting::Edge edge) { out.edges[ends[static_cast<size_t>(to)]++] = edge; });
+    return out;
+  }
+
   // Least bytes to the end of the rule, the cheapest states first: a cost that is taken from the
   // heap is final, and each edge is looked at once. A call costs its rule and what is behind it.
   // Source: Knuth, A Generalization of Dijkstra's Algorithm (1977).
   void find_costs() {
-    const size_t num_states = machine_.states.size();
-    struct Call {
-      int32_t state, other;  // it ends once `other` is known, too
-    };
-    std::vector<std::vector<int32_t>> read_from(num_states);
-    std::vector<std::vector<Call>> called_from(num_states);
+    const Waiting waiting = find_waiting();
     using Entry = std::pair<int64_t, int32_t>;
     std::priority_queue<Entry, std::vector<Entry>, std::greater<>> open;
-    for (size_t i = 0; i < num_states; ++i) {
+    for (size_t i = 0; i < machine_.states.size(); ++i) {
       auto& state = machine_.states[i];
-      const auto index = static_cast<int32_t>(i);
       state.cost = state.accepting ? 0 : kNoCompletion;
-      if (state.accepting) open.emplace(0, index);
-      int32_t last = -1;
-      for (size_t c = 0; c < machine_.num_classes; ++c) {
-        const int32_t to = machine_.steps[i * machine_.num_classes + c];
-        if (to >= 0 && to != last) read_from[static_cast<size_t>(to)].push_back(index);
-        last = to;
-      }
-      for (const auto& [mark, to] : state.marks) {
-        read_from[static_cast<size_t>(to)].push_back(index);
-      }
-      for (const auto& [rule, to] : state.calls) {
-        called_from[static_cast<size_t>(start(rule))].push_back({index, to});
-        called_from[static_cast<size_t>(to)].push_back({index, start(rule)});
-      }
+      if (state.accepting) open.emplace(0, static_cast<int32_t>(i));
     }
-    std::vector<bool> is_final(num_states, false);
+    std::vector<bool> is_final(machine_.states.size(), false);
     const auto relax = [&](int32_t state, int64_t cost) {
       int64_t& known = machine_.states[static_cast<size_t>(state)].cost;
       if (cost >= known) return;
@@ -263,10 +336,13 @@ class GrammarCompiler {
       if (is_final[at]) continue;
       is_final[at] = true;
       CHECK_EQ(cost, machine_.states[at].cost);
-      for (const int32_t from : read_from[at]) relax(from, cost + 1);
-      for (const Call& call : called_from[at]) {
-        const auto other = static_cast<size_t>(call.other);
-        if (is_final[other]) relax(call.state, cost + machine_.states[other].cost);
+      for (uint32_t e = waiting.begins[at]; e < waiting.begins[at + 1]; ++e) {
+        const Waiting::Edge& edge = waiting.edges[e];
+        if (edge.other < 0) {
+          relax(edge.from, cost + 1);
+        } else if (const auto other = static_cast<size_t>(edge.other); is_final[other]) {
+          relax(edge.from, cost + machine_.states[other].cost);
+        }
       }
     }
   }
@@ -293,44 +369,56 @@ class GrammarCompiler {
     }
   }
 
-  const GrammarBuilder& grammar_;
+  GrammarBuilder& grammar_;
+  CompileWork& work_;
+  HeldMemory held_;
   ConstraintMachine machine_;
-  std::vector<uint8_t> first_of_class_;
-  std::unordered_map<Nodes, int32_t, NodesHash> state_ids_;
-  size_t num_subset_nodes_ = 0;
-  size_t work_ = 0;                // nodes that closure() looked at, and kStateWork of each state
+  size_t rule_ = 0;                // the one at work
+  size_t num_expanded_ = 0;        // of machine_.states, from the first on
+  SubsetTable subsets_;            // [states]
   std::vector<uint32_t> reached_;  // [nodes] the last round of closure() that reached it
   uint32_t round_ = 0;
-  std::vector<const Nodes*> subsets_;  // [states], keys of state_ids_
-  std::vector<size_t> rule_of_;        // [states]
-  std::deque<int32_t> todo_;
+  // Working memory.
+  Nodes closed_, nodes_;
+  std::vector<Nodes> targets_;  // [classes]
   enum class Look : uint8_t { kNot, kNow, kDone };
   std::vector<Look> looked_at_;  // [rules]
 };
 
-int32_t GrammarBuilder::add_rule() {
+int32_t GrammarBuilder::add_rule(std::string_view place) {
   const Node start = node();
   const Node accept = node();
   rules_.push_back({start, accept});
+  places_.emplace_back(place.substr(0, kPlaceBytesMax));
+  held_.add(sizeof(Rule) + sizeof(std::string) + kPlaceBytesMax, "it");
   return static_cast<int32_t>(rules_.size()) - 1;
 }
 
 GrammarBuilder::Node GrammarBuilder::node() {
+  held_.add(sizeof(NodeData), "it");
   nodes_.emplace_back();
   return static_cast<Node>(nodes_.size()) - 1;
 }
 
+void GrammarBuilder::add_edge(Node from, Edge edge) {
+  work_.spend(1, "it");
+  held_.add(sizeof(Edge), "it");
+  NodeData& node = nodes_[static_cast<size_t>(from)];
+  edge.next = std::exchange(node.first_edge, static_cast<int32_t>(edges_.size()));
+  edges_.push_back(edge);
+}
+
 void GrammarBuilder::bytes(Node from, uint8_t low, uint8_t high, Node to) {
   CHECK_LE(low, high);
-  nodes_[static_cast<size_t>(from)].steps.push_back({low, high, to});
+  add_edge(from, {.kind = EdgeKind::kBytes, .low = low, .high = high, .to = to});
 }
 
 void GrammarBuilder::empty(Node from, Node to) {
-  nodes_[static_cast<size_t>(from)].empties.push_back(to);
+  add_edge(from, {.kind = EdgeKind::kEmpty, .to = to});
 }
 
 void GrammarBuilder::call(Node from, int32_t rule, Node to) {
-  nodes_[static_cast<size_t>(from)].calls.emplace_back(rule, to);
+  add_edge(from, {.kind = EdgeKind::kCall, .what = rule, .to = to});
 }
 
 GrammarBuilder::Node GrammarBuilder::literal(Node from, std::string_view text) {
@@ -347,20 +435,23 @@ GrammarBuilder::Node GrammarBuilder::mark(Node from, std::string_view text) {
   auto at = std::find(marks_.begin(), marks_.end(), text);
   if (at == marks_.end()) at = marks_.insert(marks_.end(), std::string(text));
   const Node to = node();
-  nodes_[static_cast<size_t>(from)].marks.emplace_back(static_cast<int32_t>(at - marks_.begin()),
-                                                       to);
+  add_edge(from,
+           {.kind = EdgeKind::kMark, .what = static_cast<int32_t>(at - marks_.begin()), .to = to});
   return to;
 }
 
 void GrammarBuilder::set_like(Node node, Node original, int32_t chars_min, int32_t chars_max) {
-  NodeData& data = nodes_[static_cast<size_t>(node)];
-  data.like = original;
-  data.chars_min = chars_min;
-  data.chars_max = chars_max;
+  held_.add(sizeof(Like), "it");
+  nodes_[static_cast<size_t>(node)].like = static_cast<int32_t>(likes_.size());
+  likes_.push_back({original, chars_min, chars_max});
 }
 
-Result<ConstraintMachine> GrammarBuilder::compile(int32_t top) const {
-  return GrammarCompiler(*this).run(top);
+Result<ConstraintMachine> GrammarBuilder::compile(int32_t top) {
+  try {
+    return GrammarCompiler(*this).run(top);
+  } catch (const Error& error) {
+    return error;
+  }
 }
 
 }  // namespace atl::constrain

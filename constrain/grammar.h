@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "constrain/compile_work.h"
 
 namespace atl::constrain {
 
@@ -50,6 +52,7 @@ struct ConstraintMachine {
   int32_t num_shared_states = 0;     // of rule 0: the same in every machine
 };
 
+// Counts what it makes as work of compiling (compile_work.h), and throws as that says.
 class GrammarBuilder {
  public:
   using Node = int32_t;
@@ -57,9 +60,13 @@ class GrammarBuilder {
     Node start = 0, accept = 0;
   };
 
-  int32_t add_rule();
+  // Borrows the work.
+  explicit GrammarBuilder(CompileWork& work) : work_(work), held_(work) {}
+
+  // `place` is named if making the rule deterministic is too much work.
+  int32_t add_rule(std::string_view place = "it");
   Rule rule(int32_t id) const { return rules_[static_cast<size_t>(id)]; }
-  size_t num_nodes() const { return nodes_.size(); }
+  CompileWork& work() const { return work_; }
 
   // All nodes joined by steps belong to one rule.
   Node node();
@@ -79,24 +86,38 @@ class GrammarBuilder {
 
   bool marks_are_tokens = false;
 
-  // kInvalid: nothing fulfils the grammar, a rule only calls itself, or it is too large.
-  Result<ConstraintMachine> compile(int32_t top) const;
+  // kInvalid: nothing fulfils the grammar, a rule only calls itself, or it is too large;
+  // kUnavailable: it was asked to stop. Once: it takes the grammar with it.
+  Result<ConstraintMachine> compile(int32_t top);
 
  private:
   friend class GrammarCompiler;
-  struct Step {
-    uint8_t low = 0, high = 0;
+  enum class EdgeKind : uint8_t { kBytes, kEmpty, kCall, kMark };
+  // The edges of a node are a list.
+  struct Edge {
+    EdgeKind kind = EdgeKind::kEmpty;
+    uint8_t low = 0, high = 0;  // of kBytes
+    int32_t what = 0;           // the rule of kCall, the mark of kMark
     Node to = 0;
+    int32_t next = -1;
   };
   struct NodeData {
-    std::vector<Step> steps;
-    std::vector<Node> empties;
-    std::vector<std::pair<int32_t, Node>> calls, marks;
-    Node like = -1;
+    int32_t first_edge = -1;
+    int32_t like = -1;  // in likes_
+  };
+  struct Like {
+    Node original = -1;
     int32_t chars_min = 0, chars_max = kAnyNumber;
   };
-  std::vector<NodeData> nodes_;
+  void add_edge(Node from, Edge edge);
+
+  CompileWork& work_;
+  HeldMemory held_;
+  std::deque<NodeData> nodes_;
+  std::deque<Edge> edges_;
+  std::deque<Like> likes_;
   std::vector<Rule> rules_;
+  std::vector<std::string> places_;  // [rules], cut to kPlaceBytesMax
   std::vector<std::string> marks_;
 };
 

@@ -20,6 +20,16 @@ constexpr int kParallelCallsMax = 16;
 
 Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
 
+size_t bytes_of(const ConstraintMachine& machine) {
+  size_t bytes = machine.steps.capacity() * sizeof(int32_t) +
+                 machine.states.capacity() * sizeof(ConstraintMachine::State);
+  for (const ConstraintMachine::State& state : machine.states) {
+    bytes +=
+        (state.calls.capacity() + state.marks.capacity()) * sizeof(std::pair<int32_t, int32_t>);
+  }
+  return bytes;
+}
+
 class CompiledGrammar final : public ConstraintGrammar {
  public:
   // with_tokens: for vocabularies that have the marks as tokens; null if there are no marks.
@@ -32,6 +42,10 @@ class CompiledGrammar final : public ConstraintGrammar {
     const bool tokens = with_tokens_ && has_marks(vocabulary.tokenizer());
     return make_constraint_sequence(tokens ? with_tokens_ : with_bytes_, vocabulary,
                                     options.begin_after);
+  }
+
+  size_t memory_bytes() const override {
+    return bytes_of(with_bytes_->machine) + (with_tokens_ ? bytes_of(with_tokens_->machine) : 0);
   }
 
  private:
@@ -149,15 +163,18 @@ Status check_names(std::span<const ToolSchema> tools) {
 }  // namespace
 
 std::shared_ptr<const ConstraintGrammar> json_object_grammar() {
-  GrammarBuilder grammar;
+  CompileWork work;
+  GrammarBuilder grammar(work);
   const JsonRules rules = add_json_rules(grammar);
   auto compiled = finish(grammar, rules.object);
   CHECK(compiled.has_value());
   return std::make_shared<CompiledGrammar>(*compiled, nullptr);
 }
 
-Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json) {
-  GrammarBuilder grammar;
+Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json,
+                                                                     std::stop_token stop) {
+  CompileWork work(std::move(stop));
+  GrammarBuilder grammar(work);
   const JsonRules rules = add_json_rules(grammar);
   const auto top = add_json_schema(grammar, rules, schema_json);
   if (!top) return top.error();
@@ -168,14 +185,16 @@ Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string
 }
 
 Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
-    text::ReplyFormat format, std::span<const ToolSchema> tools, bool parallel) {
+    text::ReplyFormat format, std::span<const ToolSchema> tools, bool parallel,
+    std::stop_token stop) {
   if (format == text::ReplyFormat::kPlain) {
     return invalid("this model's chat template has no form for calls of tools");
   }
   if (Status names = check_names(tools); !names) return names.error();
+  CompileWork work(std::move(stop));
   std::shared_ptr<const CompiledConstraint> compiled[2];
   for (const bool as_tokens : {false, true}) {
-    GrammarBuilder grammar;
+    GrammarBuilder grammar(work);
     grammar.marks_are_tokens = as_tokens;
     const auto top = ToolCallGrammar(grammar, format).add(tools, parallel);
     if (!top) return top.error();

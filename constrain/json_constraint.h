@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -49,19 +50,22 @@ class ConstraintGrammar {
   virtual ~ConstraintGrammar() = default;
   virtual std::unique_ptr<TokenConstraint> make(const ConstraintVocabulary& vocabulary,
                                                 const ConstraintOptions& options) const = 0;
+  virtual size_t memory_bytes() const = 0;  // about
 };
 
 // Any JSON object (`response_format` json_object).
 std::shared_ptr<const ConstraintGrammar> json_object_grammar();
 
 // JSON text of a schema. Covers what docs/structured-output.md lists; kInvalid names the keyword
-// and its place ("$.properties.a.pattern") for what is not covered, and for a schema that nothing
-// fulfils.
-Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json);
+// and its place ("$.properties.a.pattern") for what is not covered, for a schema that nothing
+// fulfils, and for one that takes too much work or memory; kUnavailable: it was asked to stop.
+Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json,
+                                                                     std::stop_token stop = {});
 
 // Calls of the named tools in the model's own marks, one or more (`parallel`) of them, and nothing
-// else (`tool_choice` required or a function's name).
+// else (`tool_choice` required or a function's name). Errors as above.
 Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
-    text::ReplyFormat format, std::span<const ToolSchema> tools, bool parallel);
+    text::ReplyFormat format, std::span<const ToolSchema> tools, bool parallel,
+    std::stop_token stop = {});
 
 }  // namespace atl::constrain

@@ -23,7 +23,7 @@ using Json = nlohmann::ordered_json;
 using Node = GrammarBuilder::Node;
 
 constexpr int kSchemaDepthMax = 100;
-constexpr size_t kNodesMax = 400'000;
+constexpr uint64_t kSchemaSteps = 50;   // of work, for each part
 constexpr int64_t kLengthMax = 20'000;  // of minLength and maxLength
 constexpr int64_t kItemsMax = 10'000;
 constexpr size_t kNameBytesMax = 60;  // in the place of a complaint
@@ -34,7 +34,7 @@ class SchemaCompiler {
       : grammar_(grammar), rules_(rules), document_(schema_json) {}
 
   int32_t run() {
-    const int32_t top = grammar_.add_rule();
+    const int32_t top = grammar_.add_rule("$");
     refs_.emplace("#", top);
     fill(top, document_.root(), "$");
     return top;
@@ -46,7 +46,7 @@ class SchemaCompiler {
   // A rule for the schema.
   int32_t rule_of(const Json& schema, const std::string& place) {
     if (const auto usual = usual_rule(schema, place)) return *usual;
-    const int32_t rule = grammar_.add_rule();
+    const int32_t rule = grammar_.add_rule(place);
     fill(rule, schema, place);
     return rule;
   }
@@ -80,7 +80,7 @@ class SchemaCompiler {
 
   void add(const Json& schema, const std::string& place, Node from, Node to) {
     if (++depth_ > kSchemaDepthMax) refuse_schema(place + ": nested too deep");
-    expect_room(place);
+    grammar_.work().spend(kSchemaSteps + place.size() / 16, place);
     if (schema.is_boolean()) {
       if (schema.get<bool>()) grammar_.call(from, rules_.value, to);
     } else {
@@ -89,10 +89,6 @@ class SchemaCompiler {
       add_schema(schema, place, from, to);
     }
     --depth_;
-  }
-
-  void expect_room(const std::string& place) const {
-    if (grammar_.num_nodes() > kNodesMax) refuse_schema(place + ": too large");
   }
 
   void add_schema(const Json& schema, const std::string& place, Node from, Node to) {
@@ -117,7 +113,7 @@ class SchemaCompiler {
     const auto known = refs_.find(ref);
     if (known != refs_.end()) return known->second;
     const Json& target = document_.target(ref, place);
-    const int32_t rule = grammar_.add_rule();
+    const int32_t rule = grammar_.add_rule(ref);
     refs_.emplace(ref, rule);
     fill(rule, target, ref.substr(0, kNameBytesMax));
     return rule;
@@ -164,7 +160,6 @@ class SchemaCompiler {
       const bool fits =
           types.empty() || types.contains(type) || (type == "integer" && types.contains("number"));
       if (fits) grammar_.empty(add_value(value, from), to);
-      expect_room(place);
     }
   }
 
@@ -225,7 +220,6 @@ class SchemaCompiler {
   // which keeps the states few.
   void add_counted(int64_t min, int64_t max, Node from, Node to) {
     for (int64_t i = 0;; ++i) {
-      if (grammar_.num_nodes() > kNodesMax) refuse_schema("minLength or maxLength: too large");
       grammar_.set_like(from, rules_.string_inside,
                         static_cast<int32_t>(std::max<int64_t>(min - i, 0)),
                         max < 0 ? kAnyNumber : static_cast<int32_t>(max - i));

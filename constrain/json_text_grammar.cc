@@ -19,7 +19,6 @@ using Node = GrammarBuilder::Node;
 constexpr uint32_t kLastCodePoint = 0x10FFFF;
 constexpr int kDigitsMax = 15;  // every double keeps that many
 constexpr int64_t kRepeatMax = 1000;
-constexpr size_t kPatternNodesMax = 200'000;
 constexpr int kPatternDepthMax = 50;
 
 // --- UTF-8 ---
@@ -378,9 +377,7 @@ class PatternParser {
 };
 
 Node add_parsed(GrammarBuilder& grammar, Node from, const Pattern& pattern) {
-  if (grammar.num_nodes() > kPatternNodesMax) {
-    throw Error{ErrorCode::kInvalid, "pattern: too large"};
-  }
+  grammar.work().spend(1, "a pattern");
   switch (pattern.kind) {
     case Pattern::Kind::kSet: {
       const Node to = grammar.node();
@@ -647,11 +644,13 @@ Node add_string_text(GrammarBuilder& grammar, Node from, std::string_view text) 
 }
 
 Result<Node> add_pattern(GrammarBuilder& grammar, Node from, std::string_view pattern) {
+  Pattern parsed;
   try {
-    return add_parsed(grammar, from, PatternParser(pattern).run());
+    parsed = PatternParser(pattern).run();
   } catch (const Error& error) {
     return error;
   }
+  return add_parsed(grammar, from, parsed);
 }
 
 void add_number(GrammarBuilder& grammar, Node from, const NumberRange& range, Node to) {

@@ -693,7 +693,8 @@ std::unique_ptr<TokenConstraint> make_constraint_sequence(
 }
 
 void find_shared_tokens(ConstraintVocabulary::Trie& trie) {
-  GrammarBuilder grammar;
+  CompileWork work;
+  GrammarBuilder grammar(work);
   const JsonRules rules = add_json_rules(grammar);
   const auto machine = grammar.compile(rules.string);
   CHECK(machine.has_value());

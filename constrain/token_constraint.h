@@ -21,9 +21,9 @@ class TokenConstraint {
   // that was set stays set, if the ones given were all tokens of the vocabulary. A stop id stays
   // only where the text may end.
   //   tokens_left  that may still be generated, this one included; >= 1
-  // kInvalid: the constraint can be read in so many ways at this place that finding the tokens takes
-  // more work than one request may cost the others; `allowed` is left unspecified. The same text
-  // always has the same answer, on any machine.
+  // kInvalid: the constraint can be read in so many ways at this place that finding the tokens
+  // takes more work than one request may cost the others; `allowed` is left unspecified. The same
+  // text always has the same answer, on any machine.
   virtual Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const = 0;
   // The token that was chosen; one that mask() had left.
   virtual void accept(int32_t id) = 0;

@@ -488,7 +488,7 @@ TEST(JsonConstraint, automata_beyond_all_bounds_are_refused) {
     const auto grammar = compile_json_schema(schema.dump());
     ASSERT_FALSE(grammar) << pattern;
     EXPECT_EQ(grammar.error().code, ErrorCode::kInvalid);
-    EXPECT_EQ(grammar.error().message, "the schema is too large");
+    EXPECT_THAT(grammar.error().message, HasSubstr("schema is too large: $ takes too much"));
   }
 }
 
