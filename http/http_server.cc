@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
-#include <condition_variable>
-#include <deque>
 #include <thread>
 
 #include "base/result.h"
+#include "http/helper_pool.h"
 #include "http/http_connection.h"
 #include "http/http_core.h"
 
@@ -36,51 +35,10 @@ void raise_descriptor_limit(size_t wanted) {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-// Runs tasks on a thread of its own, one after the other.
-class HelperThread {
- public:
-  ~HelperThread() { stop(); }
-  void start() {
-    thread_ = std::thread([this] { loop(); });
-  }
-  // What is not begun by then is dropped.
-  void stop() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    changed_.notify_all();
-    if (thread_.joinable()) thread_.join();
-  }
-  void add(std::function<void()> task) {
-    {
-      const std::lock_guard lock(mutex_);
-      tasks_.push_back(std::move(task));
-    }
-    changed_.notify_all();
-  }
-
- private:
-  void loop() {
-    for (;;) {
-      std::function<void()> task;
-      {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
-        if (stopping_) return;
-        task = std::move(tasks_.front());
-        tasks_.pop_front();
-      }
-      guarded("a task of HttpServer::work", task);
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::function<void()>> tasks_;
-  bool stopping_ = false;
-  std::thread thread_;
-};
+size_t num_helpers(const HttpOptions& options) {
+  if (options.helper_threads > 0) return std::max<size_t>(options.helper_threads, 2);
+  return std::clamp<size_t>(std::thread::hardware_concurrency(), 2, 4);
+}
 
 }  // namespace
 
@@ -102,7 +60,8 @@ struct HttpServer::Impl {
       : core(std::move(options), clock),
         acceptor(core.io),
         accept_timer(core.io),
-        stop_timer(core.io) {}
+        stop_timer(core.io),
+        helpers(num_helpers(core.options), core.options.work_waiting_max) {}
 
   void listen();
   void accept_next();
@@ -116,7 +75,7 @@ struct HttpServer::Impl {
   asio::steady_timer accept_timer, stop_timer;
   uint16_t port = 0;
   bool accept_failing = false;
-  HelperThread helper;
+  HelperPool helpers;
 };
 
 void HttpServer::Impl::listen() {
@@ -218,10 +177,10 @@ void HttpServer::route(const std::string& method, const std::string& path, Handl
 }
 
 void HttpServer::run() {
-  impl_->helper.start();
+  impl_->helpers.start();
   impl_->accept_next();
   impl_->run_loop();
-  impl_->helper.stop();
+  impl_->helpers.stop();
 }
 
 void HttpServer::stop(milliseconds grace) {
@@ -239,7 +198,10 @@ void HttpServer::post_after(milliseconds delay, std::function<void()> task) {
   });
 }
 
-void HttpServer::work(std::function<void()> task) { impl_->helper.add(std::move(task)); }
+void HttpServer::work(HttpWork work) {
+  auto left_out = impl_->helpers.add(std::move(work));
+  if (left_out) post(std::move(left_out->refused));
+}
 
 HttpStats HttpServer::stats() const {
   const Counters& counters = impl_->core.counters;

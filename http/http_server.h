@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -62,6 +63,21 @@ class HttpExchange {
   virtual void on_gone(std::function<void()> callback) = 0;
 };
 
+// Short work never waits for long work.
+enum class WorkLength : uint8_t { kShort, kLong };
+
+// Work for a helper thread.
+struct HttpWork {
+  std::string client;  // whose it is: clients take turns
+  WorkLength length = WorkLength::kShort;
+  // Stopped by whoever wants the work no more (its client is gone), and by the server's end.
+  std::stop_source stop = {};
+  // Helper thread. It has to look at the token every millisecond or so: the server's end waits.
+  std::function<void(std::stop_token)> run = {};
+  // Server's thread, instead of run(): too much is waiting.
+  std::function<void()> refused = {};
+};
+
 struct HttpOptions {
   std::string address = "127.0.0.1";
   uint16_t port = 8080;                 // 0: any free one
@@ -69,6 +85,8 @@ struct HttpOptions {
   size_t header_bytes_max = 32 << 10;   // 431
   size_t body_bytes_max = 32 << 20;     // 413
   size_t bodies_bytes_max = 512 << 20;  // of all requests being read or answered; more: 503
+  size_t helper_threads = 0;            // at least 2; 0: 2 to 4, by cores
+  size_t work_waiting_max = 256;        // of each length
   size_t unsent_bytes_max = 4 << 20;    // of one stream; a client that reads slower is dropped
   std::chrono::milliseconds header_timeout{10'000};  // of one request's header, and
   std::chrono::milliseconds body_timeout{60'000};    // of its body: 408
@@ -116,9 +134,10 @@ class HttpServer {
   void post(std::function<void()> task);
   // Server's thread: runs the task after this time, once; not after stop().
   void post_after(std::chrono::milliseconds delay, std::function<void()> task);
-  // Any thread: runs the task on a helper thread, for work that would hold up the others (parsing
-  // and tokenizing long prompts). Answer by post().
-  void work(std::function<void()> task);
+  // Any thread: runs it on one of a few helper threads, for work that would hold up the others
+  // (parsing and tokenizing long prompts). Answer by post(). If too much waits, the newest work of
+  // the client with most of it is refused. What has not begun when the server ends is dropped.
+  void work(HttpWork work);
   HttpStats stats() const;  // any thread
 
  private:

@@ -8,6 +8,8 @@
 #include <ctime>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <stop_token>
 #include <unordered_map>
 
 #include "base/log.h"
@@ -32,6 +34,7 @@ constexpr int kRetryAfterMax = 60;
 constexpr int kRetryAfterLoading = 5;
 constexpr size_t kLoggedBytesMax = 300;
 constexpr size_t kUserBytesMax = 128;
+constexpr size_t kShortBodyBytesMax = 64 << 10;  // read, rendered and tokenized within milliseconds
 
 std::string dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -57,16 +60,30 @@ bool needs_no_key(std::string_view path) {
   return path == "/" || path == "/health" || path == "/ready" || path == "/version";
 }
 
+// Short work never waits for long work, so nobody with a usual request waits for those with a
+// large one.
+http::WorkLength length_of(const http::HttpRequest& request) {
+  return request.body.size() <= kShortBodyBytesMax ? http::WorkLength::kShort
+                                                   : http::WorkLength::kLong;
+}
+
 }  // namespace
 
 struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   using Exchange = std::shared_ptr<http::HttpExchange>;
-  using Prepare = Parsed<PreparedGeneration> (RequestPreparer::*)(std::string_view);
+  using Prepare = std::optional<Parsed<PreparedGeneration>> (RequestPreparer::*)(
+      std::string_view, const PrepareTurn&);
 
-  // Who waits for a request that may still be on the helper thread.
+  // Who waits for a request that may still be with the helpers. Server's thread, but for `stop`.
   struct Waiting {
     bool gone = false;
+    std::stop_source stop;
     std::weak_ptr<LiveAnswer> answer;  // once it is under way
+  };
+  struct Preparing {
+    Exchange exchange;
+    std::shared_ptr<Waiting> waiting;
+    Prepare prepare;
   };
   struct Place {
     std::shared_ptr<LiveAnswer> answer;
@@ -99,7 +116,11 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void post_detokenize(Exchange exchange);
 
   void generate(Exchange exchange, Prepare prepare);
-  void prepare_on_helper(Exchange exchange, std::function<http::HttpResponse()> work);
+  void prepare_on_helper(Preparing what, http::WorkLength length);
+  void go_on(const Preparing& what, Parsed<PreparedGeneration>& prepared);
+  void answer_on_helper(Exchange exchange,
+                        std::function<http::HttpResponse(const std::stop_token&)> make);
+  void refuse_waiting(const Exchange& exchange);
   void start(const Exchange& exchange, PreparedGeneration& prepared, Waiting& waiting);
   std::optional<ApiError> submit_all(PreparedGeneration& prepared,
                                      const std::shared_ptr<LiveAnswer>& live,
@@ -137,7 +158,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   std::map<uint64_t, std::shared_ptr<LiveAnswer>> live_answers;  // by order of arrival
   std::unordered_map<const LiveAnswer*, uint64_t> order_of;
   uint64_t next_order = 0;
-  int64_t preparing = 0;  // on the helper thread or waiting for it
+  int64_t preparing = 0;  // with the helpers or waiting for them
 
   bool draining = false;
   std::function<void()> drained;
@@ -283,31 +304,43 @@ std::optional<std::string> Api::Impl::not_ready_because() const {
 
 // --- tokens ---
 
-// Runs the work on the helper thread and answers with what it gives.
-void Api::Impl::prepare_on_helper(Exchange exchange, std::function<http::HttpResponse()> work) {
+// Runs the work on a helper thread and answers with what it gives.
+void Api::Impl::answer_on_helper(Exchange exchange,
+                                 std::function<http::HttpResponse(const std::stop_token&)> make) {
+  http::HttpWork work{.client = client_of(exchange->request(), ""),
+                      .length = length_of(exchange->request())};
+  exchange->on_gone([stop = work.stop]() mutable { stop.request_stop(); });
   ++preparing;
-  server.work([self = shared_from_this(), exchange = std::move(exchange),
-               work = std::move(work)]() mutable {
+  work.refused = [self = shared_from_this(), exchange] { self->refuse_waiting(exchange); };
+  work.run = [self = shared_from_this(), exchange, make = std::move(make)](std::stop_token stop) {
     auto response = std::make_shared<http::HttpResponse>();
     try {
-      *response = work();
+      *response = make(stop);
     } catch (const std::exception& e) {
       *response = Api::error_response(500, e.what());
     }
-    // The exchange has to go on the server's thread, so nothing of it stays here.
     auto& server = self->server;
-    server.post([self = std::move(self), exchange = std::move(exchange), response] {
+    server.post([self, exchange, response] {
       --self->preparing;
       self->answer(exchange, std::move(*response));
       self->check_drained();
     });
-  });
+  };
+  server.work(std::move(work));
+}
+
+// The helpers have too much to do.
+void Api::Impl::refuse_waiting(const Exchange& exchange) {
+  --preparing;
+  refuse(exchange, with_retry_after(api_error(
+                       {ErrorCode::kOverloaded, "too many requests are waiting to be read"})));
+  check_drained();
 }
 
 void Api::Impl::post_tokenize(Exchange exchange) {
   const http::HttpRequest* request = &exchange->request();
-  prepare_on_helper(std::move(exchange), [this, request] {
-    auto tokens = preparer.tokenize(request->body);
+  answer_on_helper(std::move(exchange), [this, request](const std::stop_token& stop) {
+    auto tokens = preparer.tokenize(request->body, stop);
     if (!tokens) return to_response(tokens.error());
     Json json = {{"count", tokens->ids.size()},
                  {"max_model_len", preparer.context_tokens()},
@@ -325,7 +358,7 @@ void Api::Impl::post_tokenize(Exchange exchange) {
 
 void Api::Impl::post_detokenize(Exchange exchange) {
   const http::HttpRequest* request = &exchange->request();
-  prepare_on_helper(std::move(exchange), [this, request] {
+  answer_on_helper(std::move(exchange), [this, request](const std::stop_token&) {
     auto text = preparer.detokenize(request->body);
     if (!text) return to_response(text.error());
     return json_response({{"prompt", *text}});
@@ -340,18 +373,15 @@ std::optional<ApiError> Api::Impl::refusal() const {
   if (const GenerationStats stats = backend.stats(); !stats.failure.empty()) {
     return api_error(503, "the engine's last step failed: " + stats.failure);
   }
-  if (preparing >= options.preparing_max) {
-    return with_retry_after(
-        api_error({ErrorCode::kOverloaded,
-                   fmt::format("{} requests are waiting to be tokenized", preparing)}));
-  }
   return std::nullopt;
 }
 
 // By how long those who wait now will take.
 ApiError Api::Impl::with_retry_after(ApiError error) const {
-  if (error.status != 429 || finished_per_second <= 0) return error;
-  const double seconds = static_cast<double>(backend.stats().waiting) / finished_per_second;
+  if (error.status != 429) return error;
+  const double seconds = finished_per_second > 0
+                             ? static_cast<double>(backend.stats().waiting) / finished_per_second
+                             : 0;
   error.retry_after_s = std::clamp(static_cast<int>(std::ceil(seconds)), 1, kRetryAfterMax);
   return error;
 }
@@ -364,6 +394,7 @@ void Api::Impl::generate(Exchange exchange, Prepare prepare) {
   auto waiting = std::make_shared<Waiting>();
   exchange->on_gone([self = weak_from_this(), waiting] {
     waiting->gone = true;
+    waiting->stop.request_stop();
     const auto impl = self.lock();
     const auto live = waiting->answer.lock();
     if (!impl || !live) return;
@@ -371,28 +402,44 @@ void Api::Impl::generate(Exchange exchange, Prepare prepare) {
     impl->forget(live);
   });
   ++preparing;
-  server.work(
-      [self = shared_from_this(), exchange = std::move(exchange), waiting, prepare]() mutable {
-        auto prepared = std::make_shared<Parsed<PreparedGeneration>>(ApiError{});
-        try {
-          *prepared = (self->preparer.*prepare)(exchange->request().body);
-        } catch (const std::exception& e) {
-          *prepared = api_error(500, e.what());
-        }
-        auto& server = self->server;
-        server.post([self = std::move(self), exchange = std::move(exchange),
-                     waiting = std::move(waiting), prepared = std::move(prepared)] {
+  const http::WorkLength length = length_of(exchange->request());
+  prepare_on_helper({std::move(exchange), std::move(waiting), prepare}, length);
+}
+
+// Any thread. What turns out to take long begins again where it may.
+void Api::Impl::prepare_on_helper(Preparing what, http::WorkLength length) {
+  http::HttpWork work{.client = client_of(what.exchange->request(), ""),
+                      .length = length,
+                      .stop = what.waiting->stop};
+  work.refused = [self = shared_from_this(), what] { self->refuse_waiting(what.exchange); };
+  work.run = [self = shared_from_this(), what = std::move(what), length](std::stop_token stop) {
+    std::optional<Parsed<PreparedGeneration>> prepared;
+    try {
+      prepared =
+          (self->preparer.*what.prepare)(what.exchange->request().body, {length, std::move(stop)});
+      if (!prepared) return self->prepare_on_helper(what, http::WorkLength::kLong);
+    } catch (const std::exception& e) {
+      prepared = api_error(500, e.what());
+    }
+    self->server.post(
+        [self, what,
+         prepared = std::make_shared<Parsed<PreparedGeneration>>(std::move(*prepared))] {
           --self->preparing;
-          if (waiting->gone) {
-            log_debug("request {}: the client went away before it began", exchange->request().id);
-          } else if (!*prepared) {
-            self->refuse(exchange, prepared->error());
-          } else {
-            self->start(exchange, **prepared, *waiting);
-          }
+          self->go_on(what, *prepared);
           self->check_drained();
         });
-      });
+  };
+  server.work(std::move(work));
+}
+
+void Api::Impl::go_on(const Preparing& what, Parsed<PreparedGeneration>& prepared) {
+  if (what.waiting->gone) {
+    log_debug("request {}: the client went away before it began", what.exchange->request().id);
+  } else if (!prepared) {
+    refuse(what.exchange, prepared.error());
+  } else {
+    start(what.exchange, *prepared, *what.waiting);
+  }
 }
 
 void Api::Impl::start(const Exchange& exchange, PreparedGeneration& prepared, Waiting& waiting) {

@@ -1,7 +1,7 @@
 // The OpenAI-compatible API over HTTP: requests to GenerationRequests, events to answers.
 //
-// All on the HTTP server's thread, but for the parsing and tokenizing of prompts, which its helper
-// thread does. docs/serving.md describes every path and field.
+// All on the HTTP server's thread, but for the parsing and tokenizing of prompts and the compiling
+// of schemas, which its helper threads do. docs/serving.md describes every path and field.
 #pragma once
 
 #include <chrono>
@@ -39,7 +39,6 @@ struct ApiOptions {
   int64_t context_tokens = 0;      // most of one request, prompt and answer; 0: the model's
   int64_t max_tokens_default = 0;  // of chats; 0: up to the end of the context
   int64_t choices_max = 16;        // `n`
-  int64_t preparing_max = 256;     // requests whose prompts wait to be tokenized; more: 429
   std::chrono::seconds request_timeout{0};              // of one generation; 0: none
   std::chrono::milliseconds canary_every{10'000};       // without a token: one is generated
   std::chrono::milliseconds canary_max_age{30'000};     // no token for longer: /ready is 503

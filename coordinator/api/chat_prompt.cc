@@ -118,7 +118,7 @@ ChatTraits chat_traits(const text::ChatTemplate& chat_template) {
 }
 
 Parsed<ChatPrompt> render_chat(const text::ChatTemplate& chat_template, const ChatTraits& traits,
-                               const ChatInput& input) {
+                               const ChatInput& input, std::stop_token stop) {
   std::vector<ChatMessage> messages = input.messages;
   if (!input.tools.empty() && !traits.reads_tools) {
     add_system_text(messages, describe_tools(traits.reply_format, input.tools));
@@ -135,7 +135,7 @@ Parsed<ChatPrompt> render_chat(const text::ChatTemplate& chat_template, const Ch
   } else {
     variables.erase("tools");
   }
-  auto text = chat_template.render(variables.dump());
+  auto text = chat_template.render(variables.dump(), std::move(stop));
   if (!text) {
     return invalid_request("messages",
                            "the model's chat template refuses this: " + text.error().message);

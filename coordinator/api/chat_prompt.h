@@ -1,6 +1,7 @@
 // Messages and tools to the text of a prompt, by the model's chat template.
 #pragma once
 
+#include <stop_token>
 #include <string>
 
 #include "coordinator/api/api_errors.h"
@@ -26,7 +27,7 @@ struct ChatPrompt {
 };
 // A 400 if the template refuses the messages.
 Parsed<ChatPrompt> render_chat(const text::ChatTemplate& chat_template, const ChatTraits& traits,
-                               const ChatInput& input);
+                               const ChatInput& input, std::stop_token stop = {});
 
 // How many calls of tools the messages hold.
 int64_t count_tool_calls(const ChatInput& input);

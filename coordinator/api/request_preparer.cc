@@ -9,7 +9,8 @@ namespace atl::coordinator {
 namespace {
 
 constexpr int64_t kCompletionTokensDefault = 16;  // OpenAI's
-constexpr size_t kGrammarsMax = 64;               // compiled schemas kept
+constexpr size_t kGrammarsMax = 1024;             // compiled and refused schemas kept
+constexpr size_t kGrammarBytesMax = size_t{256} << 20;
 constexpr size_t kSchemaBytesMax = 1 << 20;
 
 int64_t context_of(const ApiOptions& options, const model::ModelConfig& config) {
@@ -45,7 +46,9 @@ RequestPreparer::RequestPreparer(const ApiOptions& options, const model::ModelCo
       limits_{.choices_max = options.choices_max,
               .vocab_limit =
                   static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size))},
-      vocabulary_(tokenizer, config.eos_token_ids) {}
+      vocabulary_(tokenizer, config.eos_token_ids),
+      any_object_(constrain::json_object_grammar()),
+      grammars_(kGrammarsMax, kGrammarBytesMax) {}
 
 std::optional<ApiError> RequestPreparer::check_model(const std::string& name) const {
   if (name.empty() || name == options_.model_name) return std::nullopt;
@@ -58,23 +61,26 @@ std::optional<ApiError> RequestPreparer::check_model(const std::string& name) co
   return error;
 }
 
-Parsed<ChatPrompt> RequestPreparer::render(const ChatInput& input) const {
+Parsed<ChatPrompt> RequestPreparer::render(const ChatInput& input,
+                                           const std::stop_token& stop) const {
   if (chat_template_ == nullptr) {
     return invalid_request("messages", "this model has no chat template; use /v1/completions",
                            "no_chat_template");
   }
-  return render_chat(*chat_template_, traits_, input);
+  return render_chat(*chat_template_, traits_, input, stop);
 }
 
 Parsed<std::vector<int32_t>> RequestPreparer::encode_text(std::string_view text,
-                                                          const std::string& param) const {
-  auto ids = tokenizer_.encode(text);
+                                                          const std::string& param,
+                                                          const std::stop_token& stop) const {
+  auto ids = tokenizer_.encode(text, {.stop = stop});
   if (!ids) return invalid_request(param, ids.error().message);
   return std::move(*ids);
 }
 
 Parsed<std::vector<int32_t>> RequestPreparer::encode_raw(const RawPrompt& prompt, bool add_bos,
-                                                         const std::string& param) const {
+                                                         const std::string& param,
+                                                         const std::stop_token& stop) const {
   if (const auto* given = std::get_if<std::vector<int32_t>>(&prompt)) {
     for (const int32_t id : *given) {
       if (!tokenizer_.has_token(id)) {
@@ -84,7 +90,7 @@ Parsed<std::vector<int32_t>> RequestPreparer::encode_raw(const RawPrompt& prompt
     if (given->empty()) return invalid_request(param, param + ": empty");
     return *given;
   }
-  auto ids = encode_text(std::get<std::string>(prompt), param);
+  auto ids = encode_text(std::get<std::string>(prompt), param, stop);
   if (!ids) return ids.error();
   const auto bos = tokenizer_.bos_id() ? tokenizer_.bos_id() : config_.bos_token_id;
   // What starts with the BOS already is a rendered template.
@@ -135,7 +141,8 @@ PreparedChoice RequestPreparer::make_choice(const GenerationFields& fields,
   return choice;
 }
 
-Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
+std::optional<Parsed<PreparedGeneration>> RequestPreparer::completion(std::string_view body,
+                                                                      const PrepareTurn& turn) {
   auto request = parse_completion_request(body, limits_);
   if (!request) return request.error();
   GenerationFields& fields = request->fields;
@@ -145,7 +152,7 @@ Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
   PreparedGeneration prepared = prepare(fields);
   for (size_t index = 0; index < request->prompts.size(); ++index) {
     const RawPrompt& prompt = request->prompts[index];
-    auto ids = encode_raw(prompt, true, "prompt");
+    auto ids = encode_raw(prompt, true, "prompt", turn.stop);
     if (!ids) return ids.error();
     if (ids->empty()) return invalid_request("prompt", "prompt: empty");
     auto max_tokens = tokens_to_generate(fields, kCompletionTokensDefault, ids->size(), "prompt");
@@ -164,42 +171,50 @@ Parsed<PreparedGeneration> RequestPreparer::completion(std::string_view body) {
   return prepared;
 }
 
-Parsed<PreparedGeneration> RequestPreparer::chat(std::string_view body) {
+std::optional<Parsed<PreparedGeneration>> RequestPreparer::chat(std::string_view body,
+                                                                const PrepareTurn& turn) {
   auto request = parse_chat_request(body, limits_);
   if (!request) return request.error();
-  GenerationFields& fields = request->fields;
-  if (auto error = check_model(fields.model)) return *error;
+  if (auto error = check_model(request->fields.model)) return *error;
+  auto grammar = grammar_of(*request, turn);
+  if (!grammar) return std::nullopt;
+  if (!*grammar) return grammar->error();
+  return chat_now(*request, **grammar, turn.stop);
+}
+
+// grammar: null if anything may be said.
+Parsed<PreparedGeneration> RequestPreparer::chat_now(ChatRequest& request, const Grammar& grammar,
+                                                     const std::stop_token& stop) {
+  GenerationFields& fields = request.fields;
   if (!fields.seed) fields.seed = random_seed();
-  auto prompt = render(request->input);
+  auto prompt = render(request.input, stop);
   if (!prompt) return prompt.error();
-  auto ids = encode_text(prompt->text, "messages");
+  auto ids = encode_text(prompt->text, "messages", stop);
   if (!ids) return ids.error();
   if (ids->empty()) return invalid_request("messages", "messages: rendered to an empty prompt");
   auto max_tokens =
       tokens_to_generate(fields, options_.max_tokens_default, ids->size(), "messages");
   if (!max_tokens) return max_tokens.error();
-  auto grammar = grammar_of(*request);
-  if (!grammar) return grammar.error();
-  if (*grammar && fields.min_tokens > 0) {
+  if (grammar && fields.min_tokens > 0) {
     return invalid_request("min_tokens",
                            "min_tokens: not together with response_format or a forced call");
   }
   // A text that may only end where its grammar allows it needs the tokens that end it.
-  if (*grammar) fields.ignore_eos = false;
+  if (grammar) fields.ignore_eos = false;
 
   PreparedGeneration prepared = prepare(fields);
   prepared.chat = true;
   prepared.kimi_call_ids = traits_.reply_format == text::ReplyFormat::kKimiK2;
-  prepared.num_calls_before = count_tool_calls(request->input);
+  prepared.num_calls_before = count_tool_calls(request.input);
   prepared.prompt_tokens = static_cast<int64_t>(ids->size());
-  const text::ReplyParserOptions reply = reply_options(*request, prompt->reasoning_open);
+  const text::ReplyParserOptions reply = reply_options(request, prompt->reasoning_open);
   for (int64_t i = 0; i < fields.n; ++i) {
     PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
     choice.options.reply = reply;
     // Marks of calls may be special tokens.
     if (reply.tools) choice.options.special = text::SpecialTokens::kKeep;
-    if (*grammar) {
-      auto constraint = this->constraint(*grammar, prompt->reasoning_open, *max_tokens);
+    if (grammar) {
+      auto constraint = this->constraint(grammar, prompt->reasoning_open, *max_tokens);
       if (!constraint) return constraint.error();
       choice.request.constraint = std::move(*constraint);
     }
@@ -217,52 +232,45 @@ text::ReplyParserOptions RequestPreparer::reply_options(const ChatRequest& reque
 }
 
 // Null: anything may be said.
-Parsed<RequestPreparer::Grammar> RequestPreparer::grammar_of(const ChatRequest& request) {
-  if (request.tool_choice == ToolChoice::kRequired) {
-    std::string key = fmt::format("tools {} {}", request.tool_name, request.parallel_tool_calls);
-    for (const ChatTool& tool : request.input.tools) key += "\n" + tool.json;
-    return compiled(key, request);
-  }
-  switch (request.response_format) {
-    case ResponseFormat::kText:
-      return Grammar();
-    case ResponseFormat::kJsonObject:
-      return constrain::json_object_grammar();
-    case ResponseFormat::kJsonSchema:
-      break;
-  }
-  return compiled("schema\n" + request.schema_json, request);
-}
-
-Parsed<RequestPreparer::Grammar> RequestPreparer::compiled(const std::string& key,
-                                                           const ChatRequest& request) {
+std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::grammar_of(
+    const ChatRequest& request, const PrepareTurn& turn) {
   const bool forced_call = request.tool_choice == ToolChoice::kRequired;
+  std::string key;
+  if (forced_call) {
+    key = fmt::format("tools {} {}", request.tool_name, request.parallel_tool_calls);
+    for (const ChatTool& tool : request.input.tools) key += "\n" + tool.json;
+  } else if (request.response_format == ResponseFormat::kJsonSchema) {
+    key = "schema\n" + request.schema_json;
+  } else {
+    return request.response_format == ResponseFormat::kJsonObject ? any_object_ : Grammar();
+  }
   const std::string param = forced_call ? "tools" : "response_format.json_schema.schema";
   if (key.size() > kSchemaBytesMax) {
     return invalid_request(param, fmt::format("{}: schemas of more than {} bytes are refused",
                                               param, kSchemaBytesMax));
   }
-  const std::lock_guard lock(grammars_mutex_);
-  const auto found = std::find_if(grammars_.begin(), grammars_.end(),
-                                  [&](const auto& entry) { return entry.first == key; });
-  if (found != grammars_.end()) {
-    std::rotate(found, found + 1, grammars_.end());
-    return grammars_.back().second;
+  auto grammar = grammars_.find(key);
+  if (!grammar && turn.length == http::WorkLength::kShort) return std::nullopt;
+  if (!grammar) {
+    grammar =
+        grammars_.get(key, turn.stop, [&](std::stop_token stop) { return compile(request, stop); });
   }
-  const auto compile = [&]() -> Result<Grammar> {
-    if (!forced_call) return constrain::compile_json_schema(request.schema_json);
-    std::vector<constrain::ToolSchema> tools;
-    for (const ChatTool& tool : request.input.tools) {
-      if (!request.tool_name.empty() && tool.name != request.tool_name) continue;
-      tools.push_back({.name = tool.name, .parameters_json = tool.parameters_json});
-    }
-    return constrain::compile_tool_calls(traits_.reply_format, tools, request.parallel_tool_calls);
-  };
-  auto grammar = compile();
-  if (!grammar) return invalid_request(param, param + ": " + grammar.error().message);
-  if (grammars_.size() == kGrammarsMax) grammars_.erase(grammars_.begin());
-  grammars_.emplace_back(key, *grammar);
-  return *grammar;
+  if (!*grammar) return invalid_request(param, param + ": " + grammar->error().message);
+  return **grammar;
+}
+
+Result<RequestPreparer::Grammar> RequestPreparer::compile(const ChatRequest& request,
+                                                          std::stop_token stop) const {
+  if (request.tool_choice != ToolChoice::kRequired) {
+    return constrain::compile_json_schema(request.schema_json, std::move(stop));
+  }
+  std::vector<constrain::ToolSchema> tools;
+  for (const ChatTool& tool : request.input.tools) {
+    if (!request.tool_name.empty() && tool.name != request.tool_name) continue;
+    tools.push_back({.name = tool.name, .parameters_json = tool.parameters_json});
+  }
+  return constrain::compile_tool_calls(traits_.reply_format, tools, request.parallel_tool_calls,
+                                       std::move(stop));
 }
 
 Parsed<std::unique_ptr<constrain::TokenConstraint>> RequestPreparer::constraint(
@@ -279,21 +287,22 @@ Parsed<std::unique_ptr<constrain::TokenConstraint>> RequestPreparer::constraint(
   return constraint;
 }
 
-Parsed<PreparedTokens> RequestPreparer::tokenize(std::string_view body) {
+Parsed<PreparedTokens> RequestPreparer::tokenize(std::string_view body,
+                                                 const std::stop_token& stop) {
   if (auto chat = parse_tokenize_chat_request(body)) {
     if (!*chat) return chat->error();
     TokenizeChatRequest& request = **chat;
     if (auto error = check_model(request.model)) return *error;
-    auto prompt = render(request.input);
+    auto prompt = render(request.input, stop);
     if (!prompt) return prompt.error();
-    auto ids = encode_raw(std::move(prompt->text), request.add_special_tokens, "messages");
+    auto ids = encode_raw(std::move(prompt->text), request.add_special_tokens, "messages", stop);
     if (!ids) return ids.error();
     return PreparedTokens{.ids = std::move(*ids), .with_strings = request.return_token_strs};
   }
   auto request = parse_tokenize_text_request(body);
   if (!request) return request.error();
   if (auto error = check_model(request->model)) return *error;
-  auto ids = encode_raw(std::move(request->prompt), request->add_special_tokens, "prompt");
+  auto ids = encode_raw(std::move(request->prompt), request->add_special_tokens, "prompt", stop);
   if (!ids) return ids.error();
   return PreparedTokens{.ids = std::move(*ids), .with_strings = request->return_token_strs};
 }

@@ -4,11 +4,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "constrain/json_constraint.h"
@@ -18,9 +17,17 @@
 #include "coordinator/api/chat_request.h"
 #include "coordinator/api/choice.h"
 #include "coordinator/api/completion_request.h"
+#include "coordinator/api/grammar_cache.h"
 #include "coordinator/serving/generation.h"
+#include "http/http_server.h"
 
 namespace atl::coordinator {
+
+// How a body is worked on. What comes of one that is stopped, nobody reads.
+struct PrepareTurn {
+  http::WorkLength length = http::WorkLength::kLong;  // kShort: no schema is compiled
+  std::stop_token stop = {};
+};
 
 struct PreparedChoice {
   GenerationRequest request;  // client, request_id and deadline are left to the caller
@@ -46,16 +53,18 @@ struct PreparedTokens {
   bool with_strings = false;
 };
 
-// Immutable but for a cache of compiled schemas; any thread. Borrows all references.
+// Immutable but for a cache of compiled schemas; any thread. Borrows all references. Where it gives
+// an optional: nullopt, it takes a turn of kLong.
 class RequestPreparer {
  public:
   // chat_template may be null: then chats are refused.
   RequestPreparer(const ApiOptions& options, const model::ModelConfig& config,
                   const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template);
 
-  Parsed<PreparedGeneration> chat(std::string_view body);
-  Parsed<PreparedGeneration> completion(std::string_view body);
-  Parsed<PreparedTokens> tokenize(std::string_view body);
+  std::optional<Parsed<PreparedGeneration>> chat(std::string_view body, const PrepareTurn& turn);
+  std::optional<Parsed<PreparedGeneration>> completion(std::string_view body,
+                                                       const PrepareTurn& turn);
+  Parsed<PreparedTokens> tokenize(std::string_view body, const std::stop_token& stop);
   Parsed<std::string> detokenize(std::string_view body);
 
   int64_t context_tokens() const { return context_tokens_; }
@@ -63,20 +72,24 @@ class RequestPreparer {
   std::vector<int32_t> canary_prompt() const;
 
  private:
-  using Grammar = std::shared_ptr<const constrain::ConstraintGrammar>;
+  using Grammar = GrammarCache::Grammar;
 
   std::optional<ApiError> check_model(const std::string& name) const;
-  Parsed<ChatPrompt> render(const ChatInput& input) const;
+  Parsed<ChatPrompt> render(const ChatInput& input, const std::stop_token& stop) const;
   Parsed<std::vector<int32_t>> encode_raw(const RawPrompt& prompt, bool add_bos,
-                                          const std::string& param) const;
-  Parsed<std::vector<int32_t>> encode_text(std::string_view text, const std::string& param) const;
+                                          const std::string& param,
+                                          const std::stop_token& stop) const;
+  Parsed<std::vector<int32_t>> encode_text(std::string_view text, const std::string& param,
+                                           const std::stop_token& stop) const;
   Parsed<int64_t> tokens_to_generate(const GenerationFields& fields, int64_t otherwise,
                                      size_t prompt_tokens, const std::string& param) const;
   // One answer to a prompt, the number `sample` of those asked for.
   PreparedChoice make_choice(const GenerationFields& fields, const std::vector<int32_t>& prompt,
                              int64_t max_tokens, int64_t sample) const;
-  Parsed<Grammar> grammar_of(const ChatRequest& request);
-  Parsed<Grammar> compiled(const std::string& key, const ChatRequest& request);
+  Parsed<PreparedGeneration> chat_now(ChatRequest& request, const Grammar& grammar,
+                                      const std::stop_token& stop);
+  std::optional<Parsed<Grammar>> grammar_of(const ChatRequest& request, const PrepareTurn& turn);
+  Result<Grammar> compile(const ChatRequest& request, std::stop_token stop) const;
   Parsed<std::unique_ptr<constrain::TokenConstraint>> constraint(const Grammar& grammar,
                                                                  bool reasoning_open,
                                                                  int64_t max_tokens) const;
@@ -90,8 +103,8 @@ class RequestPreparer {
   const int64_t context_tokens_;
   const RequestLimits limits_;
   const constrain::ConstraintVocabulary vocabulary_;
-  std::mutex grammars_mutex_;
-  std::vector<std::pair<std::string, Grammar>> grammars_;  // last used last
+  const Grammar any_object_;
+  GrammarCache grammars_;
 };
 
 }  // namespace atl::coordinator

@@ -23,6 +23,7 @@ using Json = nlohmann::ordered_json;
 
 struct ApiServerOptions {
   coordinator::ApiOptions api = {};
+  http::HttpOptions http = {};
   std::optional<std::string> chat_template = {};  // instead of the model's own; empty: none
   coordinator::ClusterSnapshot snapshot = {};
 };
@@ -43,7 +44,7 @@ class ApiServer {
     } else if (!options.chat_template->empty()) {
       template_.emplace(*options.chat_template, "test template");
     }
-    http::HttpOptions http;
+    http::HttpOptions& http = options.http;
     http.admit = [api](const http::HttpRequest& request) {
       return coordinator::Api::admit(api, request);
     };

@@ -422,13 +422,16 @@ TEST(ApiReady, says_why_not) {
   EXPECT_TRUE(response.headers.contains("retry-after"));
 }
 
-TEST(ApiOverload, waiting_for_the_tokenizer_is_bounded) {
+TEST(ApiOverload, waiting_for_the_helpers_is_bounded) {
   ApiServerOptions options;
-  options.api.preparing_max = 0;
+  options.http.work_waiting_max = 0;
   ApiServer server(options);
-  const RawResponse response = server.post(kChat, chat());
-  EXPECT_EQ(response.status, 429);
-  EXPECT_TRUE(response.headers.contains("retry-after"));
+  for (const auto& [path, body] : {std::pair<std::string, std::string>(kChat, chat()),
+                                   {"/tokenize", R"({"prompt": "Once"})"}}) {
+    const RawResponse response = server.post(path, body);
+    EXPECT_EQ(response.status, 429) << path;
+    EXPECT_TRUE(response.headers.contains("retry-after")) << path;
+  }
 }
 
 }  // namespace

@@ -770,15 +770,39 @@ TEST_F(HttpServerTest, work_does_not_hold_up_the_server) {
   start();
   std::promise<void> release;
   std::promise<std::thread::id> worker;
-  server().work([&] {
-    release.get_future().wait();
-    worker.set_value(std::this_thread::get_id());
-  });
+  server().work({.client = "a", .run = [&](std::stop_token) {
+                   release.get_future().wait();
+                   worker.set_value(std::this_thread::get_id());
+                 }});
   expect_serving();
   std::thread::id server_thread;
   on_server([&] { server_thread = std::this_thread::get_id(); });
   release.set_value();
   EXPECT_NE(worker.get_future().get(), server_thread);
+}
+
+TEST_F(HttpServerTest, work_beyond_what_may_wait_is_refused_on_the_servers_thread) {
+  HttpOptions options;
+  options.work_waiting_max = 0;
+  start(options);
+  std::promise<std::thread::id> refused;
+  server().work({.client = "a",
+                 .run = [](std::stop_token) { FAIL() << "nothing may wait"; },
+                 .refused = [&] { refused.set_value(std::this_thread::get_id()); }});
+  const std::thread::id where = refused.get_future().get();
+  on_server([&] { EXPECT_EQ(std::this_thread::get_id(), where); });
+}
+
+TEST_F(HttpServerTest, the_servers_end_asks_running_work_to_stop) {
+  start();
+  std::promise<void> begun;
+  server().work({.client = "a", .run = [&](std::stop_token stop) {
+                   begun.set_value();
+                   while (!stop.stop_requested()) std::this_thread::yield();
+                 }});
+  begun.get_future().wait();
+  server().stop();
+  http_->join();
 }
 
 TEST_F(HttpServerTest, stop_ends_idle_connections_at_once_and_lets_answers_finish) {
