@@ -10,8 +10,8 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "storage/tiles/checkpoint_tiles.h"
 #include "storage/pack/pack_reader.h"
+#include "storage/tiles/checkpoint_tiles.h"
 #include "storage/tiles/usage_file.h"
 
 namespace atl::storage {
@@ -140,9 +140,16 @@ size_t TileStore::num_slots(std::span<const int> tiles) const {
   return std::min(experts * tiles.size() + spare, all);
 }
 
+uint64_t TileStore::ram_bytes(std::span<const int> tiles) const {
+  check_tiles(tiles);
+  const uint64_t slots = num_slots(tiles);
+  return slots * slot_bytes_ + overhead_bytes(slots);
+}
+
 void TileStore::plan(std::span<const int> tiles) {
   check_tiles(tiles);
   require(tiles);
+  if (options_.admit) options_.admit(ram_bytes(tiles));
   const size_t slots = num_slots(tiles);
   const size_t experts =
       catalog_.moe_layers.size() * static_cast<size_t>(catalog_.n_routed_experts);

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,9 +26,9 @@
 #include "base/progress.h"
 #include "base/result.h"
 #include "kernels/tile.h"
+#include "storage/checkpoint/matrix_source.h"
 #include "storage/tiles/expert_cache.h"
 #include "storage/tiles/expert_reader.h"
-#include "storage/checkpoint/matrix_source.h"
 #include "storage/tiles/tile_source.h"
 
 namespace atl::storage {
@@ -42,6 +43,9 @@ struct TileStoreOptions {
   std::filesystem::path usage_file;
   std::string checkpoint_fingerprint;  // whose experts the usage file counts
   ReaderOptions reader;
+  // Called by plan() with ram_bytes() before it takes any; throws LoadError where that is too much.
+  // May be empty.
+  std::function<void(uint64_t ram_bytes)> admit;
   const Clock* clock = nullptr;  // of the statistics, borrowed; nullptr: a steady one
 };
 // Room for tiles that are not of the plan (another node's that has gone) where RAM is not limited.
@@ -130,6 +134,9 @@ class TileStore {
   uint64_t read_bytes(std::span<const int> tiles) const;
   // The least that ram_bytes_max can be: two tiles, tables, and what reading takes.
   uint64_t ram_bytes_min() const { return overhead_bytes(2) + 2 * slot_bytes_; }
+  // What plan() of these tiles takes in all: slots, spare ones too, tables, and what reading takes.
+  // LoadError if ram_bytes_max is less than the least.
+  uint64_t ram_bytes(std::span<const int> tiles) const;
 
   // Takes slots for these tiles (ascending, in range) of every expert, in place of what was: all is
   // empty then. LoadError if the source leaves one of them out, if the usage file is of another

@@ -282,6 +282,33 @@ TEST(TileStore, bytes_do_not_depend_on_threads_window_or_other_tiles) {
   EXPECT_TRUE(tile_bytes(store, scattered) == expected);
 }
 
+TEST(TileStore, tells_what_a_plan_takes_and_asks_before_it_takes_it) {
+  TempDir dir;
+  model::write_synthetic_checkpoint(dir.path(), expert_spec(1408, 320, 4));
+  const OpenModel model(dir.path());
+  const std::vector<int> tiles = {1, 2, 5};
+  TileStoreOptions options = reading(1, 1 << 16);
+  std::vector<uint64_t> asked;
+  bool refuses = false;
+  options.admit = [&](uint64_t bytes) {
+    asked.push_back(bytes);
+    if (refuses) throw LoadError("too much");
+  };
+  TileStore all(model.checkpoint, model.catalog, {}, options);
+  all.plan(tiles);
+  EXPECT_EQ(asked, std::vector<uint64_t>{all.ram_bytes(tiles)});
+  const uint64_t slots = all.stats().slots * all.stats().slot_bytes;
+  EXPECT_GT(all.ram_bytes(tiles), slots);
+
+  options.ram_bytes_max = all.ram_bytes_min() + 5 * all.layout(0).bytes;
+  TileStore some(model.checkpoint, model.catalog, {}, options);
+  EXPECT_LE(some.ram_bytes(tiles), *options.ram_bytes_max);
+  EXPECT_GT(some.ram_bytes(tiles) + all.layout(0).bytes, *options.ram_bytes_max);
+  refuses = true;
+  EXPECT_THROW(some.plan(tiles), LoadError);
+  EXPECT_FALSE(some.is_planned());
+}
+
 // The tiles of a store whose format is asked for are those that packing makes of whole matrices.
 TEST(TileStore, converted_tiles_are_packed_from_the_whole_matrix_whatever_the_window) {
   TempDir dir;
