@@ -429,33 +429,50 @@ DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights,
       options_(options),
       inv_freq_(config.rope_inv_freq()),
       softmax_scale_(static_cast<float>(config.softmax_scale())) {
+  for (const BufferSize& size : buffer_sizes(config, options)) {
+    (this->*size.buffer).resize(static_cast<size_t>(size.values));
+  }
+  topk_ids_.resize(topk_weights_.size());
+  hint_ids_.resize(hint_weights_.size());
+}
+
+std::vector<DecodeStep::BufferSize> DecodeStep::buffer_sizes(const model::ModelConfig& config,
+                                                             const DecodeStepOptions& options) {
   const int64_t n = options.rows_max, heads = config.num_attention_heads;
   const int64_t latent = config.kv_lora_rank + config.qk_rope_head_dim;
   const int64_t attention_rows = std::min(n, kAttentionRows);
   const int64_t ffn_width =
       std::max(config.intermediate_size, config.n_shared_experts * config.moe_intermediate_size);
-  x_.resize(n * config.hidden_size);
-  h_.resize(std::max(n, kHeadRows) * config.hidden_size);
-  out_.resize(n * config.hidden_size);
-  q_a_.resize(n * config.q_lora_rank);
-  q_.resize(n * heads * config.qk_head_dim());
-  kv_a_.resize(n * latent);
-  cos_.resize(n * config.qk_rope_head_dim / 2);
-  sin_.resize(n * config.qk_rope_head_dim / 2);
-  q_absorbed_.resize(attention_rows * heads * latent);
-  o_latent_.resize(attention_rows * heads * config.kv_lora_rank);
-  o_.resize(n * heads * config.v_head_dim);
-  gate_.resize(n * ffn_width);
-  up_.resize(n * ffn_width);
-  router_logits_.resize(n * config.n_routed_experts);
-  topk_ids_.resize(n * config.num_experts_per_tok);
-  topk_weights_.resize(n * config.num_experts_per_tok);
-  logits_.resize(kHeadRows * config.vocab_size);
-  if (options.prefetch == Prefetch::kNextLayer) {
-    hint_h_.resize(std::min(n, kHintRowsMax) * config.hidden_size);
-    hint_ids_.resize(config.num_experts_per_tok);
-    hint_weights_.resize(config.num_experts_per_tok);
+  const bool hints = options.prefetch == Prefetch::kNextLayer;
+  return {{&DecodeStep::x_, n * config.hidden_size},
+          {&DecodeStep::h_, std::max(n, kHeadRows) * config.hidden_size},
+          {&DecodeStep::out_, n * config.hidden_size},
+          {&DecodeStep::q_a_, n * config.q_lora_rank},
+          {&DecodeStep::q_, n * heads * config.qk_head_dim()},
+          {&DecodeStep::kv_a_, n * latent},
+          {&DecodeStep::cos_, n * config.qk_rope_head_dim / 2},
+          {&DecodeStep::sin_, n * config.qk_rope_head_dim / 2},
+          {&DecodeStep::q_absorbed_, attention_rows * heads * latent},
+          {&DecodeStep::o_latent_, attention_rows * heads * config.kv_lora_rank},
+          {&DecodeStep::o_, n * heads * config.v_head_dim},
+          {&DecodeStep::gate_, n * ffn_width},
+          {&DecodeStep::up_, n * ffn_width},
+          {&DecodeStep::router_logits_, n * config.n_routed_experts},
+          {&DecodeStep::topk_weights_, n * config.num_experts_per_tok},
+          {&DecodeStep::logits_, kHeadRows * config.vocab_size},
+          {&DecodeStep::hint_h_, hints ? std::min(n, kHintRowsMax) * config.hidden_size : 0},
+          {&DecodeStep::hint_weights_, hints ? config.num_experts_per_tok : 0}};
+}
+
+uint64_t DecodeStep::buffer_bytes(const model::ModelConfig& config,
+                                  const DecodeStepOptions& options) {
+  int64_t values = 0;
+  for (const BufferSize& size : buffer_sizes(config, options)) {
+    const bool has_ids =
+        size.buffer == &DecodeStep::topk_weights_ || size.buffer == &DecodeStep::hint_weights_;
+    values += has_ids ? 2 * size.values : size.values;
   }
+  return static_cast<uint64_t>(values) * sizeof(float);
 }
 
 }  // namespace atl::coordinator

@@ -92,6 +92,8 @@ class DecodeStep {
   // MoE layers only.
   DecodeStep(const model::ModelConfig& config, const Weights& weights, KvCache& cache,
              Dispatcher* experts, ThreadTeam& team, const Clock& clock, DecodeStepOptions options);
+  // Of the activations that such a step owns.
+  static uint64_t buffer_bytes(const model::ModelConfig& config, const DecodeStepOptions& options);
 
   // Runs the rows. row_errors [rows.size()]: a row that has no result (its router or an expert gave
   // a number out of range) gets an error that names layer and expert; the others are unaffected.
@@ -103,6 +105,13 @@ class DecodeStep {
   const HintStats& hint_stats() const { return hint_stats_; }
 
  private:
+  // A buffer of FP32 values and how many it has.
+  struct BufferSize {
+    std::vector<float> DecodeStep::*buffer;
+    int64_t values;
+  };
+  static std::vector<BufferSize> buffer_sizes(const model::ModelConfig& config,
+                                              const DecodeStepOptions& options);
   void embed();
   void rotations();
   void norm(const std::vector<float>& weight, std::vector<float>& to);

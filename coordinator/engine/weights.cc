@@ -32,6 +32,43 @@ uint64_t ffn_bytes(const model::FfnTensors& ffn) {
   return matrix_bytes(ffn.gate_proj) + matrix_bytes(ffn.up_proj) + matrix_bytes(ffn.down_proj);
 }
 
+// Memory for one packed matrix: codes, then scales, both 64-byte aligned.
+size_t packed_bytes(const kernels::PanelShape& shape) {
+  return round_up(static_cast<int64_t>(shape.total_code_bytes()), 64) +
+         round_up(static_cast<int64_t>(shape.total_scale_bytes()), 64);
+}
+
+kernels::PanelShape whole_shape(const MatrixSource& matrix, const storage::HeldFormat& format) {
+  return format.shape(matrix.format, matrix.rows, matrix.cols, {});
+}
+
+// kv_b_proj: head h owns rows h * (nope + v) on, first nope rows make k, then v rows make v.
+struct HeadShape {
+  kernels::PanelSource source;
+  kernels::PanelShape shape;
+};
+HeadShape k_of_head(const model::ModelConfig& config, const MatrixSource& kv_b,
+                    const storage::HeldFormat& format, int64_t head) {
+  const int64_t nope = config.qk_nope_head_dim;
+  const kernels::PanelSource source{head * (nope + config.v_head_dim), 0, true};
+  return {source, format.shape(kv_b.format, config.kv_lora_rank, nope, source)};
+}
+HeadShape v_of_head(const model::ModelConfig& config, const MatrixSource& kv_b,
+                    const storage::HeldFormat& format, int64_t head) {
+  const int64_t nope = config.qk_nope_head_dim;
+  const kernels::PanelSource source{head * (nope + config.v_head_dim) + nope, 0, false};
+  return {source, format.shape(kv_b.format, config.v_head_dim, config.kv_lora_rank, source)};
+}
+uint64_t cut_kv_b_bytes(const model::ModelConfig& config, const MatrixSource& kv_b,
+                        const storage::HeldFormat& format) {
+  uint64_t bytes = 0;
+  for (int64_t head = 0; head < config.num_attention_heads; ++head) {
+    bytes += packed_bytes(k_of_head(config, kv_b, format, head).shape) +
+             packed_bytes(v_of_head(config, kv_b, format, head).shape);
+  }
+  return bytes;
+}
+
 // Runs tasks on num_threads threads, each with a window of its own; the first exception is thrown
 // when all have stopped.
 void run_tasks(const storage::Checkpoint& checkpoint, const std::vector<PackTask>& tasks,
@@ -68,11 +105,6 @@ struct Weights::Builder {
   storage::HeldFormat format;
   std::vector<PackTask> tasks;
 
-  // Memory for one packed matrix: codes, then scales, both 64-byte aligned.
-  static size_t packed_bytes(const kernels::PanelShape& shape) {
-    return round_up(static_cast<int64_t>(shape.total_code_bytes()), 64) +
-           round_up(static_cast<int64_t>(shape.total_scale_bytes()), 64);
-  }
   static storage::PackTarget target_at(const kernels::PanelShape& shape,
                                        const kernels::PanelSource& source, std::byte* memory) {
     const size_t codes = round_up(static_cast<int64_t>(shape.total_code_bytes()), 64);
@@ -86,7 +118,7 @@ struct Weights::Builder {
   Linear whole(const MatrixSource& matrix) { return whole(matrix, format); }
   Linear whole(const MatrixSource& matrix, const storage::HeldFormat& held) {
     if (matrix.weight == nullptr) return {};
-    const kernels::PanelShape shape = held.shape(matrix.format, matrix.rows, matrix.cols, {});
+    const kernels::PanelShape shape = whole_shape(matrix, held);
     HostBuffer& memory = weights.memory_.emplace_back(packed_bytes(shape));
     const storage::PackTarget target = target_at(shape, {}, memory.data());
     const int64_t row_bytes = matrix.cols * static_cast<int64_t>(code_bytes(matrix.format));
@@ -101,36 +133,18 @@ struct Weights::Builder {
     return {whole(tensors.gate_proj), whole(tensors.up_proj), whole(tensors.down_proj)};
   }
 
-  // kv_b_proj: head h owns rows h * (nope + v) on, first nope rows make k, then v rows make v.
   void cut_kv_b(const model::ModelConfig& config, const MatrixSource& kv_b,
                 AttentionWeights* attention) {
-    const int64_t nope = config.qk_nope_head_dim, v = config.v_head_dim;
-    const int64_t rank = config.kv_lora_rank;
-    const auto k_source = [&](int64_t head) {
-      return kernels::PanelSource{head * (nope + v), 0, true};
-    };
-    const auto v_source = [&](int64_t head) {
-      return kernels::PanelSource{head * (nope + v) + nope, 0, false};
-    };
-    const auto k_shape = [&](int64_t head) {
-      return format.shape(kv_b.format, rank, nope, k_source(head));
-    };
-    const auto v_shape = [&](int64_t head) {
-      return format.shape(kv_b.format, v, rank, v_source(head));
-    };
-    size_t bytes = 0;
-    for (int64_t head = 0; head < config.num_attention_heads; ++head) {
-      bytes += packed_bytes(k_shape(head)) + packed_bytes(v_shape(head));
-    }
-    std::byte* at = weights.memory_.emplace_back(bytes).data();
+    std::byte* at = weights.memory_.emplace_back(cut_kv_b_bytes(config, kv_b, format)).data();
     PackTask task{&kv_b, 0, kv_b.rows, {}};
+    const auto take = [&](const HeadShape& part, std::vector<Linear>* heads) {
+      task.targets.push_back(target_at(part.shape, part.source, at));
+      heads->push_back(linear_of(task.targets.back()));
+      at += packed_bytes(part.shape);
+    };
     for (int64_t head = 0; head < config.num_attention_heads; ++head) {
-      task.targets.push_back(target_at(k_shape(head), k_source(head), at));
-      attention->w_k.push_back(linear_of(task.targets.back()));
-      at += packed_bytes(k_shape(head));
-      task.targets.push_back(target_at(v_shape(head), v_source(head), at));
-      attention->w_v.push_back(linear_of(task.targets.back()));
-      at += packed_bytes(v_shape(head));
+      take(k_of_head(config, kv_b, format, head), &attention->w_k);
+      take(v_of_head(config, kv_b, format, head), &attention->w_v);
     }
     tasks.push_back(std::move(task));
   }
@@ -176,6 +190,24 @@ Weights Weights::load(const model::ModelConfig& config, const model::ModelTensor
   }
   run_tasks(checkpoint, build.tasks, num_threads, window_bytes, progress);
   return weights;
+}
+
+uint64_t Weights::held_bytes(const model::ModelConfig& config, const model::ModelTensors& tensors,
+                             const storage::HeldFormat& format) {
+  const auto held = [](const MatrixSource& matrix, const storage::HeldFormat& as) -> uint64_t {
+    return matrix.weight ? packed_bytes(whole_shape(matrix, as)) : 0;
+  };
+  uint64_t bytes = tensors.embed_tokens.weight->bytes + held(tensors.lm_head, format);
+  for (const model::LayerTensors& layer : tensors.layers) {
+    const model::AttentionTensors& attention = layer.attention;
+    for (const MatrixSource* matrix :
+         {&attention.q_a_proj, &attention.q_proj, &attention.kv_a_proj_with_mqa, &attention.o_proj,
+          &layer.ffn.gate_proj, &layer.ffn.up_proj, &layer.ffn.down_proj}) {
+      bytes += held(*matrix, format);
+    }
+    bytes += cut_kv_b_bytes(config, attention.kv_b_proj, format) + held(layer.router, {});
+  }
+  return bytes;
 }
 
 uint64_t Weights::read_bytes(const model::ModelTensors& tensors) {

@@ -56,6 +56,9 @@ class Weights {
   static Weights load(const model::ModelConfig& config, const model::ModelTensors& tensors,
                       const storage::Checkpoint& checkpoint, const storage::HeldFormat& format,
                       int num_threads, size_t window_bytes, Progress& progress);
+  // What bytes() will be, without loading anything.
+  static uint64_t held_bytes(const model::ModelConfig& config, const model::ModelTensors& tensors,
+                             const storage::HeldFormat& format);
   // Bytes load() reads.
   static uint64_t read_bytes(const model::ModelTensors& tensors);
 
@@ -65,7 +68,7 @@ class Weights {
   const std::vector<LayerWeights>& layers() const { return layers_; }
   const std::vector<float>& norm() const { return norm_; }
   const Linear& lm_head() const { return lm_head_; }
-  uint64_t bytes() const;
+  uint64_t bytes() const;  // of matrices and embedding; norms and biases are some KB a layer
 
  private:
   Weights() = default;
