@@ -511,6 +511,7 @@ EngineReport measure_decode(const EngineBenchOptions& options) {
   DeploymentOptions deployment = options.deployment;
   deployment.chunk = std::max(deployment.chunk, rows_max);
   deployment.cache_tokens = rows_max * round_up(end, kernels::kAttentionBlock);
+  deployment.cache_option.advice = "fewer --rows or a shorter --context";
   EngineReport report;
   report.disk_bytes_per_second = disk_rate(options);
   EngineBench bench(options, deployment, rows_max);
@@ -546,6 +547,7 @@ EngineReport measure_prefill(const EngineBenchOptions& options) {
   check_positions(options, options.tokens, "--tokens");
   DeploymentOptions deployment = options.deployment;
   deployment.cache_tokens = options.tokens;
+  deployment.cache_option.advice = "fewer --tokens";
   EngineReport report;
   report.disk_bytes_per_second = disk_rate(options);
   EngineBench bench(options, deployment, 1);

@@ -28,6 +28,7 @@
 #include "cli/thread_options.h"
 #include "kernels/cpu/dispatch.h"
 #include "topology/machine_limit.h"
+#include "topology/memory_bounds.h"
 
 namespace atl::cli {
 namespace {
@@ -58,16 +59,6 @@ struct KernelOptions {
   int repeats = 5;
   bool json = false;
 };
-
-// MemAvailable of the kernel; 0 where it doesn't tell.
-uint64_t available_memory_bytes() {
-  std::ifstream in("/proc/meminfo");
-  for (std::string line; std::getline(in, line);) {
-    unsigned long long kib = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kib) == 1) return kib * kKiB;
-  }
-  return 0;
-}
 
 // A format, a SIMD target and a number of rows. A value of each counted repeat.
 struct KernelCase {
@@ -236,14 +227,15 @@ int64_t experts_in_memory(const KernelOptions& options, const std::string& forma
           ? options.experts_in_ram
           : std::max<int64_t>(2, ceil_div(static_cast<int64_t>(wanted),
                                           static_cast<int64_t>(shape.extent_bytes())));
-  const uint64_t available = available_memory_bytes();
+  const auto bound =
+      topology::tightest(topology::memory_bounds(), topology::MemoryBound::Of::kMachine);
   const double bytes = static_cast<double>(experts) * static_cast<double>(shape.extent_bytes());
-  if (available > 0 && bytes > static_cast<double>(available)) {
+  if (bound && bytes > static_cast<double>(bound->free_bytes)) {
     throw LoadError(fmt::format(
         "{} experts of {} in {} take {:.1f} GiB, {} of memory are available; give fewer "
         "--experts-in-ram",
         experts, format_bytes(shape.extent_bytes()), format, bytes / static_cast<double>(kGiB),
-        format_bytes(available)));
+        format_bytes(bound->free_bytes)));
   }
   return experts;
 }

@@ -62,6 +62,7 @@ ChildNodes::ChildNodes(const ChildNodeOptions& options) : children_(std::make_un
     add_thread_arguments(options.threads[node], &child.argv);
     child.argv.insert(child.argv.end(), {"--log-level", std::string(to_string(log_level()))});
     if (options.spin) child.argv.push_back("--spin");
+    child.argv.push_back("--force");  // memory of all processes together is checked before
     children_->processes.push_back(ChildProcess::start(child));
   }
   for (ChildProcess& process : children_->processes) {

@@ -130,6 +130,7 @@ std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& nu
   options.reader.io = memory.io;
   options.reader.num_threads = plan.num_threads;
   options.reader.window_bytes = kStagingWindowBytes;
+  options.admit = plan.admit;
   std::unique_ptr<storage::TileStore> tiles;
   if (pack) {
     std::vector<const storage::Pack*> packs = {&*pack};
@@ -168,6 +169,7 @@ Deployment::Deployment(const DeploymentOptions& options)
   const auto start = clock_.now();
   const topology::Placement placement =
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
+  if (!options_.force) check_memory(placement);
   if (options_.nodes == 0) {
     start_local_node();
   } else {
@@ -191,6 +193,26 @@ Deployment::~Deployment() {
   if (local_tiles_) local_tiles_->save_usage();
 }
 
+// All processes of this machine together, before any of them is started.
+void Deployment::check_memory(const topology::Placement& placement) const {
+  MemoryRequest request;
+  request.numerics = numerics_;
+  request.placement = placement;
+  request.local_node = options_.nodes == 0;
+  request.coordinator_threads = team_.num_threads();
+  request.node_threads = team_.num_threads();
+  for (const topology::TeamPlan& node : threads_.nodes) {
+    request.node_threads = std::max(request.node_threads, node.num_threads);
+  }
+  request.rows_max = options_.chunk;
+  request.cache_tokens = options_.cache_tokens;
+  request.prefetch = options_.prefetch;
+  request.memory = options_.memory;
+  const auto shortage =
+      memory_shortage(*model_, request, options_.cache_option, topology::memory_bounds());
+  if (shortage) throw LoadError(*shortage);
+}
+
 void Deployment::start_local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
   transport_ = std::move(pair.near_end);
@@ -203,7 +225,8 @@ void Deployment::start_local_node() {
   local_tiles_ = model_->tiles(numerics_, {options_.memory,
                                            expert_node::node_buffer_bytes(
                                                node_options, model_->catalog, team_.num_threads()),
-                                           team_.num_threads()});
+                                           team_.num_threads(),
+                                           {}});
   local_node_ =
       std::make_unique<expert_node::ExpertNode>(node_options, team_, *local_tiles_, *local_end_);
   transport::set_in_process_pump(*transport_, [this] { local_node_->serve_some(); });
@@ -366,6 +389,7 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
       ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))
       ->capture_default_str();
   add_memory_options(command, &options->memory);
+  add_force_option(command, &options->force);
   command
       .add_option_function<std::string>(
           "--prefetch",
@@ -377,6 +401,11 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
           "next-layer (in steps of up to 16 rows); off unless given")
       ->check(CLI::IsMember({"off", "next-layer"}))
       ->type_name("off|next-layer");
+}
+
+void add_force_option(CLI::App& command, bool* force) {
+  command.add_flag("--force", *force,
+                   "Load even if this machine's memory does not seem to suffice");
 }
 
 void add_cold_start_option(CLI::App& command, bool* cold) {

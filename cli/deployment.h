@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 #include "base/clock.h"
 #include "base/thread_team.h"
 #include "cli/child_nodes.h"
+#include "cli/memory_check.h"
 #include "cli/memory_options.h"
 #include "cli/numerics.h"
 #include "coordinator/cluster/cluster.h"
@@ -43,6 +45,8 @@ struct TileStorePlan {
   MemoryOptions memory;
   uint64_t reserved_bytes = 0;  // of the budget, for what is not tiles
   int num_threads = 1;          // that read a checkpoint
+  // TileStoreOptions::admit; may be empty.
+  std::function<void(uint64_t ram_bytes)> admit;
 };
 
 // A checkpoint or an expert pack opened and matched with its model; what coordinator and node both
@@ -82,11 +86,16 @@ struct DeploymentOptions {
   MemoryOptions memory;                              // of each node
   coordinator::Prefetch prefetch = coordinator::Prefetch::kOff;
   bool progress = true;                         // draw a progress bar
+  bool force = false;                           // load without asking whether there is memory
+  CacheOption cache_option;                     // how the user gives cache_tokens
   std::string node_program = "/proc/self/exe";  // what child nodes are started with
 };
 
 // Describes those options to the parser; *options is borrowed for the life of the program.
 void add_deployment_options(CLI::App& command, DeploymentOptions* options);
+
+// --force into *force (borrowed likewise).
+void add_force_option(CLI::App& command, bool* force);
 
 // --cold-start of commands that wait_until_warm() unless it is given, into *cold.
 void add_cold_start_option(CLI::App& command, bool* cold);
@@ -94,8 +103,9 @@ void add_cold_start_option(CLI::App& command, bool* cold);
 // --transport auto|shm|tcp into *kind (borrowed likewise).
 void add_transport_option(CLI::App& command, transport::TransportKind* kind);
 
-// A model ready to run, with its nodes. Nodes may go on loading experts in the background; what is
-// asked for meanwhile and not there yet is read at once. The destructor ends child nodes.
+// A model ready to run, with its nodes, once it is known to fit into memory. Nodes may go on
+// loading experts in the background; what is asked for meanwhile and not there yet is read at once.
+// The destructor ends child nodes.
 class Deployment {
  public:
   // LoadError says in one line what prevents the start.
@@ -136,6 +146,7 @@ class Deployment {
   std::unique_ptr<ScopedThreadPin> pin_engine_thread() const { return team_.pin_caller(); }
 
  private:
+  void check_memory(const topology::Placement& placement) const;
   void start_local_node();
   void start_child_nodes(const topology::Placement& placement);
   void join_cluster(const topology::Placement& placement);

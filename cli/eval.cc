@@ -143,6 +143,7 @@ void eval(const EvalOptions& options) {
   const int64_t rows_open = options.deployment.chunk / options.row_length + 2;
   deployment_options.cache_tokens =
       rows_open * round_up(options.row_length, kernels::kAttentionBlock);
+  deployment_options.cache_option.advice = "a smaller --row-length or --chunk";
   Deployment deployment(deployment_options);
   if (!options.cold_start) deployment.wait_until_warm();
   const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();

@@ -39,6 +39,7 @@ struct NodeCommandOptions {
   topology::TeamRequest threads;
   std::vector<int> cpus;  // instead of a plan
   bool spin = false;
+  bool force = false;
 };
 
 bool is_loopback(std::string_view host) {
@@ -117,10 +118,19 @@ void serve(const NodeCommandOptions& options) {
   node_options.identity = model->identity(numerics);
   node_options.row_type = numerics.wire_row_type();
   node_options.rows_max = options.rows_max;
-  const std::unique_ptr<storage::TileStore> tiles = model->tiles(
-      numerics, {options.memory,
-                 expert_node::node_buffer_bytes(node_options, model->catalog, team.num_threads()),
-                 team.num_threads()});
+  MemoryNeed need;
+  need.buffers = expert_node::node_buffer_bytes(node_options, model->catalog, team.num_threads());
+  TileStorePlan plan{options.memory, need.buffers, team.num_threads(), {}};
+  need.buffers += kProgramBytes;
+  if (!options.force) {
+    plan.admit = [need](uint64_t ram_bytes) {
+      MemoryNeed with_tiles = need;
+      with_tiles.experts = ram_bytes;
+      refuse_shortage_of_node(with_tiles, topology::memory_bounds());
+    };
+  }
+  const std::unique_ptr<storage::TileStore> tiles = model->tiles(numerics, plan);
+  if (plan.admit && options.memory.ram_budget) plan.admit(tiles->ram_bytes({}));
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
   ucx.spin = options.spin;
@@ -184,6 +194,7 @@ void add_node_command(CLI::App& app, int* exit_code) {
                    "Most rows of one dispatch that this node takes; it reserves room for them")
       ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))
       ->capture_default_str();
+  add_force_option(*command, &options->force);
   command->add_flag("--spin", options->spin,
                     "Wait by spinning for a while: only if every thread has a core of its own");
   command->footer(

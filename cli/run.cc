@@ -99,6 +99,7 @@ void run(const RunOptions& options) {
   DeploymentOptions deployment_options = options.deployment;
   deployment_options.cache_tokens =
       std::min(prompt_tokens + options.max_tokens, config.max_position_embeddings);
+  deployment_options.cache_option.advice = "fewer --max-tokens";
   Deployment deployment(deployment_options);
   const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 

@@ -231,6 +231,7 @@ void serve(ServeOptions options) {
   if (!chat) log_info("the model has no chat template: /v1/chat/completions is not served");
   const int64_t tokens = cache_tokens(options, config);
   options.deployment.cache_tokens = tokens - kernels::kAttentionBlock;  // it adds a block
+  options.deployment.cache_option.bytes_option = "--kv-cache";
   coordinator::ApiOptions api_settings = api_options(options, config, tokens);
   SteadyClock clock;
   // Before the model is loaded: a port that is taken should not cost minutes, and /health answers.

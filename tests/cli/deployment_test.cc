@@ -202,6 +202,22 @@ TEST_F(PackDeployment, reads_to_registered_memory_with_the_same_bits) {
   }
 }
 
+TEST_F(PackDeployment, refuses_more_memory_than_there_is_unless_it_is_forced) {
+  const auto bound =
+      topology::tightest(topology::memory_bounds(), topology::MemoryBound::Of::kMachine);
+  ASSERT_TRUE(bound);
+  for (const int nodes : {0, 2}) {
+    DeploymentOptions large = options(nodes);
+    const auto model = LoadedModel::open(large.model_dir);
+    const uint64_t block = kv_cache_bytes(*model, model->settle({}), 0);
+    large.cache_tokens =
+        static_cast<int64_t>(bound->limit_bytes / block * 2) * kernels::kAttentionBlock;
+    EXPECT_THAT(start_error(large, [](DeploymentOptions&) {}),
+                AllOf(HasSubstr("not enough memory: "), HasSubstr(bound->name)));
+    EXPECT_EQ(start_error(large, [](DeploymentOptions& o) { o.force = true; }), "no error");
+  }
+}
+
 TEST_F(PackDeployment, refuses_a_budget_that_is_too_small_and_names_the_least) {
   const auto budget = [](uint64_t bytes) {
     return [bytes](DeploymentOptions& options) { options.memory.ram_budget = bytes; };
