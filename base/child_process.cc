@@ -17,6 +17,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/check.h"
 #include "base/log.h"
 
 extern char** environ;
@@ -82,7 +83,8 @@ struct Launch {
   std::vector<char*> envp;
   int stdin_fd = -1;   // -1: inherited
   int stdout_fd = -1;  // -1: inherited
-  int error_fd = -1;   // errno of a failed exec is written here; closed by a successful one
+  int inherited_fd = -1;
+  int error_fd = -1;  // errno of a failed exec is written here; closed by a successful one
   pid_t parent = 0;
   bool own_process_group = false;
 };
@@ -93,7 +95,7 @@ bool move_to(int from, int to) {
   return ::dup2(from, to) == to;
 }
 
-[[noreturn]] void become_child(const Launch& launch) {
+[[noreturn]] void become_child(Launch& launch) {
   const auto fail = [&] {
     const int error = errno;
     [[maybe_unused]] const ssize_t written = ::write(launch.error_fd, &error, sizeof error);
@@ -107,6 +109,13 @@ bool move_to(int from, int to) {
   if (launch.stdout_fd >= 0 && !move_to(launch.stdout_fd, STDOUT_FILENO)) fail();
   // Descriptors of libraries that don't ask for close-on-exec.
   ::syscall(SYS_close_range, 3u, ~0u, 1u << 2 /* CLOSE_RANGE_CLOEXEC */);
+  if (launch.inherited_fd >= 0) {
+    // The place may be taken, by the descriptor for errors, too: that one moves up first.
+    if (launch.error_fd == kInheritedFd) {
+      launch.error_fd = ::fcntl(launch.error_fd, F_DUPFD_CLOEXEC, kInheritedFd + 1);
+    }
+    if (!move_to(launch.inherited_fd, kInheritedFd)) fail();
+  }
   // Event loops block signals and ignore SIGPIPE; both would survive the exec.
   sigset_t none;
   ::sigemptyset(&none);
@@ -186,12 +195,14 @@ ChildProcess ChildProcess::start(const ChildOptions& options) {
   std::vector<std::string> arguments = options.argv;
   std::vector<std::string> variables = environment_with(options.env);
   Pipe errors, output;
-  int null_fd = options.inherit_stdin ? -1 : ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  CHECK(!options.pipe_stdout || !options.silent_stdout);
+  int null_fd = ::open("/dev/null", O_RDWR | O_CLOEXEC);
   Launch launch;
   launch.argv = pointers_to(arguments);
   launch.envp = pointers_to(variables);
-  launch.stdin_fd = null_fd;
-  launch.stdout_fd = options.pipe_stdout ? output.write_fd : -1;
+  launch.stdin_fd = options.inherit_stdin ? -1 : null_fd;
+  launch.stdout_fd = options.pipe_stdout ? output.write_fd : options.silent_stdout ? null_fd : -1;
+  launch.inherited_fd = options.inherited_fd;
   launch.error_fd = errors.write_fd;
   launch.parent = ::getpid();
   launch.own_process_group = options.own_process_group;

@@ -18,12 +18,16 @@ struct ChildOptions {
   std::string name;                                      // in errors and logs; argv[0] if empty
   bool inherit_stdin = false;                            // else /dev/null
   bool pipe_stdout = false;        // for read_line(); else inherited. stderr is always inherited
+  bool silent_stdout = false;      // to /dev/null instead
   bool own_process_group = false;  // Ctrl-C at the terminal is not for it
+  int inherited_fd = -1;           // borrowed: the child has it as kInheritedFd
 };
+inline constexpr int kInheritedFd = 3;
 
 // One child process. The kernel kills it when this process ends in whatever way, kill -9 included:
 // PR_SET_PDEATHSIG, and since that is tied to the *thread* that forked, all children are forked by
-// one thread that lives as long as the process. The child gets no descriptors but 0, 1 and 2.
+// one thread that lives as long as the process. The child gets no descriptors but 0, 1, 2 and the
+// one that the options name.
 //
 // The destructor asks (SIGTERM), waits for `kGrace` and then kills. Movable; one thread at a time.
 class ChildProcess {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -68,6 +69,18 @@ ChildOptions role(const std::string& name, bool pipe_stdout = true) {
               std::getchar(), variable ? variable : "-", ::sigismember(&blocked, SIGUSR2),
               pipe_action.sa_handler == SIG_IGN);
   std::exit(3);
+}
+
+// Says what it reads from the descriptor that it was given, and whether it has any other.
+[[noreturn]] void read_the_inherited_descriptor() {
+  char byte = 0;
+  const bool is_read = ::read(kInheritedFd, &byte, 1) == 1;
+  int num_open = 0;
+  for (int fd = kInheritedFd + 1; fd < 1024; ++fd) num_open += ::fcntl(fd, F_GETFD) >= 0;
+  const std::string answer =
+      is_read ? std::string(1, byte) + " and " + std::to_string(num_open) + " others" : "nothing";
+  [[maybe_unused]] auto written = ::write(kInheritedFd, answer.data(), answer.size());
+  std::exit(0);
 }
 
 // ---- the tests
@@ -194,9 +207,32 @@ TEST(ChildProcess, outlives_the_thread_that_started_it_and_ends_with_a_killed_pa
   if (end.error().code == ErrorCode::kTimeout) ::kill(grandchild, SIGKILL);
 }
 
+// Whatever its number is here, that of the pipes for errors and output included.
+TEST(ChildProcess, a_child_inherits_one_descriptor_if_it_is_told_to) {
+  std::vector<int> taken;
+  for (int i = 0; i < 8; ++i) {
+    int pair[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    ChildOptions options = role("read_the_inherited_descriptor", false);
+    options.silent_stdout = true;
+    options.inherited_fd = pair[1];
+    ChildProcess child = ChildProcess::start(options);
+    ::close(pair[1]);
+    ASSERT_EQ(::write(pair[0], "x", 1), 1);
+    char answer[64] = {};
+    EXPECT_GT(::read(pair[0], answer, sizeof answer - 1), 0);
+    EXPECT_STREQ(answer, "x and 0 others");
+    EXPECT_EQ(*child.wait(kPatience), "exit code 0");
+    ::close(pair[0]);
+    taken.push_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));  // the next pair has other numbers
+  }
+  for (const int fd : taken) ::close(fd);
+}
+
 }  // namespace
 
 int run_role(const std::string& name) {
+  if (name == "read_the_inherited_descriptor") read_the_inherited_descriptor();
   if (name == "hang") hang();
   if (name == "hang_and_ignore_sigterm") hang_and_ignore_sigterm();
   if (name == "be_in_the_middle") be_in_the_middle();
