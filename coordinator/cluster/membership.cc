@@ -1,0 +1,95 @@
+#include "coordinator/cluster/membership.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace atl::coordinator {
+
+void Member::joined(Clock::TimePoint now) {
+  if (state_ != State::kJoining) return;
+  state_ = State::kReady;
+  ++joins_;
+  silence_ = {};
+  heard_ = lost_ = false;
+  ready_since_ = last_tick_ = now;
+  why_.clear();
+}
+
+void Member::join_failed(Clock::TimePoint now, std::string why) {
+  if (state_ != State::kJoining) return;
+  why_ = std::move(why);
+  back_off(now);
+}
+
+void Member::heard() { heard_ = true; }
+
+void Member::lost(std::string why) {
+  if (lost_ || (state_ != State::kReady && state_ != State::kSuspect)) return;
+  lost_ = true;
+  why_ = std::move(why);
+}
+
+void Member::back_off(Clock::TimePoint now) {
+  const int doublings = std::min(std::max(failures_ - 1, 0), 20);
+  const auto pause =
+      failures_ == 0 ? std::chrono::milliseconds(0)
+                     : std::min(times_.backoff_max, times_.backoff_min * (int64_t{1} << doublings));
+  ++failures_;
+  retry_at_ = now + pause;
+  state_ = State::kBackingOff;
+}
+
+Member::Order Member::tick(Clock::TimePoint now) {
+  const auto passed = std::min<std::chrono::nanoseconds>(now - last_tick_, 2 * times_.heartbeat);
+  last_tick_ = now;
+  switch (state_) {
+    case State::kJoining:
+      return Order::kNone;
+    case State::kBackingOff:
+      if (now < retry_at_) return Order::kNone;
+      state_ = State::kJoining;
+      ++life_;
+      return Order::kJoin;
+    case State::kReady:
+    case State::kSuspect:
+      break;
+  }
+  silence_ = std::exchange(heard_, false) ? std::chrono::nanoseconds(0) : silence_ + passed;
+  if (silence_ >= times_.lost_after) {
+    lost(fmt::format("no heartbeat for {} ms", times_.lost_after.count()));
+  }
+  if (lost_) {
+    ++losses_;
+    if (now - ready_since_ >= times_.settled_after) failures_ = 0;
+    back_off(now);
+    return Order::kDrop;
+  }
+  const bool silent = silence_ >= times_.suspect_after;
+  if (state_ == State::kReady && silent) {
+    state_ = State::kSuspect;
+    return Order::kSuspect;
+  }
+  if (state_ == State::kSuspect && !silent) {
+    state_ = State::kReady;
+    return Order::kTrust;
+  }
+  return Order::kNone;
+}
+
+std::string_view to_string(Member::State state) {
+  switch (state) {
+    case Member::State::kJoining:
+      return "joining";
+    case Member::State::kReady:
+      return "ready";
+    case Member::State::kSuspect:
+      return "suspect";
+    case Member::State::kBackingOff:
+      return "backing off";
+  }
+  return "?";
+}
+
+}  // namespace atl::coordinator
