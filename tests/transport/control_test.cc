@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <condition_variable>
+#include <functional>
 #include <future>
 #include <map>
 #include <mutex>
@@ -316,6 +317,83 @@ TEST_F(ControlTest, a_node_that_does_not_answer_is_a_timeout) {
   expect_contains(state.error(), {address(), "100 ms"});
   hold.set_value();
   EXPECT_TRUE(client->stats(test_hello().session).has_value());
+}
+
+bool eventually(const std::function<bool()>& holds) {
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  while (!holds() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  return holds();
+}
+
+TEST_F(ControlTest, heartbeats_count_up_until_the_connection_breaks) {
+  auto client = dial();
+  EXPECT_EQ(client->pulse().heartbeats, 0u);
+  EXPECT_TRUE(client->pulse().connected);
+  client->send_heartbeats(1ms);
+  EXPECT_TRUE(eventually([&] { return client->pulse().heartbeats >= 5; }));
+  server.reset();
+  EXPECT_TRUE(eventually([&] { return !client->pulse().connected; }));
+}
+
+// The thread of control answers them: it must not wait for one that computes.
+TEST_F(ControlTest, heartbeats_stop_while_the_thread_of_control_hangs) {
+  std::promise<void> hold;
+  node.hold = hold.get_future().share();
+  auto client = dial(100ms);
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  client->send_heartbeats(1ms);
+  EXPECT_TRUE(eventually([&] { return client->pulse().heartbeats > 0; }));
+  ASSERT_FALSE(client->state(test_hello().session).has_value());
+  const uint64_t before = client->pulse().heartbeats;
+  std::this_thread::sleep_for(20ms);
+  EXPECT_LE(client->pulse().heartbeats, before + 1);
+  EXPECT_TRUE(client->pulse().connected);
+  hold.set_value();
+  EXPECT_TRUE(eventually([&] { return client->pulse().heartbeats > before + 1; }));
+}
+
+class ControlPairTest : public ControlTest {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    server = serve_control_over(fds[1], node);
+    auto connected = control_over(fds[0], "n1", kPatience);
+    ASSERT_TRUE(connected.has_value());
+    client = std::move(*connected);
+  }
+  bool node_is_stopped() {
+    std::lock_guard lock(node.mutex);
+    return node.is_stopped;
+  }
+
+  int fds[2] = {-1, -1};
+  std::unique_ptr<NodeClient> client;
+};
+
+TEST_F(ControlPairTest, a_session_over_a_pair_of_sockets) {
+  client->send_heartbeats(1ms);
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  EXPECT_TRUE(client->state(test_hello().session).has_value());
+  EXPECT_TRUE(eventually([&] { return client->pulse().heartbeats > 0; }));
+  EXPECT_FALSE(node_is_stopped());
+}
+
+TEST_F(ControlPairTest, the_node_ends_with_the_other_end) {
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  client.reset();
+  EXPECT_TRUE(eventually([&] { return node_is_stopped(); }));
+  server.reset();
+  EXPECT_TRUE(node.open.empty());
+}
+
+TEST_F(ControlPairTest, errors_name_the_node_and_its_end_is_noticed) {
+  ASSERT_TRUE(client->hello(test_hello()).has_value());
+  server.reset();
+  EXPECT_TRUE(eventually([&] { return !client->pulse().connected; }));
+  auto state = client->state(test_hello().session);
+  ASSERT_FALSE(state.has_value());
+  EXPECT_EQ(state.error().code, ErrorCode::kUnavailable);
+  expect_contains(state.error(), {"state of n1"});
 }
 
 TEST_F(ControlTest, bad_addresses_are_one_line) {

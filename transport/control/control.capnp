@@ -108,4 +108,5 @@ interface Node {
   stats @3 (session :UInt64) -> (error :Error, stats :Stats);
   closeSession @4 (session :UInt64) -> (error :Error);
   stop @5 () -> (error :Error);
+  ping @6 () -> ();    # a heartbeat: answered by the thread of control, however busy the node is
 }

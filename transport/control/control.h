@@ -1,4 +1,5 @@
-// Control RPC between coordinator and expert nodes: Cap'n Proto over TCP, schema in control.capnp.
+// Control RPC between coordinator and expert nodes: Cap'n Proto over TCP or, with child processes,
+// a pair of sockets; schema in control.capnp.
 //
 // The coordinator dials a node, says hello (protocol version, model, checkpoint and profile
 // fingerprint; a mismatch is refused with both values named), gives it a session key and the data
@@ -21,7 +22,7 @@ namespace atl::transport {
 
 // Raised with kWireVersion, too: only the handshake can refuse a peer of another data plane by
 // name.
-inline constexpr uint32_t kControlVersion = 3;
+inline constexpr uint32_t kControlVersion = 4;
 
 // Who serves what; compared field by field in the handshake.
 struct ModelIdentity {
@@ -105,8 +106,11 @@ class ControlServer {
   virtual uint16_t port() const = 0;
 };
 std::unique_ptr<ControlServer> serve_control(const std::string& listen, NodeControl& node);
+// Serves whoever holds the other end of this connected stream socket, and nobody else: a child and
+// its parent. When that connection ends the node is stopped. Owns fd; port() is 0.
+std::unique_ptr<ControlServer> serve_control_over(int fd, NodeControl& node);
 
-// The coordinator's side of one node. Blocking calls with a deadline; any thread, one at a time.
+// The coordinator's side of one node. Blocking calls with a deadline; any thread, several at once.
 // Errors: kUnavailable (not reachable, connection lost), kTimeout, kInvalid (refused: the node's
 // own words), all naming the node's address.
 class NodeClient {
@@ -118,10 +122,21 @@ class NodeClient {
   virtual Result<NodeStats> stats(SessionId session) = 0;
   virtual Status close_session(SessionId session) = 0;
   virtual Status stop() = 0;
+
+  // From here on the node is pinged, each time so long after its last answer; called once.
+  virtual void send_heartbeats(std::chrono::milliseconds every) = 0;
+  struct Pulse {
+    uint64_t heartbeats = 0;  // answered so far
+    bool connected = true;    // false: it is gone, and no call will be answered any more
+  };
+  virtual Pulse pulse() const = 0;  // doesn't block
 };
 // Connects to "host:port" within `timeout`, which is also the deadline of each later call. A
 // refused connection is kUnavailable at once: whether to try again is the caller's decision.
 Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address,
                                               std::chrono::milliseconds timeout);
+// The same over a connected stream socket, which it owns; `name` stands for the address in errors.
+Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,
+                                                 std::chrono::milliseconds timeout);
 
 }  // namespace atl::transport

@@ -3,6 +3,7 @@
 #include <capnp/rpc-twoparty.h>
 #include <fmt/core.h>
 
+#include <atomic>
 #include <optional>
 
 #include "transport/control/control.h"
@@ -52,8 +53,11 @@ class Client final : public NodeClient {
                      const std::function<void()>& ready) {
           timer_ = &io.provider->getTimer();
           network_ = &io.provider->getNetwork();
+          low_level_ = io.lowLevelProvider;
           ready();
           stopped.wait(io.waitScope);
+          heart_ = nullptr;
+          ending_ = nullptr;
           connection_.reset();
         }) {}
 
@@ -65,10 +69,13 @@ class Client final : public NodeClient {
           .then([](kj::Own<kj::NetworkAddress>&& address) {
             return address->connect().attach(kj::mv(address));
           })
-          .then([this](kj::Own<kj::AsyncIoStream>&& stream) -> Result<bool> {
-            connection_.emplace(kj::mv(stream));
-            return true;
-          });
+          .then([this](kj::Own<kj::AsyncIoStream>&& stream) { return take(kj::mv(stream)); });
+    }));
+  }
+
+  Status connect_over(int fd) {
+    return status_of(run<bool>("connect", [this, fd]() -> kj::Promise<Result<bool>> {
+      return take(low_level_->wrapSocketFd(fd, kj::LowLevelAsyncIoProvider::TAKE_OWNERSHIP));
     }));
   }
 
@@ -127,7 +134,37 @@ class Client final : public NodeClient {
         run<bool>("stop", [&] { return outcome_of(connection_->node.stopRequest().send()); }));
   }
 
+  void send_heartbeats(milliseconds every) override {
+    loop_.executor().executeSync([this, every] {
+      heart_ = beat(every.count() * kj::MILLISECONDS).eagerlyEvaluate([this](kj::Exception&&) {
+        connected_ = false;
+      });
+    });
+  }
+
+  Pulse pulse() const override { return {heartbeats_, connected_}; }
+
  private:
+  // The loop's thread.
+  Result<bool> take(kj::Own<kj::AsyncIoStream> stream) {
+    connection_.emplace(kj::mv(stream));
+    ending_ =
+        connection_->network.onDisconnect()
+            .then([this] { connected_ = false; }, [this](kj::Exception&&) { connected_ = false; })
+            .eagerlyEvaluate(nullptr);
+    return true;
+  }
+
+  kj::Promise<void> beat(kj::Duration every) {
+    return connection_->node.pingRequest()
+        .send()
+        .then([this, every](auto&&) {
+          ++heartbeats_;
+          return timer_->afterDelay(every);
+        })
+        .then([this, every] { return beat(every); });
+  }
+
   // For methods whose results hold an error or nothing.
   template <typename Response>
   static kj::Promise<Result<bool>> outcome_of(Response&& promise) {
@@ -164,10 +201,14 @@ class Client final : public NodeClient {
 
   const std::string address_;
   const milliseconds timeout_;
+  std::atomic<uint64_t> heartbeats_{0};
+  std::atomic<bool> connected_{true};
   // Below: set and used on the loop's thread.
   kj::Timer* timer_ = nullptr;
   kj::Network* network_ = nullptr;
+  kj::LowLevelAsyncIoProvider* low_level_ = nullptr;
   std::optional<Connection> connection_;
+  kj::Promise<void> heart_ = nullptr, ending_ = nullptr;
   ControlLoop loop_;
 };
 
@@ -176,6 +217,13 @@ class Client final : public NodeClient {
 Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, milliseconds timeout) {
   auto client = std::make_unique<Client>(address, timeout);
   if (const Status status = client->connect(); !status) return status.error();
+  return std::unique_ptr<NodeClient>(std::move(client));
+}
+
+Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,
+                                                 milliseconds timeout) {
+  auto client = std::make_unique<Client>(name, timeout);
+  if (const Status status = client->connect_over(fd); !status) return status.error();
   return std::unique_ptr<NodeClient>(std::move(client));
 }
 

@@ -106,6 +106,8 @@ class NodeServer final : public schema::Node::Server {
     return kj::READY_NOW;
   }
 
+  kj::Promise<void> ping(PingContext) override { return kj::READY_NOW; }
+
   kj::Promise<void> stop(StopContext context) override {
     if (own_.empty())
       write_error(context.getResults().initError(),
@@ -235,6 +237,35 @@ class Server final : public ControlServer {
   ControlLoop loop_;
 };
 
+// One connection, whose end is the node's, too.
+class PairServer final : public ControlServer {
+ public:
+  PairServer(int fd, NodeControl& node)
+      : loop_([fd, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
+                          const std::function<void()>& ready) {
+          Shared shared{node, {}, 0};
+          std::optional<Connection> connection;
+          connection.emplace(shared, io.lowLevelProvider->wrapSocketFd(
+                                         fd, kj::LowLevelAsyncIoProvider::TAKE_OWNERSHIP));
+          ready();
+          auto ended = connection->network.onDisconnect().then(
+              [] {}, [](kj::Exception&& e) { log_debug("control: {}", e.getDescription().cStr()); });
+          auto stop_node = ended.then([&]() -> kj::Promise<void> {
+            log_debug("control: the coordinator has gone: this node ends");
+            node.stop();
+            return kj::NEVER_DONE;
+          });
+          stopped.exclusiveJoin(kj::mv(stop_node)).wait(io.waitScope);
+        }) {}
+
+  ~PairServer() noexcept override = default;
+
+  uint16_t port() const override { return 0; }
+
+ private:
+  ControlLoop loop_;
+};
+
 }  // namespace
 
 std::unique_ptr<ControlServer> serve_control(const std::string& listen, NodeControl& node) {
@@ -243,6 +274,17 @@ std::unique_ptr<ControlServer> serve_control(const std::string& listen, NodeCont
   } catch (const std::exception& e) {
     throw LoadError(
         fmt::format("cannot listen on {}: {}; choose another address or port", listen, e.what()));
+  }
+}
+
+std::unique_ptr<ControlServer> serve_control_over(int fd, NodeControl& node) {
+  try {
+    return std::make_unique<PairServer>(fd, node);
+  } catch (const std::exception& e) {
+    throw LoadError(
+        fmt::format("cannot be controlled over descriptor {}: {}; expected a connected "
+                    "stream socket",
+                    fd, e.what()));
   }
 }
 
