@@ -10,42 +10,19 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "cli/node_arguments.h"
 #include "cli/progress_bar.h"
 #include "cli/thread_options.h"
+#include "coordinator/cluster/child_nodes.h"
+#include "coordinator/cluster/local_node.h"
 #include "topology/machine.h"
 
 namespace atl::cli {
 namespace {
 
-constexpr auto kDialTimeout = std::chrono::seconds(20);
 constexpr auto kLoadPollInterval = std::chrono::milliseconds(20);
 constexpr auto kBarAfter = std::chrono::milliseconds(500);  // a shorter wait is not worth a line
 constexpr auto kWarmPatience = std::chrono::minutes(1);
-
-// A node in this process answers control calls directly.
-class LocalNodeClient final : public transport::NodeClient {
- public:
-  explicit LocalNodeClient(transport::NodeControl& node) : node_(node) {}
-  Result<transport::HelloReply> hello(const transport::Hello& hello) override {
-    return node_.hello(hello);
-  }
-  Status apply_plan(SessionId session, const transport::Plan& plan) override {
-    return node_.apply_plan(session, plan);
-  }
-  Result<transport::NodeState> state(SessionId session) override { return node_.state(session); }
-  Result<transport::NodeStats> stats(SessionId session) override { return node_.stats(session); }
-  Status close_session(SessionId session) override {
-    node_.close_session(session);
-    return {};
-  }
-  Status stop() override {
-    node_.stop();
-    return {};
-  }
-
- private:
-  transport::NodeControl& node_;
-};
 
 SessionId random_session() {
   std::random_device random;
@@ -73,7 +50,7 @@ topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
       topology::plan_shared(topology::this_machine(), options.nodes, request);
   log_debug("coordinator: {}", topology::describe(plan.coordinator));
   for (size_t n = 0; n < plan.nodes.size(); ++n) {
-    log_debug("node {}: {}", ChildNodes::name(static_cast<int>(n)),
+    log_debug("node {}: {}", coordinator::ChildNodes::name_of(static_cast<int>(n)),
               topology::describe(plan.nodes[n]));
   }
   return plan;
@@ -170,14 +147,10 @@ Deployment::Deployment(const DeploymentOptions& options)
   const topology::Placement placement =
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
   if (!options_.force) check_memory(placement);
-  if (options_.nodes == 0) {
-    start_local_node();
-  } else {
-    start_child_nodes(placement);
-  }
-  join_cluster(placement);
+  join_cluster(placement, options_.nodes == 0 ? local_node() : child_nodes());
   load_weights();
   wait_for_nodes("loading experts", &coordinator::Cluster::LoadState::ready);
+  cluster_->watch();
   coordinator::EngineOptions engine_options;
   engine_options.cache_type = numerics_.cache;
   engine_options.rows_max = options_.chunk;
@@ -213,7 +186,8 @@ void Deployment::check_memory(const topology::Placement& placement) const {
   if (shortage) throw LoadError(*shortage);
 }
 
-void Deployment::start_local_node() {
+// The coordinator's end of the transport, and the node at the other.
+std::unique_ptr<coordinator::NodeSource> Deployment::local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
   transport_ = std::move(pair.near_end);
   local_end_ = std::move(pair.far_end);
@@ -230,36 +204,34 @@ void Deployment::start_local_node() {
   local_node_ =
       std::make_unique<expert_node::ExpertNode>(node_options, team_, *local_tiles_, *local_end_);
   transport::set_in_process_pump(*transport_, [this] { local_node_->serve_some(); });
-  cluster_nodes_.push_back({"local", std::make_unique<LocalNodeClient>(*local_node_)});
+  return std::make_unique<coordinator::LocalNode>("local", *local_node_);
 }
 
-void Deployment::start_child_nodes(const topology::Placement& placement) {
-  CHECK_EQ(threads_.nodes.size(), placement.tiles_of_node.size());
-  ChildNodeOptions child;
-  child.model_dir = options_.model_dir;
-  child.program = options_.node_program;
-  child.threads = threads_.nodes;
-  child.transport = options_.transport;
-  child.numerics = numerics_;
-  child.memory = options_.memory;
-  child.rows_max = options_.chunk;
-  // A waiting thread may spin only if all have a core of their own.
-  child.spin = threads_.cores_suffice;
-  children_ = std::make_unique<ChildNodes>(child);
-
+std::unique_ptr<coordinator::NodeSource> Deployment::child_nodes() {
   transport::UcxOptions ucx;
   ucx.kind = options_.transport;
-  ucx.spin = child.spin;
+  ucx.spin = threads_.cores_suffice;  // a waiting thread may only if all have a core of their own
   transport_ = transport::make_ucx_transport(ucx);
-  for (int node = 0; node < placement.num_nodes(); ++node) {
-    auto client = transport::dial_node(children_->addresses()[node], kDialTimeout);
-    if (!client)
-      throw LoadError("expert node " + ChildNodes::name(node) + ": " + client.error().message);
-    cluster_nodes_.push_back({ChildNodes::name(node), std::move(*client)});
+
+  coordinator::ChildNodesOptions children;
+  children.program = options_.node_program;
+  for (size_t n = 0; n < threads_.nodes.size(); ++n) {
+    NodeArguments node;
+    node.model_dir = options_.model_dir;
+    node.name = coordinator::ChildNodes::name_of(static_cast<int>(n));
+    node.threads = threads_.nodes[n];
+    node.spin = ucx.spin;
+    node.transport = ucx.kind;
+    node.numerics = numerics_;
+    node.memory = options_.memory.of_node(node.name);
+    node.rows_max = options_.chunk;
+    children.arguments.push_back(arguments_of_node(node));
   }
+  return std::make_unique<coordinator::ChildNodes>(std::move(children));
 }
 
-void Deployment::join_cluster(const topology::Placement& placement) {
+void Deployment::join_cluster(const topology::Placement& placement,
+                              std::unique_ptr<coordinator::NodeSource> nodes) {
   const model::ModelConfig& config = model_->config;
   coordinator::ClusterOptions cluster;
   cluster.identity = model_->identity(numerics_);
@@ -272,14 +244,14 @@ void Deployment::join_cluster(const topology::Placement& placement) {
   cluster.limits.num_tiles =
       static_cast<uint32_t>(kernels::num_tiles(config.moe_intermediate_size));
   cluster.limits.row_type = numerics_.wire_row_type();
-  cluster_ = std::make_unique<coordinator::Cluster>(*transport_, cluster, placement,
-                                                    std::move(cluster_nodes_));
+  cluster_ = std::make_unique<coordinator::Cluster>(*transport_, clock_, cluster, placement,
+                                                    std::move(nodes));
   coordinator::DispatcherOptions dispatch;
   dispatch.session = cluster.session;
   dispatch.epoch = placement.epoch;
   dispatch.limits = cluster.limits;
   dispatcher_ = std::make_unique<coordinator::Dispatcher>(*transport_, team_, clock_, dispatch,
-                                                          cluster_->links());
+                                                          cluster_->links(), cluster_.get());
 }
 
 // The coordinator's own weights, while the nodes load their tiles.

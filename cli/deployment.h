@@ -12,12 +12,12 @@
 #include "base/affinity.h"
 #include "base/clock.h"
 #include "base/thread_team.h"
-#include "cli/child_nodes.h"
 #include "cli/memory_check.h"
 #include "cli/memory_options.h"
 #include "cli/numerics.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/dispatcher.h"
+#include "coordinator/cluster/node_source.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/engine/weights.h"
 #include "expert_node/serve.h"
@@ -135,9 +135,7 @@ class Deployment {
     coordinator::NodeTraffic traffic;
   };
   std::vector<NodeReport> node_reports();
-  std::vector<pid_t> child_pids() const {
-    return children_ ? children_->pids() : std::vector<pid_t>{};
-  }
+  std::vector<pid_t> child_pids() const { return cluster_->source().pids(); }
   double load_seconds() const { return load_seconds_; }  // until all were ready
   // Where the coordinator's threads run (and the experts' with nodes == 0).
   const topology::TeamPlan& threads() const { return threads_.coordinator; }
@@ -147,9 +145,10 @@ class Deployment {
 
  private:
   void check_memory(const topology::Placement& placement) const;
-  void start_local_node();
-  void start_child_nodes(const topology::Placement& placement);
-  void join_cluster(const topology::Placement& placement);
+  std::unique_ptr<coordinator::NodeSource> local_node();
+  std::unique_ptr<coordinator::NodeSource> child_nodes();
+  void join_cluster(const topology::Placement& placement,
+                    std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
   void wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done);
 
@@ -165,10 +164,7 @@ class Deployment {
   std::unique_ptr<transport::Transport> local_end_;
   std::unique_ptr<storage::TileStore> local_tiles_;
   std::unique_ptr<expert_node::ExpertNode> local_node_;
-  // nodes > 0:
-  std::unique_ptr<ChildNodes> children_;
 
-  std::vector<coordinator::ClusterNode> cluster_nodes_;
   std::unique_ptr<coordinator::Cluster> cluster_;
   std::unique_ptr<coordinator::Dispatcher> dispatcher_;
   std::optional<coordinator::Weights> weights_;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <charconv>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +33,7 @@ struct NodeCommandOptions {
   std::filesystem::path model_dir;
   std::string name = "n0";
   std::string listen = "127.0.0.1:0";
+  std::optional<int> control_fd;  // instead
   transport::TransportKind transport = transport::TransportKind::kAuto;
   NumericsProfile numerics;
   MemoryOptions memory;
@@ -146,9 +148,12 @@ void serve(const NodeCommandOptions& options) {
 
   expert_node::ExpertNode node(node_options, team, *tiles, *transport);
   const std::unique_ptr<transport::ControlServer> control =
-      transport::serve_control(options.listen, node);
-  const std::string host = options.listen.substr(0, options.listen.rfind(':'));
-  write_stdout(fmt::format("listening {}:{}\n", host, control->port()));
+      options.control_fd ? transport::serve_control_over(*options.control_fd, node)
+                         : transport::serve_control(options.listen, node);
+  if (!options.control_fd) {
+    const std::string host = options.listen.substr(0, options.listen.rfind(':'));
+    write_stdout(fmt::format("listening {}:{}\n", host, control->port()));
+  }
   signals.watch([&node] { node.stop(); });
   const std::unique_ptr<ScopedThreadPin> pin = team.pin_caller();  // all other threads are there
   node.serve_until_stopped();
@@ -172,6 +177,13 @@ void add_node_command(CLI::App& app, int* exit_code) {
                    "Address of the control port, HOST:PORT; port 0: any free one, told on stdout")
       ->check(check_listen)
       ->capture_default_str();
+  command
+      ->add_option("--control-fd", options->control_fd,
+                   "Inherited descriptor of a connected socket to be controlled over, instead of a "
+                   "port; the node ends with that connection")
+      ->check(CLI::Range(3, 1 << 20))
+      ->type_name("N")
+      ->excludes("--listen");
   add_transport_option(*command, &options->transport);
   add_numerics_options(*command, &options->numerics);
   add_threads_option(*command, "Compute threads", &options->threads.num_threads);

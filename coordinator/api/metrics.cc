@@ -133,6 +133,10 @@ void add_step_parts(const ClusterSnapshot& cluster, Families& to) {
 void add_node(const ClusterSnapshot::Node& node, Families& to) {
   const Labels labels = {{"node", node.name}};
   to.gauge("atoll_node_up", "1 if the node answers", node.alive ? 1 : 0, labels);
+  to.counter("atoll_node_losses_total", "Times that the node died or hung", number(node.losses),
+             labels);
+  to.counter("atoll_node_restarts_total", "Times that the node was brought back",
+             number(node.restarts), labels);
   to.gauge("atoll_node_tiles", "Tiles of each expert that the node owns", node.num_tiles, labels);
   to.counter("atoll_node_dispatches_total", "Dispatches sent to the node",
              number(node.traffic.dispatches), labels);

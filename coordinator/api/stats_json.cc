@@ -21,7 +21,10 @@ Json node_json(const ClusterSnapshot::Node& node) {
   const ExpertCacheStats& cache = node.stats.cache;
   return {{"name", node.name},
           {"alive", node.alive},
+          {"state", node.state},
           {"lost_because", node.lost_because},
+          {"losses", node.losses},
+          {"restarts", node.restarts},
           {"tiles", node.num_tiles},
           {"threads", node.num_threads},
           {"rows", node.traffic.rows},

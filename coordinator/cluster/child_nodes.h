@@ -3,48 +3,42 @@
 
 #include <sys/types.h>
 
-#include <filesystem>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
-#include "cli/memory_options.h"
-#include "cli/numerics.h"
-#include "topology/thread_plan.h"
-#include "transport/data/transport.h"
+#include "base/child_process.h"
+#include "coordinator/cluster/node_source.h"
 
-namespace atl::cli {
+namespace atl::coordinator {
 
-struct ChildNodeOptions {
-  std::filesystem::path model_dir;
-  std::string program = "/proc/self/exe";   // the atoll executable
-  std::vector<topology::TeamPlan> threads;  // of each node
-  bool spin = false;
-  transport::TransportKind transport = transport::TransportKind::kAuto;
-  NumericsProfile numerics;
-  MemoryOptions memory;  // of_node() of each
-  int64_t rows_max = 512;
+struct ChildNodesOptions {
+  std::string program = "/proc/self/exe";           // the atoll executable
+  std::vector<std::vector<std::string>> arguments;  // [node] after the program
 };
 
-// Starts `atoll node` once for each team of threads (this very executable), named n0.. and
-// listening on loopback ports of their choice. They end with this process, however it ends.
-class ChildNodes {
+// Each is started with its end of a pair of sockets as descriptor 3, over which it is controlled:
+// it listens nowhere, and nobody else can speak to it. They are named n0.. and end with this
+// process, however it ends.
+class ChildNodes final : public NodeSource {
  public:
-  // LoadError if one doesn't say within a minute that it is ready.
-  explicit ChildNodes(const ChildNodeOptions& options);
-  ~ChildNodes();
+  explicit ChildNodes(ChildNodesOptions options);
 
-  // "host:port" of each node's control server.
-  const std::vector<std::string>& addresses() const { return addresses_; }
-  std::vector<pid_t> pids() const;  // for tests that end a node
-  static std::string name(int node) { return "n" + std::to_string(node); }
+  static std::string name_of(int node) { return "n" + std::to_string(node); }
+
+  int num_nodes() const override { return static_cast<int>(options_.arguments.size()); }
+  std::string name(int node) const override { return name_of(node); }
+  Result<std::unique_ptr<transport::NodeClient>> open(int node) override;
+  std::string end(int node) override;
+  bool reopens() const override { return true; }
+  std::vector<pid_t> pids() const override;
 
  private:
-  struct Children;
-  std::unique_ptr<Children> children_;
-  std::vector<std::string> addresses_;
+  const ChildNodesOptions options_;
+  const std::string program_;  // resolved
+  mutable std::mutex mutex_;
+  std::vector<ChildProcess> processes_;  // [node]
 };
 
-std::string_view to_string(transport::TransportKind kind);
-
-}  // namespace atl::cli
+}  // namespace atl::coordinator

@@ -44,8 +44,22 @@ void ClusterMonitor::after_step() {
 }
 
 ClusterSnapshot ClusterMonitor::snapshot() const {
-  const std::lock_guard lock(mutex_);
-  return snapshot_;
+  ClusterSnapshot snapshot;
+  {
+    const std::lock_guard lock(mutex_);
+    snapshot = snapshot_;
+  }
+  const std::vector<Cluster::NodeStatus> status = cluster_.status();
+  for (size_t n = 0; n < snapshot.nodes.size(); ++n) {
+    ClusterSnapshot::Node& node = snapshot.nodes[n];
+    node.alive =
+        status[n].state == Member::State::kReady || status[n].state == Member::State::kSuspect;
+    node.state = to_string(status[n].state);
+    node.lost_because = status[n].lost_because;
+    node.losses = status[n].losses;
+    node.restarts = status[n].restarts;
+  }
+  return snapshot;
 }
 
 // What the engine's thread counts.
@@ -58,8 +72,6 @@ void ClusterMonitor::copy() {
   for (size_t n = 0; n < snapshot_.nodes.size(); ++n) {
     ClusterSnapshot::Node& node = snapshot_.nodes[n];
     node.name = dispatcher_.nodes()[n].name;
-    node.alive = dispatcher_.alive(n);
-    node.lost_because = dispatcher_.last_loss(n);
     node.num_tiles = dispatcher_.placement().num_tiles(n);
     node.traffic = dispatcher_.traffic()[n];
   }

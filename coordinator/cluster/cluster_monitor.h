@@ -13,8 +13,8 @@
 #include "base/clock.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/cluster_snapshot.h"
-#include "coordinator/engine/decode_step.h"
 #include "coordinator/cluster/dispatcher.h"
+#include "coordinator/engine/decode_step.h"
 #include "coordinator/engine/engine.h"
 
 namespace atl::coordinator {
@@ -24,8 +24,7 @@ struct ClusterMonitorOptions {
   std::chrono::milliseconds ask_every{2'000};  // the nodes, on a thread of its own
 };
 
-// The observer's calls and after_step(): the engine's thread. While this exists nobody else calls
-// the cluster.
+// The observer's calls and after_step(): the engine's thread.
 class ClusterMonitor final : public StepObserver {
  public:
   // All borrowed; they outlive this.

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/engine/decode_step.h"
 #include "coordinator/cluster/dispatcher.h"
+#include "coordinator/engine/decode_step.h"
 #include "transport/control/control.h"
 
 namespace atl::coordinator {
@@ -14,9 +14,12 @@ namespace atl::coordinator {
 struct ClusterSnapshot {
   struct Node {
     std::string name;
-    bool alive = true;
-    std::string lost_because;  // if it isn't
-    int num_tiles = 0;         // of each expert
+    bool alive = true;         // it is asked
+    std::string state;         // of its membership: "ready", "joining" and so on
+    std::string lost_because;  // the last time, until it is back
+    uint64_t losses = 0;
+    uint64_t restarts = 0;  // that brought it back
+    int num_tiles = 0;      // of each expert
     uint32_t num_threads = 0;
     NodeTraffic traffic;
     bool stats_known = false;  // the node told them, now or earlier

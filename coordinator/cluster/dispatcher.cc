@@ -181,6 +181,7 @@ Status Dispatcher::ask_for_the_rest() {
     while (shares_[s].missing > 0 && !shares_[s].asked) {
       Share& share = shares_[s];
       const std::optional<size_t> whom = whom_to_ask(share);
+      if (!whom && await_return()) continue;
       if (!whom) {
         return Error{ErrorCode::kUnavailable,
                      fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
@@ -196,6 +197,19 @@ Status Dispatcher::ask_for_the_rest() {
     }
   }
   return {};
+}
+
+// Waits until one of the nodes is back, if all are lost and that may be hoped for.
+bool Dispatcher::await_return() {
+  if (!watch_ || num_living() > 0 || !watch_->brings_back()) return false;
+  log_info("no node is left: waits up to {} ms for one to be back",
+           options_.return_patience.count());
+  const auto deadline = clock_.now() + options_.return_patience;
+  while (num_living() == 0 && clock_.now() < deadline) {
+    transport_.wait(kWaitStep);
+    take_news();
+  }
+  return num_living() > 0;
 }
 
 // Who holds the tiles, if it may be asked; else who holds least, one that is not suspect first.
@@ -307,13 +321,12 @@ void Dispatcher::drop_node(size_t node, const std::string& why) {
   }
 }
 
-// Found out here, so logged here.
 void Dispatcher::lose_node(size_t node, const std::string& why) {
   if (!alive(node)) return;
   drop_node(node, why);
+  if (watch_) return watch_->given_up(node, states_[node].life, why);
   log_warn("node {} lost at layer {}: {}; {} of {} nodes left", nodes_[node].name, layer_, why,
            num_living(), nodes_.size());
-  if (watch_) watch_->given_up(node, states_[node].life, why);
 }
 
 // What it owes is asked from somebody whom nobody suspects, if there is one.
@@ -334,7 +347,6 @@ void Dispatcher::join_node(const NodeNews& news) {
   auto peer = transport_.connect(news.data_address, nodes_[news.node].name);
   if (!peer) {
     state.last_loss = peer.error().message;
-    log_warn("node {}: {}", nodes_[news.node].name, state.last_loss);
     return watch_->given_up(news.node, news.life, state.last_loss);
   }
   nodes_[news.node].peer = *peer;

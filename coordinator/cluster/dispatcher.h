@@ -4,8 +4,9 @@
 // tiles; combine() waits until every tile of every row has answered and adds the integers. Any
 // order of arrival gives the same bits. A node that is lost, refuses or makes no progress within
 // the deadline has its part asked again from another living node (a node computes any tile that it
-// can reach); only when none is left does combine() fail. Who refused because of a tile lives on.
-// A node that was lost and joins again has its tiles back from the next dispatch on.
+// can reach); only when none is left, or comes back soon, does combine() fail. Who refused because
+// of a tile lives on. A node that was lost and joins again has its tiles back from the next
+// dispatch on.
 //
 // One thread uses a Dispatcher: the one that owns the Transport.
 #pragma once
@@ -44,6 +45,8 @@ struct DispatcherOptions {
   // tiles of others, which it reads from disk first, and while it isn't known what is usual.
   std::chrono::milliseconds progress_deadline_min{1200};
   std::chrono::milliseconds progress_deadline{60000};
+  // How long a dispatch waits for the first one to be back when every node was lost.
+  std::chrono::milliseconds return_patience{5000};
 };
 inline constexpr int kUsualTimes = 8;
 
@@ -125,6 +128,7 @@ class Dispatcher {
   Status ask(Share& share);
   Status ask_for_the_rest();
   std::optional<size_t> whom_to_ask(const Share& share) const;
+  bool await_return();
   void handle(transport::Event event);
   void take_refusal(Share& share, const Error& error);
   void take_partial(Share& share, const transport::Partial& partial);

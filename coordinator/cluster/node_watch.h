@@ -30,8 +30,11 @@ class NodeWatch {
   virtual ~NodeWatch() = default;
   // What happened since the last call, in order.
   virtual std::vector<NodeNews> take_news() = 0;
-  // The dispatcher gave this life of a node up: it is not asked again before a kJoined.
+  // The dispatcher gave this life of a node up: it is not asked again before a kJoined. Whoever
+  // watches logs it, once for each loss.
   virtual void given_up(size_t node, uint64_t life, const std::string& why) = 0;
+  // Whether a lost node may be expected to join again.
+  virtual bool brings_back() const = 0;
 };
 
 }  // namespace atl::coordinator

@@ -268,6 +268,11 @@ TEST_F(PackDeployment, refuses_a_usage_file_of_another_model) {
               HasSubstr("usage-of-another"));
 }
 
+TEST_F(PackDeployment, names_a_child_node_that_ends_at_once_and_how_it_ended) {
+  EXPECT_THAT(start_error(options(2), [](DeploymentOptions& o) { o.node_program = "/bin/false"; }),
+              HasSubstr("expert node n0: it did not start: exit code 1"));
+}
+
 TEST_F(PackDeployment, a_node_takes_sigterm_and_sigint_as_a_request_to_stop) {
   for (const int signal : {SIGTERM, SIGINT}) {
     ChildOptions child;

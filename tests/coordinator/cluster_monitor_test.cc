@@ -84,21 +84,30 @@ TEST(ClusterMonitor, counts_rows_of_experts_and_asks_the_nodes) {
   }
 }
 
-TEST(ClusterMonitor, tells_which_node_was_lost_and_why) {
+TEST(ClusterMonitor, tells_that_a_node_was_lost_and_is_back_with_its_tiles) {
   cli::Deployment deployment(options_for(2));
   ManualClock clock;
   ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(), deployment.cluster(), clock);
   ASSERT_EQ(::kill(deployment.child_pids()[1], SIGKILL), 0);
   Sequence sequence;
   ASSERT_TRUE(step(deployment.engine(), sequence, {0, 5, 9}, monitor));
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (monitor.snapshot().nodes[1].restarts == 0) {
+    ASSERT_LT(std::chrono::steady_clock::now(), give_up);
+    std::this_thread::yield();
+  }
+  ASSERT_TRUE(step(deployment.engine(), sequence, {7}, monitor));
   clock.advance(std::chrono::seconds(1));
   monitor.after_step();
   const ClusterSnapshot snapshot = monitor.snapshot();
   ASSERT_THAT(snapshot.nodes, SizeIs(2));
-  EXPECT_TRUE(snapshot.nodes[0].alive);
-  EXPECT_EQ(snapshot.nodes[0].num_tiles, 4);
-  EXPECT_FALSE(snapshot.nodes[1].alive);
-  EXPECT_FALSE(snapshot.nodes[1].lost_because.empty());
+  for (const ClusterSnapshot::Node& node : snapshot.nodes) {
+    EXPECT_TRUE(node.alive);
+    EXPECT_EQ(node.state, "ready");
+    EXPECT_EQ(node.num_tiles, 2);
+  }
+  EXPECT_EQ(snapshot.nodes[0].losses, 0u);
+  EXPECT_EQ(snapshot.nodes[1].losses, 1u);
   deployment.engine().release(sequence);
 }
 

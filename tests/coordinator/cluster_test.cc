@@ -1,8 +1,11 @@
-// The coordinator's view of nodes that load, by nodes that say what they are told to.
+// Nodes that load, die and are brought back, by nodes that say what they are told to.
 #include "coordinator/cluster/cluster.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <atomic>
+#include <functional>
 
 #include "topology/placement.h"
 
@@ -11,11 +14,12 @@ namespace {
 
 using transport::NodeState;
 using Phase = transport::NodeState::Phase;
+constexpr auto kPatience = std::chrono::seconds(60);
 
 // A transport to which every address is right.
 class NullTransport final : public transport::Transport {
  public:
-  std::vector<std::byte> address() const override { return {}; }
+  std::vector<std::byte> address() const override { return {std::byte{42}}; }
   Result<transport::PeerId> connect(std::span<const std::byte>, const std::string&) override {
     return transport::PeerId{1};
   }
@@ -26,35 +30,107 @@ class NullTransport final : public transport::Transport {
   }
   std::optional<transport::Event> poll() override { return std::nullopt; }
   void wait(std::chrono::microseconds) override {}
-  void wake() override {}
+  void wake() override { ++wakes; }
   std::string selected_links(transport::PeerId) const override { return "null"; }
+
+  std::atomic<int> wakes{0};
 };
 
-// Answers with a state that the test sets.
+// What the test says of a node, and what was done with it. Any thread.
+struct Script {
+  std::mutex mutex;
+  NodeState state;
+  std::optional<Error> hello_error;
+  int opened = 0, ended = 0, greeted = 0, planned = 0, stopped = 0;
+  transport::Plan plan;
+  std::atomic<bool> beats{true}, connected{true};
+  std::atomic<uint64_t> heartbeats{0};
+};
+
 class FakeClient final : public transport::NodeClient {
  public:
-  explicit FakeClient(const NodeState& state) : state_(state) {}
-  Result<transport::HelloReply> hello(const transport::Hello&) override {
-    return transport::HelloReply{};
+  explicit FakeClient(Script& script) : script_(script) {}
+  Result<transport::HelloReply> hello(const transport::Hello& hello) override {
+    const std::lock_guard lock(script_.mutex);
+    EXPECT_EQ(hello.data_address, std::vector<std::byte>{std::byte{42}});
+    if (script_.hello_error) return *script_.hello_error;
+    ++script_.greeted;
+    transport::HelloReply reply;
+    reply.data_address = {static_cast<std::byte>(script_.greeted)};
+    return reply;
   }
-  Status apply_plan(SessionId, const transport::Plan&) override { return {}; }
-  Result<NodeState> state(SessionId) override { return state_; }
+  Status apply_plan(SessionId, const transport::Plan& plan) override {
+    const std::lock_guard lock(script_.mutex);
+    script_.plan = plan;
+    ++script_.planned;
+    return {};
+  }
+  Result<NodeState> state(SessionId) override {
+    const std::lock_guard lock(script_.mutex);
+    return script_.state;
+  }
   Result<transport::NodeStats> stats(SessionId) override { return transport::NodeStats{}; }
   Status close_session(SessionId) override { return {}; }
-  Status stop() override { return {}; }
+  Status stop() override {
+    const std::lock_guard lock(script_.mutex);
+    ++script_.stopped;
+    return {};
+  }
+  void send_heartbeats(std::chrono::milliseconds) override {}
+  Pulse pulse() const override {
+    if (script_.beats) ++script_.heartbeats;
+    return {script_.heartbeats, script_.connected};
+  }
 
  private:
-  const NodeState& state_;
+  Script& script_;
+};
+
+class FakeSource final : public NodeSource {
+ public:
+  explicit FakeSource(std::vector<std::unique_ptr<Script>>& nodes) : nodes_(nodes) {}
+  int num_nodes() const override { return static_cast<int>(nodes_.size()); }
+  std::string name(int node) const override { return "n" + std::to_string(node); }
+  Result<std::unique_ptr<transport::NodeClient>> open(int node) override {
+    Script& script = *nodes_[static_cast<size_t>(node)];
+    const std::lock_guard lock(script.mutex);
+    ++script.opened;
+    script.connected = true;
+    return std::unique_ptr<transport::NodeClient>(std::make_unique<FakeClient>(script));
+  }
+  std::string end(int node) override {
+    Script& script = *nodes_[static_cast<size_t>(node)];
+    const std::lock_guard lock(script.mutex);
+    ++script.ended;
+    script.beats = true;  // a new life is well
+    return "exit code 3";
+  }
+  bool reopens() const override { return true; }
+
+ private:
+  std::vector<std::unique_ptr<Script>>& nodes_;
 };
 
 class ClusterTest : public testing::Test {
  protected:
   ClusterTest() {
-    std::vector<ClusterNode> nodes;
-    nodes.push_back({"n0", std::make_unique<FakeClient>(states_[0])});
-    nodes.push_back({"n1", std::make_unique<FakeClient>(states_[1])});
-    cluster_.emplace(transport_, ClusterOptions{}, topology::equal_placement(4, 2),
-                     std::move(nodes));
+    for (int n = 0; n < 2; ++n) nodes_.push_back(std::make_unique<Script>());
+  }
+  void open() {
+    ClusterOptions options;
+    options.times.heartbeat = std::chrono::milliseconds(5);
+    options.times.suspect_after = std::chrono::milliseconds(100);
+    options.times.lost_after = std::chrono::milliseconds(400);
+    options.times.backoff_min = std::chrono::milliseconds(1);
+    options.load_patience = std::chrono::milliseconds(200);
+    cluster_.emplace(transport_, clock_, options, topology::equal_placement(4, 2),
+                     std::make_unique<FakeSource>(nodes_));
+  }
+  void open_ready() {
+    set(0, state(Phase::kReady, 7, 7));
+    set(1, state(Phase::kReady, 7, 7));
+    open();
+    cluster_->watch();
   }
   static NodeState state(Phase phase, uint64_t loaded, uint64_t total) {
     NodeState state;
@@ -63,13 +139,38 @@ class ClusterTest : public testing::Test {
     state.bytes_total = total;
     return state;
   }
+  void set(size_t node, const NodeState& state) {
+    const std::lock_guard lock(nodes_[node]->mutex);
+    nodes_[node]->state = state;
+  }
+  // Takes news until they end with one of this kind.
+  std::vector<NodeNews> news_until(NodeNews::Kind kind) {
+    std::vector<NodeNews> all;
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (all.empty() || all.back().kind != kind) {
+      for (NodeNews& news : cluster_->take_news()) all.push_back(std::move(news));
+      if (std::chrono::steady_clock::now() > deadline) {
+        ADD_FAILURE() << "not in time";
+        break;
+      }
+      std::this_thread::yield();
+    }
+    return all;
+  }
+  bool eventually(const std::function<bool()>& holds) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (!holds() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    return holds();
+  }
 
+  const SteadyClock clock_;
   NullTransport transport_;
-  NodeState states_[2];
+  std::vector<std::unique_ptr<Script>> nodes_;
   std::optional<Cluster> cluster_;
 };
 
 TEST_F(ClusterTest, is_ready_when_every_node_is_and_warm_when_all_have_loaded_the_rest) {
+  open();
   const struct {
     NodeState n0, n1;
     bool ready, warm;
@@ -84,8 +185,8 @@ TEST_F(ClusterTest, is_ready_when_every_node_is_and_warm_when_all_have_loaded_th
       {state(Phase::kReady, 0, 0), state(Phase::kReady, 9, 9), true, true},  // owns no tiles
   };
   for (const auto& one : kCases) {
-    states_[0] = one.n0;
-    states_[1] = one.n1;
+    set(0, one.n0);
+    set(1, one.n1);
     const Cluster::LoadState sum = cluster_->load_state();
     EXPECT_EQ(sum.ready, one.ready) << &one - kCases;
     EXPECT_EQ(sum.warm, one.warm) << &one - kCases;
@@ -94,16 +195,139 @@ TEST_F(ClusterTest, is_ready_when_every_node_is_and_warm_when_all_have_loaded_th
   }
 }
 
-TEST_F(ClusterTest, a_node_that_fails_while_it_loads_in_the_background_is_named) {
-  states_[0] = state(Phase::kReady, 7, 7);
-  states_[1] = state(Phase::kFailed, 3, 9);
-  states_[1].error = "extent 5: truncated";
+TEST_F(ClusterTest, a_node_that_fails_while_it_loads_the_first_time_is_named) {
+  open();
+  set(0, state(Phase::kReady, 7, 7));
+  NodeState failed = state(Phase::kFailed, 3, 9);
+  failed.error = "extent 5: truncated";
+  set(1, failed);
   try {
     cluster_->load_state();
     FAIL() << "no error";
   } catch (const LoadError& error) {
     EXPECT_STREQ(error.what(), "expert node n1: extent 5: truncated");
   }
+}
+
+TEST_F(ClusterTest, a_node_that_cannot_be_greeted_the_first_time_is_named_with_its_end) {
+  nodes_[1]->hello_error = Error{ErrorCode::kUnavailable, "connection reset"};
+  try {
+    open();
+    FAIL() << "no error";
+  } catch (const LoadError& error) {
+    EXPECT_STREQ(error.what(), "expert node n1: it did not start: exit code 3");
+  }
+}
+
+TEST_F(ClusterTest, a_node_whose_connection_breaks_is_ended_and_brought_back_with_its_plan) {
+  open_ready();
+  const transport::Plan plan = nodes_[1]->plan;
+  nodes_[1]->connected = false;
+  const std::vector<NodeNews> news = news_until(NodeNews::Kind::kJoined);
+  ASSERT_FALSE(news.empty());
+  EXPECT_EQ(news.back().node, 1u);
+  EXPECT_EQ(news.back().life, 2u);
+  EXPECT_EQ(news.back().data_address, std::vector<std::byte>{std::byte{2}});  // of the second one
+  EXPECT_GT(transport_.wakes, 0);
+  const std::lock_guard lock(nodes_[1]->mutex);
+  EXPECT_EQ(nodes_[1]->ended, 1);
+  EXPECT_EQ(nodes_[1]->opened, 2);
+  EXPECT_EQ(nodes_[1]->planned, 2);
+  EXPECT_EQ(nodes_[1]->plan.tiles, plan.tiles);
+  EXPECT_EQ(nodes_[0]->opened, 1);
+  const Cluster::NodeStatus status = cluster_->status()[1];
+  EXPECT_EQ(status.state, Member::State::kReady);
+  EXPECT_EQ(status.losses, 1u);
+  EXPECT_EQ(status.restarts, 1u);
+}
+
+TEST_F(ClusterTest, a_node_without_heartbeats_is_suspect_then_ended_and_brought_back) {
+  open_ready();
+  nodes_[0]->beats = false;
+  EXPECT_EQ(news_until(NodeNews::Kind::kSuspect).back().node, 0u);
+  const std::vector<NodeNews> news = news_until(NodeNews::Kind::kJoined);
+  EXPECT_EQ(news.front().kind, NodeNews::Kind::kLost);
+  EXPECT_THAT(news.front().why, testing::HasSubstr("no heartbeat"));
+}
+
+TEST_F(ClusterTest, a_suspect_that_is_heard_again_keeps_its_life) {
+  open_ready();
+  nodes_[0]->beats = false;
+  news_until(NodeNews::Kind::kSuspect);
+  nodes_[0]->beats = true;
+  news_until(NodeNews::Kind::kTrusted);
+  EXPECT_EQ(nodes_[0]->opened, 1);
+}
+
+TEST_F(ClusterTest, what_the_dispatcher_gives_up_is_brought_back_once) {
+  open_ready();
+  cluster_->given_up(1, 1, "sent a bad frame");
+  EXPECT_EQ(news_until(NodeNews::Kind::kJoined).back().life, 2u);
+  cluster_->given_up(1, 1, "late word about its first life");
+  EXPECT_EQ(cluster_->status()[1].state, Member::State::kReady);
+  EXPECT_TRUE(cluster_->take_news().empty());
+}
+
+TEST_F(ClusterTest, tries_again_while_a_node_cannot_be_greeted_fails_or_reads_nothing) {
+  open_ready();
+  Script& node = *nodes_[1];
+  {
+    const std::lock_guard lock(node.mutex);
+    node.hello_error = Error{ErrorCode::kUnavailable, "reset"};
+  }
+  node.connected = false;
+  const auto tried = [&](int times) {
+    return eventually([&, before = [&] {
+      const std::lock_guard lock(node.mutex);
+      return node.opened;
+    }()] {
+      const std::lock_guard lock(node.mutex);
+      return node.opened >= before + times;
+    });
+  };
+  EXPECT_TRUE(tried(3));
+  EXPECT_FALSE(cluster_->status()[1].lost_because.empty());
+  {
+    const std::lock_guard lock(node.mutex);
+    node.hello_error.reset();
+    node.state = state(Phase::kFailed, 0, 0);
+  }
+  EXPECT_TRUE(tried(2));
+  set(1, state(Phase::kLoading, 3, 9));
+  EXPECT_TRUE(tried(2));
+  for (const NodeNews& news : cluster_->take_news()) EXPECT_NE(news.kind, NodeNews::Kind::kJoined);
+  set(1, state(Phase::kReady, 9, 9));
+  EXPECT_EQ(news_until(NodeNews::Kind::kJoined).back().node, 1u);
+}
+
+// An engine that has nothing to do takes no news: they must not pile up, and the last life counts.
+TEST_F(ClusterTest, news_that_nobody_took_are_replaced_by_later_ones) {
+  open_ready();
+  for (uint64_t losses = 1; losses <= 5; ++losses) {
+    nodes_[1]->connected = false;
+    ASSERT_TRUE(eventually([&] {
+      const Cluster::NodeStatus status = cluster_->status()[1];
+      return status.restarts == losses && status.state == Member::State::kReady;
+    }));
+  }
+  const std::vector<NodeNews> news = cluster_->take_news();
+  ASSERT_EQ(news.size(), 2u);
+  EXPECT_EQ(news[0].kind, NodeNews::Kind::kLost);
+  EXPECT_EQ(news[1].kind, NodeNews::Kind::kJoined);
+  EXPECT_EQ(news[1].life, 6u);
+}
+
+TEST_F(ClusterTest, closing_ends_what_is_being_brought_back) {
+  open_ready();
+  set(1, state(Phase::kLoading, 0, 9));
+  nodes_[1]->connected = false;
+  ASSERT_TRUE(eventually([&] {
+    const std::lock_guard lock(nodes_[1]->mutex);
+    return nodes_[1]->opened >= 2;
+  }));
+  cluster_->close(Cluster::Nodes::kStop);
+  EXPECT_EQ(nodes_[0]->stopped, 1);
+  EXPECT_EQ(nodes_[1]->stopped, 0);
 }
 
 }  // namespace

@@ -173,6 +173,7 @@ class ScriptedWatch final : public NodeWatch {
   void given_up(size_t node, uint64_t life, const std::string& why) override {
     losses.push_back({node, life, why});
   }
+  bool brings_back() const override { return brings_back_; }
   void add(NodeNews::Kind kind, size_t node) {
     NodeNews one;
     one.kind = kind;
@@ -190,6 +191,7 @@ class ScriptedWatch final : public NodeWatch {
     news.push_back(one);
   }
 
+  bool brings_back_ = false;
   std::vector<NodeNews> news;
   struct Loss {
     size_t node;
@@ -488,6 +490,36 @@ TEST_F(DispatcherTest, works_again_as_soon_as_one_node_is_back) {
   watch_.add_joined(0, 2, 10);
   ASSERT_TRUE(step());
   expect_exact();
+}
+
+TEST_F(DispatcherTest, waits_for_the_first_to_be_back_when_all_were_lost_in_the_middle) {
+  watch_.brings_back_ = true;
+  for (uint32_t node = 0; node < 3; ++node) {
+    transport_.scripts[node] = [](PeerId peer, const Dispatch& dispatch) {
+      std::vector<Event> events;
+      events.push_back(partial_event(peer, dispatch, 0, 1, 0, 16));  // counts once
+      events.push_back(lost_event(peer));
+      return events;
+    };
+  }
+  int waits = 0;
+  transport_.on_wait = [&] {
+    if (++waits == 20) watch_.add_joined(1, 2, 11);
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 1);
+}
+
+TEST_F(DispatcherTest, does_not_wait_for_ever_for_nodes_that_stay_away) {
+  watch_.brings_back_ = true;
+  transport_.unreachable = {0, 1, 2};
+  const auto start = clock_.now();
+  const auto failures = step();
+  ASSERT_FALSE(failures);
+  EXPECT_THAT(failures.error().message, testing::HasSubstr("no expert node is left"));
+  EXPECT_GE(clock_.now() - start, DispatcherOptions().return_patience);
+  EXPECT_LE(clock_.now() - start, DispatcherOptions().return_patience + std::chrono::seconds(1));
 }
 
 TEST_F(DispatcherTest, a_node_that_is_lost_and_joins_within_one_dispatch_is_asked_anew) {

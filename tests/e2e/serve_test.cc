@@ -158,17 +158,15 @@ TEST(Serve, gives_the_texts_of_run_one_by_one_and_together_on_any_layout) {
   EXPECT_THAT(fingerprints, ElementsAre(HasSubstr("wire bf16, kv bf16, experts fp8")));
 }
 
-TEST(Serve, a_node_that_dies_ends_no_request_and_changes_no_token) {
-  std::vector<std::string> expected;
-  for (const json& body : requests()) expected.push_back(text_of_run(body));
-  Server server({"--nodes", "3"});
-  const std::vector<pid_t> nodes = children_of(server.process().pid());
-  ASSERT_THAT(nodes, SizeIs(3));
+// Streams of the requests, four of each, which all have to end well with these texts. `act` is
+// called once, in the middle.
+void expect_texts_in_streams(const Server& server, const std::vector<std::string>& expected,
+                             const std::function<void()>& act) {
   auto client = server.client();
-  std::vector<std::string> texts(expected.size());
-  bool killed = false;
+  std::vector<std::string> texts(4 * expected.size());
+  size_t events = 0;
   for (size_t i = 0; i < texts.size(); ++i) {
-    json body = requests()[i];
+    json body = requests()[i % expected.size()];
     body["stream"] = true;
     client->start(
         completion(body),
@@ -177,18 +175,84 @@ TEST(Serve, a_node_that_dies_ends_no_request_and_changes_no_token) {
           const json event = json::parse(data);
           ASSERT_TRUE(event.contains("choices")) << event;
           for (const json& choice : event["choices"]) texts[i] += choice["text"];
-          if (!killed && i == 1) killed = ::kill(nodes[1], SIGKILL) == 0;
+          if (++events == 10 * texts.size()) act();
         },
         [&](Result<HttpAnswer> answer) { EXPECT_TRUE(answer && answer->status == 200); });
   }
   client->run();
-  EXPECT_TRUE(killed);
-  EXPECT_EQ(texts, expected);
-  const json stats = json::parse(server.ask({.path = "/stats"}).body);
-  int alive = 0;
-  for (const json& node : stats["nodes"]) alive += node["alive"].get<bool>();
-  EXPECT_EQ(alive, 2) << stats["nodes"];
+  EXPECT_GE(events, 10 * texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(texts[i], expected[i % expected.size()]);
+}
+
+// Until node n was brought back so often, n by n, and all are ready.
+json stats_after_restarts(const Server& server, const std::vector<int>& restarts) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (true) {
+    const json nodes = json::parse(server.ask({.path = "/stats"}).body)["nodes"];
+    bool done = nodes.size() == restarts.size();
+    for (size_t n = 0; done && n < nodes.size(); ++n) {
+      done = nodes[n]["restarts"] == restarts[n] && nodes[n]["state"] == "ready";
+    }
+    if (done) return nodes;
+    if (std::chrono::steady_clock::now() > deadline)
+      throw std::runtime_error("not in time: " + nodes.dump());
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+class ServeLoses : public testing::TestWithParam<int> {};
+
+TEST_P(ServeLoses, a_node_which_ends_no_request_changes_no_token_and_comes_back) {
+  std::vector<std::string> expected;
+  for (const json& body : requests()) expected.push_back(text_of_run(body));
+  Server server({"--nodes", "3"});
+  std::vector<pid_t> nodes = children_of(server.process().pid());
+  ASSERT_THAT(nodes, SizeIs(3));
+  std::sort(nodes.begin(), nodes.end());
+  expect_texts_in_streams(server, expected, [&] { ::kill(nodes[1], GetParam()); });
+  // Which of them it was depends on who was started first.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (true) {
+    const std::vector<pid_t> now = children_of(server.process().pid());
+    if (now.size() == 3 && std::find(now.begin(), now.end(), nodes[1]) == now.end()) break;
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "it was not ended";
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  int restarts = 0;
+  while (restarts == 0) {
+    restarts = 0;
+    const json all = json::parse(server.ask({.path = "/stats"}).body)["nodes"];
+    for (const json& node : all) restarts += node["restarts"].get<int>();
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << all;
+  }
+  EXPECT_EQ(restarts, 1);
+  expect_texts_in_streams(server, expected, [] {});
+  for (const json& node : json::parse(server.ask({.path = "/stats"}).body)["nodes"]) {
+    EXPECT_TRUE(node["alive"].get<bool>());
+    EXPECT_GE(node["tiles"], 1);  // its own again
+  }
   EXPECT_EQ(server.ask({.path = "/ready"}).status, 200);
+}
+
+INSTANTIATE_TEST_SUITE_P(Signals, ServeLoses, testing::Values(SIGKILL, SIGSTOP, SIGTERM),
+                         [](const auto& info) {
+                           return info.param == SIGKILL   ? "killed"
+                                  : info.param == SIGSTOP ? "stopped"
+                                                          : "ended";
+                         });
+
+TEST(Serve, all_nodes_may_die_at_once_and_again) {
+  std::vector<std::string> expected;
+  for (const json& body : requests()) expected.push_back(text_of_run(body));
+  Server server({"--nodes", "2"});
+  const auto kill_all = [&] {
+    for (const pid_t node : children_of(server.process().pid())) ::kill(node, SIGKILL);
+  };
+  expect_texts_in_streams(server, expected, kill_all);
+  stats_after_restarts(server, {1, 1});
+  kill_all();  // with nobody there to notice
+  stats_after_restarts(server, {2, 2});
+  expect_texts_in_streams(server, expected, [] {});
 }
 
 class ServeDrains : public testing::TestWithParam<int> {};
