@@ -31,6 +31,7 @@ namespace {
 
 using coordinator::Sequence;
 using coordinator::SequenceRows;
+using coordinator::Stage;
 using coordinator::StepTimes;
 using coordinator::WantLogits;
 using topology::MachineLimit;
@@ -83,33 +84,31 @@ enum PartId {
 };
 constexpr bool is_detail(size_t part) { return part >= kProjections && part <= kCore; }
 
-double counted_seconds(const StepTimes& t) {
-  return t.attention + t.router + t.dispatch + t.shared_experts + t.combine + t.dense_ffn + t.head +
-         t.prefetch;
-}
-
 // A part's name in the table and in JSON, and its time.
 struct Part {
   const char* name;
   const char* key;
   double (*seconds)(const Measured&);
 };
+template <Stage stage>
+double seconds_of(const Measured& m) {
+  return m.times[stage];
+}
 constexpr std::array<Part, kNumParts> kParts = {{
-    {"attention", "attention", [](const Measured& m) { return m.times.attention; }},
-    {"- projections", "projections",
-     [](const Measured& m) {
-       return m.times.attention - m.times.attention_core - m.times.attention_absorbed;
-     }},
-    {"- kv_b by head", "absorbed", [](const Measured& m) { return m.times.attention_absorbed; }},
-    {"- core", "core", [](const Measured& m) { return m.times.attention_core; }},
-    {"router", "router", [](const Measured& m) { return m.times.router; }},
-    {"hand-off", "dispatch", [](const Measured& m) { return m.times.dispatch; }},
-    {"shared", "shared_experts", [](const Measured& m) { return m.times.shared_experts; }},
-    {"experts", "combine", [](const Measured& m) { return m.times.combine; }},
-    {"dense", "dense_ffn", [](const Measured& m) { return m.times.dense_ffn; }},
-    {"head", "head", [](const Measured& m) { return m.times.head; }},
-    {"prefetch", "prefetch", [](const Measured& m) { return m.times.prefetch; }},
-    {"others", "others", [](const Measured& m) { return m.seconds - counted_seconds(m.times); }},
+    {"attention", "attention", [](const Measured& m) { return m.times.attention(); }},
+    {"- projections", "projections", seconds_of<Stage::kAttentionLinear>},
+    {"- kv_b by head", "absorbed", seconds_of<Stage::kAttentionAbsorbed>},
+    {"- core", "core", seconds_of<Stage::kAttentionCore>},
+    {"router", "router", seconds_of<Stage::kRouter>},
+    {"hand-off", "dispatch", seconds_of<Stage::kDispatch>},
+    {"shared", "shared_experts", seconds_of<Stage::kSharedExperts>},
+    {"experts", "combine", seconds_of<Stage::kCombine>},
+    {"dense", "dense_ffn", seconds_of<Stage::kDenseFfn>},
+    {"head", "head", seconds_of<Stage::kHead>},
+    {"prefetch", "prefetch", seconds_of<Stage::kPrefetch>},
+    // Norms and residuals, and what the engine does around the step.
+    {"others", "others",
+     [](const Measured& m) { return m.seconds - m.times.total() + m.times[Stage::kOther]; }},
 }};
 
 // Something to read and to compute.
@@ -209,20 +208,6 @@ struct EngineReport {
   double disk_bytes_per_second = 0;     // 0: no cold tier
   std::vector<EngineCase> cases;
 };
-
-StepTimes difference(const StepTimes& after, const StepTimes& before) {
-  StepTimes times = after;
-  for (double StepTimes::*seconds :
-       {&StepTimes::attention, &StepTimes::router, &StepTimes::dense_ffn, &StepTimes::dispatch,
-        &StepTimes::shared_experts, &StepTimes::combine, &StepTimes::head, &StepTimes::prefetch,
-        &StepTimes::attention_core, &StepTimes::attention_absorbed}) {
-    times.*seconds -= before.*seconds;
-  }
-  times.steps -= before.steps;
-  times.rows -= before.rows;
-  times.moe_layers -= before.moe_layers;
-  return times;
-}
 
 // The drives' own rate where nodes are to read from packs: what the user says, or the best of a few
 // short probes of the packs' files; 0 where nothing is to be read.
@@ -423,7 +408,7 @@ class EngineBench {
   static void add_cold(const Measured& measured, const MachineLimit& limit, double disk_rate,
                        EngineCase::Cold* cold) {
     const auto steps = static_cast<double>(measured.times.steps);
-    const double coordinator = measured.seconds - measured.times.combine;
+    const double coordinator = measured.seconds - measured.times[Stage::kCombine];
     const double bound = std::max(measured.disk_bytes / disk_rate,
                                   measured.resident_bytes / limit.read_bytes_per_second) +
                          coordinator;
@@ -458,7 +443,7 @@ class EngineBench {
     run();
     Measured measured;
     measured.seconds = seconds_between(start, deployment_.clock().now());
-    measured.times = difference(deployment_.engine().times(), times_before);
+    measured.times = deployment_.engine().times().since(times_before);
     const NodeTotals after = node_totals();
     if (after.tiles.size() != before.tiles.size()) throw LoadError("an expert node was lost");
     // Each expert is computed as all of its tiles, whoever owns them.

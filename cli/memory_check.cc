@@ -281,7 +281,7 @@ DeploymentNeed memory_need(const LoadedModel& model, const MemoryRequest& reques
       coordinator::Weights::held_bytes(model.config, model.tensors(), request.numerics.dense());
   coordinator.kv_cache = kv_cache_bytes(model, request.numerics, request.cache_tokens);
   coordinator.buffers =
-      coordinator::DecodeStep::buffer_bytes(model.config, {request.rows_max, request.prefetch}) +
+      coordinator::CpuCompute::buffer_bytes(model.config, request.rows_max) +
       exchange_bytes(model, request) +
       static_cast<uint64_t>(request.coordinator_threads) * kStagingWindowBytes + kProgramBytes;
   for (const std::vector<int>& tiles : request.placement.tiles_of_node) {

@@ -97,19 +97,21 @@ std::string run_json(const RunFigures& figures, const std::string& text,
 }
 
 void print_step_times(const coordinator::StepTimes& times) {
+  using coordinator::Stage;
   if (times.steps == 0) return;
   struct Part {
     const char* name;
     double seconds;
   };
-  const Part parts[] = {{"attention", times.attention},
-                        {"router", times.router},
-                        {"dispatch", times.dispatch},
-                        {"shared experts", times.shared_experts},
-                        {"combine (wait)", times.combine},
-                        {"dense FFN", times.dense_ffn},
-                        {"head", times.head},
-                        {"prefetch", times.prefetch}};
+  const Part parts[] = {{"attention", times.attention()},
+                        {"router", times[Stage::kRouter]},
+                        {"dispatch", times[Stage::kDispatch]},
+                        {"shared experts", times[Stage::kSharedExperts]},
+                        {"combine (wait)", times[Stage::kCombine]},
+                        {"dense FFN", times[Stage::kDenseFfn]},
+                        {"head", times[Stage::kHead]},
+                        {"prefetch", times[Stage::kPrefetch]},
+                        {"others", times[Stage::kOther]}};
   double sum = 0;
   for (const Part& part : parts) sum += part.seconds;
   fmt::print(stderr, "\n{} steps, {} rows; mean per step:\n", times.steps, times.rows);
@@ -120,9 +122,9 @@ void print_step_times(const coordinator::StepTimes& times) {
                sum > 0 ? 100 * part.seconds / sum : 0);
   }
   if (times.moe_layers) {
-    fmt::print(
-        stderr, "  dispatch and combine per MoE layer: {}\n",
-        format_duration((times.dispatch + times.combine) / static_cast<double>(times.moe_layers)));
+    fmt::print(stderr, "  dispatch and combine per MoE layer: {}\n",
+               format_duration((times[Stage::kDispatch] + times[Stage::kCombine]) /
+                               static_cast<double>(times.moe_layers)));
   }
 }
 

@@ -110,17 +110,15 @@ void add_generation(const GenerationStats& stats, Families& to) {
 
 void add_step_parts(const ClusterSnapshot& cluster, Families& to) {
   const StepTimes& times = cluster.times;
-  const std::pair<const char*, double> parts[] = {{"attention", times.attention},
-                                                  {"router", times.router},
-                                                  {"dense_ffn", times.dense_ffn},
-                                                  {"dispatch", times.dispatch},
-                                                  {"shared_experts", times.shared_experts},
-                                                  {"combine", times.combine},
-                                                  {"head", times.head},
-                                                  {"prefetch", times.prefetch}};
-  for (const auto& [part, seconds] : parts) {
+  const auto add = [&](const char* part, double seconds) {
     to.counter("atoll_step_part_seconds_total", "Time of the engine's steps by part", seconds,
                {{"part", part}});
+  };
+  add("attention", times.attention());
+  for (const Stage stage :
+       {Stage::kRouter, Stage::kDenseFfn, Stage::kDispatch, Stage::kSharedExperts, Stage::kCombine,
+        Stage::kHead, Stage::kPrefetch, Stage::kOther}) {
+    add(stage_name(stage), times[stage]);
   }
   to.counter("atoll_prefetch_hinted_experts_total", "Experts that nodes were told to expect",
              number(cluster.hints.hinted));

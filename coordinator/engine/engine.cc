@@ -17,7 +17,8 @@ Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatc
              kernels::LatentShape{config.kv_lora_rank, config.qk_rope_head_dim, options.cache_type},
              options.cache_blocks),
       prefixes_(cache_),
-      step_(config, weights, cache_, experts, team, clock, {options.rows_max, options.prefetch}) {}
+      compute_(config, weights, cache_, team, options.rows_max),
+      step_(config, weights, compute_, experts, clock, {options.rows_max, options.prefetch}) {}
 
 Status Engine::step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
                     std::span<std::optional<Error>> errors, StepObserver* observer) {

@@ -14,8 +14,9 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "base/thread_team.h"
-#include "coordinator/engine/decode_step.h"
 #include "coordinator/cluster/dispatcher.h"
+#include "coordinator/engine/cpu_compute.h"
+#include "coordinator/engine/decode_step.h"
 #include "coordinator/engine/kv_cache.h"
 #include "coordinator/engine/prefix_cache.h"
 #include "coordinator/engine/weights.h"
@@ -88,6 +89,8 @@ class Engine {
   const model::ModelConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   const StepTimes& times() const { return step_.times(); }
+  // Hears of every stage of the steps to come; null: nobody. Borrowed.
+  void set_stage_sink(StageSink* sink) { step_.set_stage_sink(sink); }
   const HintStats& hint_stats() const { return step_.hint_stats(); }
   const KvCache& cache() const { return cache_; }
   const PrefixCache& prefixes() const { return prefixes_; }
@@ -102,6 +105,7 @@ class Engine {
   Dispatcher* const experts_;
   KvCache cache_;
   PrefixCache prefixes_;
+  CpuCompute compute_;
   DecodeStep step_;
 };
 

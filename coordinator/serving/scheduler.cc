@@ -484,7 +484,7 @@ bool Scheduler::compute() {
   announce(stepped);
 
   const Clock::TimePoint start = clock_.now();
-  const double attention_before = engine_.times().attention_core;
+  const double attention_before = engine_.times()[Stage::kAttentionCore];
   std::vector<std::optional<Error>> errors(work.size());
   const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
   size_t num_logits = 0;
@@ -514,7 +514,7 @@ bool Scheduler::compute() {
   const Clock::TimePoint end = clock_.now();
   const double seconds = seconds_between(start, end);
   if (status) {
-    step_cost_.observe(size, seconds, engine_.times().attention_core - attention_before);
+    step_cost_.observe(size, seconds, engine_.times()[Stage::kAttentionCore] - attention_before);
   }
   counts_.step_seconds += seconds;
   counts_.last_step_end = seconds_between(Clock::TimePoint(), end);

@@ -37,7 +37,7 @@ coordinator::ClusterSnapshot small_cluster() {
   silent.name = "n2";
   silent.alive = false;
   silent.lost_because = "no heartbeat";
-  cluster.times.attention = 1.5;
+  cluster.times[coordinator::Stage::kAttentionLinear] = 1.5;
   cluster.hints.hinted = 7;
   return cluster;
 }

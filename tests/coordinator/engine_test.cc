@@ -327,8 +327,8 @@ TEST(Prefetch, changes_no_bit_and_counts_what_its_hints_were_worth) {
     EXPECT_EQ(observer.counted.layers, 4u * 4);
   }
   EXPECT_EQ(without.engine().hint_stats(), HintStats{});
-  EXPECT_EQ(without.engine().times().prefetch, 0);
-  EXPECT_GT(with.engine().times().prefetch, 0);
+  EXPECT_EQ(without.engine().times()[Stage::kPrefetch], 0);
+  EXPECT_GT(with.engine().times()[Stage::kPrefetch], 0);
   EXPECT_EQ(with.node_reports()[0].traffic.hints, 3u * 4 * 4);
   EXPECT_EQ(without.node_reports()[0].traffic.hints, 0u);
 }

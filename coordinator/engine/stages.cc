@@ -1,0 +1,67 @@
+#include "coordinator/engine/stages.h"
+
+#include <numeric>
+
+#include "base/check.h"
+
+namespace atl::coordinator {
+
+const char* stage_name(Stage stage) {
+  switch (stage) {
+    case Stage::kOther:
+      return "other";
+    case Stage::kAttentionLinear:
+      return "attention_linear";
+    case Stage::kAttentionAbsorbed:
+      return "attention_absorbed";
+    case Stage::kAttentionCore:
+      return "attention_core";
+    case Stage::kDenseFfn:
+      return "dense_ffn";
+    case Stage::kRouter:
+      return "router";
+    case Stage::kDispatch:
+      return "dispatch";
+    case Stage::kPrefetch:
+      return "prefetch";
+    case Stage::kSharedExperts:
+      return "shared_experts";
+    case Stage::kCombine:
+      return "combine";
+    case Stage::kHead:
+      return "head";
+  }
+  CHECK(false);
+  return "";
+}
+
+double StepTimes::total() const { return std::accumulate(seconds.begin(), seconds.end(), 0.0); }
+
+StepTimes StepTimes::since(const StepTimes& before) const {
+  StepTimes times = *this;
+  for (size_t stage = 0; stage < kNumStages; ++stage) times.seconds[stage] -= before.seconds[stage];
+  times.steps -= before.steps;
+  times.rows -= before.rows;
+  times.moe_layers -= before.moe_layers;
+  return times;
+}
+
+void StageTimer::begin_step() {
+  stage_ = Stage::kOther;
+  layer_ = -1;
+  since_ = clock_.now();
+}
+
+void StageTimer::end_step() { enter(Stage::kOther); }
+
+Stage StageTimer::enter(Stage stage) {
+  const Stage left = stage_;
+  const Clock::TimePoint now = clock_.now();
+  times_[left] += seconds_between(since_, now);
+  if (sink_ && now != since_) sink_->on_stage(left, layer_, since_, now);
+  stage_ = stage;
+  since_ = now;
+  return left;
+}
+
+}  // namespace atl::coordinator
