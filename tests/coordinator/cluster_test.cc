@@ -317,6 +317,18 @@ TEST_F(ClusterTest, news_that_nobody_took_are_replaced_by_later_ones) {
   EXPECT_EQ(news[1].life, 6u);
 }
 
+TEST_F(ClusterTest, a_join_that_nobody_took_is_void_when_that_life_has_ended) {
+  open_ready();
+  nodes_[1]->connected = false;
+  ASSERT_TRUE(eventually([&] { return cluster_->status()[1].restarts == 1; }));
+  set(1, state(Phase::kLoading, 0, 9));  // the third life takes its time
+  nodes_[1]->connected = false;
+  ASSERT_TRUE(eventually([&] { return cluster_->status()[1].losses == 2; }));
+  const std::vector<NodeNews> news = cluster_->take_news();
+  ASSERT_EQ(news.size(), 1u);
+  EXPECT_EQ(news[0].kind, NodeNews::Kind::kLost);
+}
+
 TEST_F(ClusterTest, closing_ends_what_is_being_brought_back) {
   open_ready();
   set(1, state(Phase::kLoading, 0, 9));
