@@ -209,7 +209,9 @@ std::unique_ptr<coordinator::NodeSource> Deployment::local_node() {
 
 std::unique_ptr<coordinator::NodeSource> Deployment::child_nodes() {
   transport::UcxOptions ucx;
-  ucx.kind = options_.transport;
+  // Processes of one machine need no port that others could reach.
+  ucx.kind = options_.transport == transport::TransportKind::kAuto ? transport::TransportKind::kShm
+                                                                   : options_.transport;
   ucx.spin = threads_.cores_suffice;  // a waiting thread may only if all have a core of their own
   transport_ = transport::make_ucx_transport(ucx);
 
@@ -331,7 +333,9 @@ void add_transport_option(CLI::App& command, transport::TransportKind* kind) {
                     : name == "tcp" ? transport::TransportKind::kTcp
                                     : transport::TransportKind::kAuto;
           },
-          "Link to the nodes: auto, shm (shared memory) or tcp; auto unless given")
+          "Link of coordinator and nodes: shm (shared memory), tcp or auto, which is shm with "
+          "child "
+          "nodes; auto unless given")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))
       ->type_name("auto|shm|tcp");
 }

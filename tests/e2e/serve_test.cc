@@ -6,8 +6,11 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -198,6 +201,42 @@ json stats_after_restarts(const Server& server, const std::vector<int>& restarts
       throw std::runtime_error("not in time: " + nodes.dump());
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
+}
+
+// Inodes of sockets that listen on a TCP port of this network namespace.
+std::set<std::string> listening_sockets() {
+  std::set<std::string> inodes;
+  for (const char* path : {"/proc/net/tcp", "/proc/net/tcp6"}) {
+    std::ifstream table(path);
+    std::string line;
+    std::getline(table, line);  // titles
+    while (std::getline(table, line)) {
+      std::istringstream fields(line);
+      std::vector<std::string> all{std::istream_iterator<std::string>(fields), {}};
+      if (all.size() > 9 && all[3] == "0A") inodes.insert(all[9]);
+    }
+  }
+  return inodes;
+}
+int num_listening(pid_t pid) {
+  const std::set<std::string> listening = listening_sockets();
+  int count = 0;
+  for (const auto& fd :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd")) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(fd.path(), gone).string();
+    if (!target.starts_with("socket:[")) continue;
+    count += static_cast<int>(listening.count(target.substr(8, target.size() - 9)));
+  }
+  return count;
+}
+
+TEST(Serve, listens_for_http_and_its_child_nodes_listen_nowhere) {
+  Server server({"--nodes", "2"});
+  EXPECT_EQ(num_listening(server.process().pid()), 1);
+  const std::vector<pid_t> nodes = children_of(server.process().pid());
+  ASSERT_THAT(nodes, SizeIs(2));
+  for (const pid_t node : nodes) EXPECT_EQ(num_listening(node), 0);
 }
 
 class ServeLoses : public testing::TestWithParam<int> {};

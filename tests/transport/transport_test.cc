@@ -735,7 +735,7 @@ TEST(InProcessTransport, a_pump_may_send_more_than_a_queue_takes) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, TransportProcessTest,
-    testing::Values(Case{"ucx_shm", false, TransportKind::kShm, nullptr, "posix sysv"},
+    testing::Values(Case{"ucx_shm", false, TransportKind::kShm, nullptr, "posix"},
                     Case{"ucx_tcp", false, TransportKind::kTcp, nullptr, "tcp/lo"}),
     [](const auto& info) { return info.param.name; });
 
@@ -743,8 +743,8 @@ INSTANTIATE_TEST_SUITE_P(
     All, TransportTest,
     testing::Values(Case{"in_process", true, TransportKind::kAuto, nullptr, "in-process"},
                     Case{"ucx_auto", false, TransportKind::kAuto, nullptr, "posix sysv"},
-                    Case{"ucx_shm", false, TransportKind::kShm, nullptr, "posix sysv"},
-                    Case{"ucx_shm_spin", false, TransportKind::kShm, nullptr, "posix sysv", true},
+                    Case{"ucx_shm", false, TransportKind::kShm, nullptr, "posix"},
+                    Case{"ucx_shm_spin", false, TransportKind::kShm, nullptr, "posix", true},
                     Case{"ucx_shm_user_wants_posix", false, TransportKind::kShm, "posix,cma",
                          "posix"},
                     Case{"ucx_shm_user_wants_sysv", false, TransportKind::kShm, "sysv,cma", "sysv"},

@@ -87,12 +87,14 @@ class Transport {
   virtual std::string selected_links(PeerId peer) const = 0;
 };
 
+// kShm: memory that only processes of this user can open, and no port. kAuto: shared memory on one
+// host, TCP between hosts; listens for both.
 enum class TransportKind : uint8_t { kAuto, kShm, kTcp };
 
 struct UcxOptions {
-  TransportKind kind = TransportKind::kAuto;  // auto: shared memory on one host, TCP between hosts
-  std::string net_device;                     // UCX_NET_DEVICES; "" = "lo" for peers on this host
-  bool spin = false;                          // wait() may spin: this thread has a core of its own
+  TransportKind kind = TransportKind::kAuto;
+  std::string net_device;  // UCX_NET_DEVICES; "" = "lo" for peers on this host
+  bool spin = false;       // wait() may spin: this thread has a core of its own
   // Larger incoming messages are refused before memory is taken for them, their peer is lost;
   // 0: 64 MiB.
   size_t message_bytes_max = 0;

@@ -92,8 +92,8 @@ std::vector<Setting> settings_for(const UcxOptions& options) {
       // Zen 3 guest: 57 KB eager 12 us, rendezvous 45-117 us).
       {"RNDV_THRESH", one_host ? "64k" : "256k", {"UCX_RNDV_THRESH"}},
   };
-  if (options.kind == TransportKind::kShm)
-    settings.push_back({"TLS", "posix,sysv,cma", {"UCX_TLS"}});
+  // Not sysv: its segments are open to the user's group, posix's to the user alone.
+  if (options.kind == TransportKind::kShm) settings.push_back({"TLS", "posix,cma", {"UCX_TLS"}});
   if (options.kind == TransportKind::kTcp) settings.push_back({"TLS", "tcp", {"UCX_TLS"}});
   if (options.kind != TransportKind::kTcp) {
     // posix and sysv don't offer themselves to endpoints with peer error handling otherwise.
