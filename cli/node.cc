@@ -147,12 +147,13 @@ void serve(const NodeCommandOptions& options) {
   const std::unique_ptr<transport::Transport> transport = transport::make_ucx_transport(ucx);
 
   expert_node::ExpertNode node(node_options, team, *tiles, *transport);
+  const std::string secret = transport::random_secret();
   const std::unique_ptr<transport::ControlServer> control =
       options.control_fd ? transport::serve_control_over(*options.control_fd, node)
-                         : transport::serve_control(options.listen, node);
+                         : transport::serve_control(options.listen, secret, node);
   if (!options.control_fd) {
     const std::string host = options.listen.substr(0, options.listen.rfind(':'));
-    write_stdout(fmt::format("listening {}:{}\n", host, control->port()));
+    write_stdout(fmt::format("listening {}:{} secret {}\n", host, control->port(), secret));
   }
   signals.watch([&node] { node.stop(); });
   const std::unique_ptr<ScopedThreadPin> pin = team.pin_caller();  // all other threads are there
@@ -211,7 +212,8 @@ void add_node_command(CLI::App& app, int* exit_code) {
                     "Wait by spinning for a while: only if every thread has a core of its own");
   command->footer(
       "Example:\n  atoll node tests/models/tiny-fp8 --name n1 --listen 127.0.0.1:7001\n"
-      "\nThe first line on stdout is 'listening HOST:PORT' once a coordinator may dial.");
+      "\nThe first line on stdout is 'listening HOST:PORT secret SECRET' once a coordinator may "
+      "dial; it\nhas to know the secret.");
   command->callback([options, exit_code] {
     serve(*options);
     *exit_code = 0;

@@ -20,6 +20,7 @@ namespace {
 
 using namespace std::chrono_literals;
 constexpr auto kPatience = 30s;
+const std::string kSecret = random_secret();
 
 ModelIdentity test_identity() {
   return {"deepseek_v3 6 layers, 32 experts, hidden 256", "xxh3:0123456789abcdef",
@@ -110,7 +111,7 @@ class ControlTest : public testing::Test {
  protected:
   std::string address() const { return "127.0.0.1:" + std::to_string(server->port()); }
   std::unique_ptr<NodeClient> dial(std::chrono::milliseconds timeout = kPatience) {
-    auto client = dial_node(address(), timeout);
+    auto client = dial_node(address(), kSecret, timeout);
     EXPECT_TRUE(client.has_value()) << (client ? "" : client.error().message);
     return client ? std::move(*client) : nullptr;
   }
@@ -120,7 +121,7 @@ class ControlTest : public testing::Test {
   }
 
   FakeNode node;
-  std::unique_ptr<ControlServer> server = serve_control("127.0.0.1:0", node);
+  std::unique_ptr<ControlServer> server = serve_control("127.0.0.1:0", kSecret, node);
 };
 
 TEST_F(ControlTest, a_session_from_hello_to_stop) {
@@ -207,6 +208,53 @@ TEST_F(ControlTest, refuses_whoever_differs_and_names_both_values) {
   }
   EXPECT_TRUE(node.open.empty());
   EXPECT_TRUE(client->hello(test_hello()).has_value());
+}
+
+// Whatever else is wrong with what it says.
+TEST_F(ControlTest, tells_nothing_to_whoever_does_not_know_the_secret) {
+  Hello other_model = test_hello();
+  other_model.identity.model = "another";
+  Hello other_version = test_hello();
+  other_version.version = 1;
+  Hello absurd = test_hello();
+  absurd.limits.hidden_size = 0;
+  std::string almost = kSecret;
+  almost.back() = almost.back() == '0' ? '1' : '0';
+  for (const std::string& secret : {std::string(), almost, kSecret + "0", std::string(5000, 'x')}) {
+    for (const Hello& hello : {test_hello(), other_model, other_version, absurd}) {
+      auto client = dial_node(address(), secret, kPatience);
+      ASSERT_TRUE(client.has_value());
+      const auto reply = (*client)->hello(hello);
+      ASSERT_FALSE(reply.has_value());
+      EXPECT_EQ(reply.error().code, ErrorCode::kInvalid);
+      EXPECT_EQ(reply.error().message, "hello to " + address() + ": refused");
+      EXPECT_FALSE((*client)->stop().ok());
+    }
+  }
+  EXPECT_TRUE(node.open.empty());
+  EXPECT_TRUE(dial()->hello(test_hello()).has_value());
+}
+
+TEST_F(ControlTest, a_connection_has_a_bounded_number_of_sessions) {
+  auto client = dial();
+  uint64_t session = 1;
+  while (client->hello(test_hello(session)).has_value()) ASSERT_LT(++session, 1000u);
+  EXPECT_EQ(session, 17u);
+  EXPECT_TRUE(client->close_session(SessionId(1)).ok());
+  EXPECT_TRUE(client->hello(test_hello(session)).has_value());
+}
+
+TEST_F(ControlTest, a_node_is_not_stopped_while_another_connection_has_a_session) {
+  auto first = dial(), second = dial();
+  ASSERT_TRUE(first->hello(test_hello(1)).has_value());
+  ASSERT_TRUE(second->hello(test_hello(2)).has_value());
+  const Status refused = second->stop();
+  ASSERT_FALSE(refused.ok());
+  expect_contains(refused.error(), {"another coordinator has a session"});
+  EXPECT_FALSE(node.is_stopped);
+  ASSERT_TRUE(first->close_session(SessionId(1)).ok());
+  EXPECT_TRUE(second->stop().ok());
+  EXPECT_TRUE(node.is_stopped);
 }
 
 TEST_F(ControlTest, refuses_absurd_limits_texts_addresses_and_plans) {
@@ -300,7 +348,7 @@ TEST_F(ControlTest, a_node_that_goes_away_is_unavailable) {
   ASSERT_FALSE(state.has_value());
   EXPECT_EQ(state.error().code, ErrorCode::kUnavailable) << state.error().message;
   expect_contains(state.error(), {where});
-  auto again = dial_node(where, kPatience);
+  auto again = dial_node(where, kSecret, kPatience);
   ASSERT_FALSE(again.has_value());
   EXPECT_EQ(again.error().code, ErrorCode::kUnavailable);
   expect_contains(again.error(), {where, "refused"});
@@ -398,14 +446,14 @@ TEST_F(ControlPairTest, errors_name_the_node_and_its_end_is_noticed) {
 
 TEST_F(ControlTest, bad_addresses_are_one_line) {
   for (const char* bad : {"", "no.such.host.invalid:1", "127.0.0.1:notaport", "[::"}) {
-    auto client = dial_node(bad, kPatience);
+    auto client = dial_node(bad, kSecret, kPatience);
     ASSERT_FALSE(client.has_value()) << bad;
     EXPECT_EQ(client.error().message.find('\n'), std::string::npos) << client.error().message;
     expect_contains(client.error(), {bad});
   }
   FakeNode other;
   try {
-    serve_control(address(), other);  // taken
+    serve_control(address(), kSecret, other);  // taken
     ADD_FAILURE() << "listened twice on " << address();
   } catch (const LoadError& e) {
     EXPECT_NE(std::string(e.what()).find(address()), std::string::npos) << e.what();
@@ -481,7 +529,7 @@ TEST_F(ControlTest, more_connections_than_the_limit_are_dropped_and_room_comes_b
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
   bool is_back = false;
   while (!is_back && std::chrono::steady_clock::now() < deadline) {
-    auto again = dial_node(address(), kPatience);
+    auto again = dial_node(address(), kSecret, kPatience);
     is_back = again && (*again)->hello(test_hello(9)).has_value();
   }
   EXPECT_TRUE(is_back);

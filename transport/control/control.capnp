@@ -38,6 +38,7 @@ struct Hello {
   limits @3 :Limits;
   session @4 :UInt64;
   dataAddress @5 :Data;
+  secret @6 :Text;     # of a node that listens: whoever doesn't know it is told nothing
 }
 
 struct HelloReply {

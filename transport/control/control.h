@@ -97,15 +97,23 @@ class NodeControl {
   virtual void stop() = 0;
 };
 
+// What a coordinator has to know to be spoken to by a node that listens: 32 hexadecimal digits, new
+// for every node.
+std::string random_secret();
+
 // Serves NodeControl on its own thread until destroyed (not from inside a NodeControl call).
-// listen is "host:port", port 0 for any. LoadError if it can't listen. A connection that sends
-// garbage, more than 8 MiB at once or no hello within 10 s is dropped; the 65th one, too.
+// listen is "host:port", port 0 for any. LoadError if it can't listen. A hello without the secret
+// is answered "refused", whatever else is wrong with it, and the log says why. A connection that
+// sends garbage, more than 8 MiB at once, no good hello within 10 s or nothing for a minute is
+// dropped; the 65th one, too. A connection may have 16 sessions, and stop the node if no other has
+// any.
 class ControlServer {
  public:
   virtual ~ControlServer() = default;
   virtual uint16_t port() const = 0;
 };
-std::unique_ptr<ControlServer> serve_control(const std::string& listen, NodeControl& node);
+std::unique_ptr<ControlServer> serve_control(const std::string& listen, const std::string& secret,
+                                             NodeControl& node);
 // Serves whoever holds the other end of this connected stream socket, and nobody else: a child and
 // its parent. When that connection ends the node is stopped. Owns fd; port() is 0.
 std::unique_ptr<ControlServer> serve_control_over(int fd, NodeControl& node);
@@ -132,8 +140,9 @@ class NodeClient {
   virtual Pulse pulse() const = 0;  // doesn't block
 };
 // Connects to "host:port" within `timeout`, which is also the deadline of each later call. A
-// refused connection is kUnavailable at once: whether to try again is the caller's decision.
-Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address,
+// refused connection is kUnavailable at once: whether to try again is the caller's decision. The
+// secret goes with every hello, in the clear: over loopback only.
+Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& secret,
                                               std::chrono::milliseconds timeout);
 // The same over a connected stream socket, which it owns; `name` stands for the address in errors.
 Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,

@@ -46,8 +46,9 @@ struct Connection {
 
 class Client final : public NodeClient {
  public:
-  Client(std::string address, milliseconds timeout)
+  Client(std::string address, std::string secret, milliseconds timeout)
       : address_(std::move(address)),
+        secret_(std::move(secret)),
         timeout_(timeout),
         loop_([this](kj::AsyncIoContext& io, kj::Promise<void> stopped,
                      const std::function<void()>& ready) {
@@ -82,7 +83,9 @@ class Client final : public NodeClient {
   Result<HelloReply> hello(const Hello& hello) override {
     return run<HelloReply>("hello to", [&]() -> kj::Promise<Result<HelloReply>> {
       auto request = connection_->node.helloRequest();
-      write_hello(request.initHello(), hello);
+      auto out = request.initHello();
+      write_hello(out, hello);
+      out.setSecret(secret_.c_str());
       return request.send().then([](auto&& response) -> Result<HelloReply> {
         if (response.hasError()) return read_error(response.getError());
         return read_reply(response.getReply());
@@ -200,6 +203,7 @@ class Client final : public NodeClient {
   }
 
   const std::string address_;
+  const std::string secret_;
   const milliseconds timeout_;
   std::atomic<uint64_t> heartbeats_{0};
   std::atomic<bool> connected_{true};
@@ -214,15 +218,16 @@ class Client final : public NodeClient {
 
 }  // namespace
 
-Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, milliseconds timeout) {
-  auto client = std::make_unique<Client>(address, timeout);
+Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& secret,
+                                              milliseconds timeout) {
+  auto client = std::make_unique<Client>(address, secret, timeout);
   if (const Status status = client->connect(); !status) return status.error();
   return std::unique_ptr<NodeClient>(std::move(client));
 }
 
 Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,
                                                  milliseconds timeout) {
-  auto client = std::make_unique<Client>(name, timeout);
+  auto client = std::make_unique<Client>(name, "", timeout);
   if (const Status status = client->connect_over(fd); !status) return status.error();
   return std::unique_ptr<NodeClient>(std::move(client));
 }

@@ -6,8 +6,10 @@
 #include <sys/socket.h>
 
 #include <optional>
+#include <random>
 #include <set>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "transport/control/control.h"
 #include "transport/control/control_convert.h"
@@ -22,6 +24,10 @@ constexpr uint64_t kMessageWordsMax = (8u << 20) / 8;
 constexpr int kNestingMax = 16;
 constexpr int kConnectionsMax = 64;
 constexpr auto kHelloTimeMax = 10 * kj::SECONDS;
+// A coordinator pings all the time; TCP alone would hold the sessions of one that hangs for ever.
+constexpr auto kSilenceMax = 60 * kj::SECONDS;
+constexpr auto kSilenceLook = 5 * kj::SECONDS;
+constexpr size_t kSessionsMax = 16;  // of a connection
 
 capnp::ReaderOptions reader_options() {
   capnp::ReaderOptions options;
@@ -41,9 +47,20 @@ void set_keepalive(kj::AsyncIoStream& stream) {
   set(IPPROTO_TCP, TCP_KEEPCNT, 3);
 }
 
+// Takes as long wherever they differ.
+bool is_same(std::string_view ours, std::string_view theirs) {
+  if (ours.size() != theirs.size()) return false;
+  unsigned difference = 0;
+  for (size_t i = 0; i < ours.size(); ++i) {
+    difference |= static_cast<unsigned char>(ours[i]) ^ static_cast<unsigned char>(theirs[i]);
+  }
+  return difference == 0;
+}
+
 // What all connections share; loop thread only.
 struct Shared {
   NodeControl& node;
+  std::string secret;            // "": whoever is connected is known
   std::set<SessionId> sessions;  // open ones
   int num_connections = 0;
 };
@@ -57,9 +74,19 @@ class NodeServer final : public schema::Node::Server {
   }
 
   bool has_said_hello() const { return has_said_hello_; }
+  uint64_t calls() const { return calls_; }
 
+  // Before anything else is looked at: the secret.
   kj::Promise<void> hello(HelloContext context) override {
-    auto hello = read_hello(context.getParams().getHello());
+    const schema::Hello::Reader told = context.getParams().getHello();
+    const auto theirs = told.getSecret();
+    if (!shared_.secret.empty() && !is_same(shared_.secret, {theirs.begin(), theirs.size()})) {
+      log_warn("control: refused a hello that {} secret", theirs.size() ? "has another" : "has no");
+      write_error(context.getResults().initError(), {ErrorCode::kInvalid, "refused"});
+      return kj::READY_NOW;
+    }
+    ++calls_;
+    auto hello = read_hello(told);
     auto reply = hello ? open(*hello) : Result<HelloReply>(hello.error());
     if (reply)
       write_reply(context.getResults().initReply(), *reply);
@@ -106,12 +133,18 @@ class NodeServer final : public schema::Node::Server {
     return kj::READY_NOW;
   }
 
-  kj::Promise<void> ping(PingContext) override { return kj::READY_NOW; }
+  kj::Promise<void> ping(PingContext) override {
+    ++calls_;
+    return kj::READY_NOW;
+  }
 
   kj::Promise<void> stop(StopContext context) override {
     if (own_.empty())
       write_error(context.getResults().initError(),
                   {ErrorCode::kInvalid, "stop is for a connection with an open session"});
+    else if (own_.size() < shared_.sessions.size())
+      write_error(context.getResults().initError(),
+                  {ErrorCode::kInvalid, "another coordinator has a session here: not stopped"});
     else
       shared_.node.stop();
     return kj::READY_NOW;
@@ -122,6 +155,10 @@ class NodeServer final : public schema::Node::Server {
     if (shared_.sessions.contains(hello.session))
       return Error{ErrorCode::kInvalid,
                    fmt::format("session {:016x} is open already", hello.session.value)};
+    if (own_.size() >= kSessionsMax)
+      return Error{ErrorCode::kOverloaded,
+                   fmt::format("{} sessions are open on this connection, at most {}", own_.size(),
+                               kSessionsMax)};
     auto reply = shared_.node.hello(hello);
     if (!reply) return reply;
     shared_.sessions.insert(hello.session);
@@ -130,7 +167,8 @@ class NodeServer final : public schema::Node::Server {
     return reply;
   }
 
-  Status check(SessionId session) const {
+  Status check(SessionId session) {
+    ++calls_;
     if (own_.contains(session)) return {};
     return Error{ErrorCode::kInvalid,
                  fmt::format("session {:016x} was not opened on this connection", session.value)};
@@ -144,6 +182,7 @@ class NodeServer final : public schema::Node::Server {
   Shared& shared_;
   std::set<SessionId> own_;
   bool has_said_hello_ = false;
+  uint64_t calls_ = 0;
 };
 
 struct Connection {
@@ -168,8 +207,9 @@ struct Connection {
 // Accepts until it is destroyed.
 class Acceptor final : private kj::TaskSet::ErrorHandler {
  public:
-  Acceptor(NodeControl& node, kj::ConnectionReceiver& receiver, kj::Timer& timer)
-      : shared_{node, {}, 0}, receiver_(receiver), timer_(timer), tasks_(*this) {
+  Acceptor(NodeControl& node, const std::string& secret, kj::ConnectionReceiver& receiver,
+           kj::Timer& timer)
+      : shared_{node, secret, {}, 0}, receiver_(receiver), timer_(timer), tasks_(*this) {
     tasks_.add(accept());
   }
 
@@ -197,12 +237,24 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
     set_keepalive(*stream);
     auto connection = kj::heap<Connection>(shared_, kj::mv(stream));
     Connection& c = *connection;
-    auto silence = timer_.afterDelay(kHelloTimeMax).then([&c]() -> kj::Promise<void> {
-      if (c.server->has_said_hello()) return kj::NEVER_DONE;
-      log_warn("control: dropped a connection that said no hello in 10 s");
+    auto silence = timer_.afterDelay(kHelloTimeMax).then([this, &c]() -> kj::Promise<void> {
+      if (c.server->has_said_hello()) return await_silence(c, c.server->calls(), 0 * kj::SECONDS);
+      log_warn("control: dropped a connection that said no good hello in 10 s");
       return kj::READY_NOW;
     });
     tasks_.add(c.network.onDisconnect().exclusiveJoin(kj::mv(silence)).attach(kj::mv(connection)));
+  }
+
+  // Resolves when no call has come for long.
+  kj::Promise<void> await_silence(Connection& c, uint64_t calls, kj::Duration silence) {
+    if (silence >= kSilenceMax) {
+      log_warn("control: dropped a connection that said nothing for a minute");
+      return kj::READY_NOW;
+    }
+    return timer_.afterDelay(kSilenceLook).then([this, &c, calls, silence] {
+      const uint64_t now = c.server->calls();
+      return await_silence(c, now, now == calls ? silence + kSilenceLook : 0 * kj::SECONDS);
+    });
   }
 
   void taskFailed(kj::Exception&& e) override {
@@ -217,13 +269,13 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
 
 class Server final : public ControlServer {
  public:
-  Server(const std::string& listen, NodeControl& node)
-      : loop_([this, &listen, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
-                                     const std::function<void()>& ready) {
+  Server(const std::string& listen, const std::string& secret, NodeControl& node)
+      : loop_([this, &listen, &secret, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
+                                              const std::function<void()>& ready) {
           auto address = io.provider->getNetwork().parseAddress(listen).wait(io.waitScope);
           auto receiver = address->listen();
           port_ = static_cast<uint16_t>(receiver->getPort());
-          Acceptor acceptor(node, *receiver, io.provider->getTimer());
+          Acceptor acceptor(node, secret, *receiver, io.provider->getTimer());
           ready();
           stopped.wait(io.waitScope);
         }) {}
@@ -243,13 +295,14 @@ class PairServer final : public ControlServer {
   PairServer(int fd, NodeControl& node)
       : loop_([fd, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
                           const std::function<void()>& ready) {
-          Shared shared{node, {}, 0};
+          Shared shared{node, "", {}, 0};
           std::optional<Connection> connection;
           connection.emplace(shared, io.lowLevelProvider->wrapSocketFd(
                                          fd, kj::LowLevelAsyncIoProvider::TAKE_OWNERSHIP));
           ready();
           auto ended = connection->network.onDisconnect().then(
-              [] {}, [](kj::Exception&& e) { log_debug("control: {}", e.getDescription().cStr()); });
+              [] {},
+              [](kj::Exception&& e) { log_debug("control: {}", e.getDescription().cStr()); });
           auto stop_node = ended.then([&]() -> kj::Promise<void> {
             log_debug("control: the coordinator has gone: this node ends");
             node.stop();
@@ -268,9 +321,18 @@ class PairServer final : public ControlServer {
 
 }  // namespace
 
-std::unique_ptr<ControlServer> serve_control(const std::string& listen, NodeControl& node) {
+std::string random_secret() {
+  std::random_device random;
+  std::string secret;
+  for (int i = 0; i < 4; ++i) secret += fmt::format("{:08x}", random());
+  return secret;
+}
+
+std::unique_ptr<ControlServer> serve_control(const std::string& listen, const std::string& secret,
+                                             NodeControl& node) {
+  CHECK(!secret.empty());
   try {
-    return std::make_unique<Server>(listen, node);
+    return std::make_unique<Server>(listen, secret, node);
   } catch (const std::exception& e) {
     throw LoadError(
         fmt::format("cannot listen on {}: {}; choose another address or port", listen, e.what()));

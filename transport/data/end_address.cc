@@ -18,6 +18,7 @@ static_assert(std::endian::native == std::endian::little, "wire formats are litt
 
 constexpr char kMagic[4] = {'A', 'T', 'L', 'E'};
 constexpr uint16_t kVersion = 1;
+constexpr size_t kNativeBytesMin = 16;
 
 // As drawn in docs/wire.md; no padding.
 struct Fixed {
@@ -110,6 +111,10 @@ Result<EndAddress> decode_address(std::span<const std::byte> bytes, EndAddress::
     return invalid(fmt::format("kind {}, expected {} (1 = UCX, 2 = in-process)", fixed.kind,
                                static_cast<int>(kind)));
   if (fixed.end_id == 0) return invalid("end id is 0");
+  // UCX reads its header without a look at the size.
+  if (kind == EndAddress::Kind::kUcx && fixed.native_bytes < kNativeBytesMin)
+    return invalid(
+        fmt::format("{} native bytes, expected at least {}", fixed.native_bytes, kNativeBytesMin));
   EndAddress address{kind, fixed.end_id, {fixed.host, fixed.pid, fixed.start_time}, {}};
   address.native.assign(bytes.begin() + sizeof fixed, bytes.end());
   return address;
