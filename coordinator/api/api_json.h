@@ -16,10 +16,8 @@ namespace atl::coordinator {
 // What one text may hold, so that neither stack, memory nor time grows beyond its size.
 struct JsonLimits {
   int depth_max = 128;
-  uint64_t values_max = 4'000'000;  // a value takes some 16 to 100 bytes of memory
-  // Sum over all keys of how many stand before them in their object: finding a key among k takes k
-  // comparisons. Allows 11,000 keys in one object.
-  uint64_t key_comparisons_max = 64'000'000;
+  // Of the values in memory, as base/json_reader.h counts; less for short texts.
+  size_t bytes_max = size_t{256} << 20;
 };
 
 // A value of a JsonDocument, borrowed, with its place in it. One that isn't there is "missing", and

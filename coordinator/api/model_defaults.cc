@@ -2,25 +2,30 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/json_reader.h"
 #include "base/result.h"
 #include "coordinator/api/api.h"
+#include "storage/io/file_io.h"
 
 namespace atl::coordinator {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
+
+constexpr uint64_t kFileBytesMax = 1 << 20;  // published ones have some hundred
 
 // An empty object if there is no such file.
-Json read_json(const fs::path& file) {
+Json read_config(const fs::path& file) {
   if (!fs::exists(file)) return Json::object();
-  std::ifstream in(file);
-  const Json json = Json::parse(in, nullptr, false);
-  if (!json.is_object()) throw LoadError(fmt::format("{}: not a JSON object", file.string()));
-  return json;
+  const std::string text = storage::read_whole_file(file, kFileBytesMax);
+  const auto json = read_json(text, bounds_of_file(text.size()));
+  if (!json)
+    throw LoadError(fmt::format("{}: not a JSON object: {}", file.string(), json.error().message));
+  if (!json->is_object()) throw LoadError(fmt::format("{}: not a JSON object", file.string()));
+  return *json;
 }
 
 std::optional<float> read_number(const Json& json, const char* key, double max,
@@ -40,7 +45,7 @@ std::optional<float> read_number(const Json& json, const char* key, double max,
 ModelDefaults load_model_defaults(const fs::path& model_dir) {
   ModelDefaults defaults;
   const fs::path file = model_dir / "generation_config.json";
-  const Json config = read_json(file);
+  const Json config = read_config(file);
   defaults.temperature = read_number(config, "temperature", 100, file);
   defaults.top_p = read_number(config, "top_p", 1, file);
   if (defaults.top_p == 0.0f) defaults.top_p.reset();  // says nothing that can be sampled

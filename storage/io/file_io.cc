@@ -103,7 +103,7 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view c
 
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to) {
   if (std::rename(from.c_str(), to.c_str()) != 0) throw_file_error(to, "rename", errno);
-  sync_directory(to.parent_path());
+  sync_directory(to.has_parent_path() ? to.parent_path() : ".");
 }
 
 }  // namespace atl::storage

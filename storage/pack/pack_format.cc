@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "base/check.h"
+#include "base/json_reader.h"
 #include "base/result.h"
 #include "base/units.h"
 #include "storage/io/printable.h"
@@ -290,7 +291,9 @@ PackHeader decode_pack_header(std::string_view bytes, const std::filesystem::pat
     refuse(file, fmt::format("{} bytes of text and {} checksums do not make {} bytes", text_bytes,
                              num_sums, bytes.size()));
   }
-  const Json json = Json::parse(bytes.substr(kFixedBytes, text_bytes), nullptr, false);
+  const auto read = read_json(bytes.substr(kFixedBytes, text_bytes), bounds_of_file(text_bytes));
+  if (!read) refuse(file, "the text of its head: " + read.error().message);
+  const Json& json = *read;
   const Reader reader(json, file);
   PackHeader header;
   header.params = read_params(reader, file);

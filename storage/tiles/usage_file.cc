@@ -6,13 +6,14 @@
 #include <nlohmann/json.hpp>
 
 #include "base/check.h"
+#include "base/json_reader.h"
 #include "base/units.h"
 #include "storage/io/file_io.h"
 
 namespace atl::storage {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 constexpr uint64_t kFileBytesMax = 64 * kMiB;
 constexpr int kVersion = 1;
@@ -26,7 +27,13 @@ constexpr int kVersion = 1;
 
 std::vector<double> read_usage_file(const std::filesystem::path& path, const ExpertCatalog& catalog,
                                     const std::string& checkpoint_fingerprint) {
-  const Json file = Json::parse(read_whole_file(path, kFileBytesMax), nullptr, false);
+  const std::string text = read_whole_file(path, kFileBytesMax);
+  const auto read = read_json(text, bounds_of_file(text.size()));
+  if (!read) {
+    refuse(path, fmt::format("not an expert usage file of version {}: {}", kVersion,
+                             read.error().message));
+  }
+  const Json& file = *read;
   if (!file.is_object() || file.value("atoll_expert_usage", Json()) != kVersion) {
     refuse(path, fmt::format("not an expert usage file of version {}", kVersion));
   }
@@ -34,13 +41,16 @@ std::vector<double> read_usage_file(const std::filesystem::path& path, const Exp
     refuse(path, fmt::format("counts the experts of checkpoint {}, expected \"{}\"", found.dump(),
                              checkpoint_fingerprint));
   }
-  const Json layers = file.value("layers", Json::array());
+  const auto found = file.find("layers");
+  const Json& layers = found == file.end() ? Json::array() : *found;
   const auto experts = static_cast<size_t>(catalog.n_routed_experts);
   std::vector<double> uses(catalog.moe_layers.size() * experts, 0);
   if (!layers.is_array()) refuse(path, "\"layers\" is no list");
   for (const Json& entry : layers) {
-    const Json layer = entry.is_object() ? entry.value("layer", Json()) : Json();
-    const Json counts = entry.is_object() ? entry.value("uses", Json()) : Json();
+    const bool whole = entry.is_object() && entry.contains("layer") && entry.contains("uses");
+    if (!whole) refuse(path, "a layer without \"layer\" or \"uses\"");
+    const Json& layer = entry["layer"];
+    const Json& counts = entry["uses"];
     if (!layer.is_number_integer() || !counts.is_array() || counts.size() != experts) {
       refuse(path, fmt::format("a layer without a number or without {} uses", experts));
     }

@@ -82,9 +82,8 @@ const Refusal kRefusals[] = {
     {"absurdly_deep", kChat, nested(1'000'000), 400, "", "invalid_json", "nested deeper"},
     {"open_brackets_only", kChat, std::string(1'000'000, '['), 400, "", "invalid_json",
      "nested deeper"},
-    {"too_many_keys", kText, many_keys(12'000), 400, "", "invalid_json", "too many keys"},
-    {"too_many_values", kText, many_values(4'000'000), 400, "", "invalid_json",
-     "more than 4000000 values"},
+    {"too_many_keys", kText, many_keys(400'000), 400, "", "invalid_json", "bytes of memory hold"},
+    {"too_many_values", kText, many_values(4'000'000), 400, "", "invalid_json", "more values than"},
     {"number_overflow", kText, text(R"("x": 1e999)"), 400, "", "invalid_json", "overflow"},
 
     // The model's name.

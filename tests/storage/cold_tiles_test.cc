@@ -282,6 +282,26 @@ TEST_F(ColdTiles, uses_are_saved_and_of_another_checkpoint_refused) {
   EXPECT_THAT(refused("abc"), HasSubstr("a layer without a number or without 8 uses"));
   std::ofstream(dir / "usage") << "{\"atoll";
   EXPECT_THAT(refused("abc"), HasSubstr("not an expert usage file of version 1"));
+  std::ofstream(dir / "usage") << "{\"layers\": [{\"layer\": 1}]}";
+  EXPECT_THAT(refused("abc"), HasSubstr("not an expert usage file of version 1"));
+  // Neither depth nor what small values take in memory grows with what a stranger wrote.
+  std::ofstream(dir / "usage") << std::string(1'000'000, '[');
+  EXPECT_THAT(refused("abc"), HasSubstr("nested deeper than 64 levels"));
+  std::ofstream out(dir / "usage");
+  for (int i = 0; i < 500'000; ++i) out << (i == 0 ? "[[]" : ",[]");
+  out << ']';
+  out.close();
+  EXPECT_THAT(refused("abc"), HasSubstr("more values than"));
+}
+
+TEST_F(ColdTiles, a_usage_file_may_be_named_without_a_folder) {
+  const test::TempDir dir;
+  const auto before = std::filesystem::current_path();
+  std::filesystem::current_path(dir.path());
+  const std::vector<double> uses = {0, 5, 1, 0, 9, 2, 0, 0};
+  write_usage_file("usage", catalog_, "abc", uses);
+  EXPECT_EQ(read_usage_file("usage", catalog_, "abc"), uses);
+  std::filesystem::current_path(before);
 }
 
 TEST_F(ColdTiles, a_usage_file_that_was_refused_stays_as_it_is) {
