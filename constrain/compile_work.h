@@ -1,6 +1,7 @@
 // What compiling one schema costs, counted: the same on every machine.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stop_token>
@@ -44,6 +45,10 @@ class HeldMemory {
   void add(size_t bytes, std::string_view what) {
     bytes_ += bytes;
     work_.hold(bytes, what);
+  }
+  void give_back_all_but(size_t bytes) {
+    work_.give_back(bytes_ - std::min(bytes, bytes_));
+    bytes_ = std::min(bytes, bytes_);
   }
 
  private:

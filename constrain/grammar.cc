@@ -1,8 +1,10 @@
 #include "constrain/grammar.h"
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <queue>
 #include <span>
@@ -22,16 +24,40 @@ constexpr size_t kStateBytes = sizeof(ConstraintMachine::State) + 40;
 
 Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
 
+// Rows of integers, added one after the other and never moved: a vector that grows takes three
+// times what it holds.
+class Rows {
+ public:
+  using Row = std::span<int32_t>;
+
+  Row add(size_t size) {
+    if (chunks_.empty() || left_ < size) {
+      left_ = std::max(size, kChunk);
+      chunks_.push_back(std::make_unique_for_overwrite<int32_t[]>(left_));
+      next_ = chunks_.back().get();
+    }
+    const Row row(next_, size);
+    next_ += size;
+    left_ -= size;
+    return row;
+  }
+
+ private:
+  static constexpr size_t kChunk = 16 << 10;
+
+  std::vector<std::unique_ptr<int32_t[]>> chunks_;
+  int32_t* next_ = nullptr;
+  size_t left_ = 0;
+};
+
 // Sets of nodes, numbered in the order in which they are added.
 class SubsetTable {
  public:
   using Nodes = std::vector<GrammarBuilder::Node>;
   using View = std::span<const GrammarBuilder::Node>;
 
-  size_t size() const { return begins_.size() - 1; }
-  View operator[](size_t index) const {
-    return View(nodes_).subspan(begins_[index], begins_[index + 1] - begins_[index]);
-  }
+  size_t size() const { return sets_.size(); }
+  View operator[](size_t index) const { return sets_[index]; }
 
   // Its number, and whether it is new.
   std::pair<int32_t, bool> add(View set) {
@@ -39,38 +65,37 @@ class SubsetTable {
     const size_t slot = slot_of(set);
     if (slots_[slot] >= 0) return {slots_[slot], false};
     slots_[slot] = static_cast<int32_t>(size());
-    nodes_.insert(nodes_.end(), set.begin(), set.end());
-    begins_.push_back(nodes_.size());
+    const Rows::Row row = rows_.add(set.size());
+    std::ranges::copy(set, row.begin());
+    sets_.push_back(row);
     return {slots_[slot], true};
   }
 
  private:
-  static uint64_t hash(View set) {
-    uint64_t hash = set.size();
-    for (const GrammarBuilder::Node node : set) {
-      hash = (hash ^ static_cast<uint64_t>(node)) * 0x9E3779B97F4A7C15u;
-      hash ^= hash >> 29;
-    }
-    return hash;
-  }
+  size_t slot_after(size_t slot) const { return (slot + 1) & (slots_.size() - 1); }
 
   // Where it is or belongs: open addressing, at most half full.
   size_t slot_of(View set) const {
-    size_t slot = hash(set) & (slots_.size() - 1);
+    uint64_t hash = set.size();
+    for (const GrammarBuilder::Node node : set) {
+      hash = (hash + static_cast<uint64_t>(node)) * 0x9E3779B97F4A7C15u;
+      hash ^= hash >> 32;
+    }
+    size_t slot = hash & (slots_.size() - 1);
     while (slots_[slot] >= 0 &&
-           !std::ranges::equal((*this)[static_cast<size_t>(slots_[slot])], set)) {
-      slot = (slot + 1) & (slots_.size() - 1);
+           !std::ranges::equal(sets_[static_cast<size_t>(slots_[slot])], set)) {
+      slot = slot_after(slot);
     }
     return slot;
   }
 
   void grow() {
     slots_.assign(2 * slots_.size(), -1);
-    for (size_t i = 0; i < size(); ++i) slots_[slot_of((*this)[i])] = static_cast<int32_t>(i);
+    for (size_t i = 0; i < size(); ++i) slots_[slot_of(sets_[i])] = static_cast<int32_t>(i);
   }
 
-  Nodes nodes_;
-  std::vector<size_t> begins_ = {0};
+  Rows rows_;
+  std::deque<View> sets_;
   std::vector<int32_t> slots_ = std::vector<int32_t>(1024, -1);
 };
 
@@ -92,18 +117,17 @@ class GrammarCompiler {
       rule_ = rule;
       machine_.rule_starts.push_back(state_of(Nodes(1, grammar_.rules_[rule].start)));
       // States are found in the order in which they are added.
-      for (; num_expanded_ < machine_.states.size(); ++num_expanded_) expand(num_expanded_);
-      if (rule == 0) machine_.num_shared_states = static_cast<int32_t>(machine_.states.size());
+      for (; num_expanded_ < states_.size(); ++num_expanded_) expand(num_expanded_);
+      if (rule == 0) machine_.num_shared_states = static_cast<int32_t>(states_.size());
     }
     set_likes();
+    collect_steps();
     if (calls_itself_first())
       return invalid("a $ref leads back to itself without anything between");
     find_costs();
     if (machine_.states[start(top)].cost >= kNoCompletion)
       return invalid("nothing fulfils the schema");
     cut_dead_ends();
-    machine_.steps.shrink_to_fit();
-    machine_.states.shrink_to_fit();
     return std::move(machine_);
   }
 
@@ -115,10 +139,14 @@ class GrammarCompiler {
   int32_t start(int32_t rule) const { return machine_.rule_starts[static_cast<size_t>(rule)]; }
   const std::string& place() const { return grammar_.places_[rule_]; }
 
-  // look(edge) for each edge of the node.
+  const GrammarBuilder::NodeData& node_of(Node node) const {
+    return grammar_.nodes_[static_cast<size_t>(node)];
+  }
+
+  // look(edge) for each edge of the list.
   template <typename Look>
-  void for_each_edge(Node node, Look look) const {
-    for (int32_t e = grammar_.nodes_[static_cast<size_t>(node)].first_edge; e >= 0;) {
+  void for_each_edge(int32_t first, Look look) const {
+    for (int32_t e = first; e >= 0;) {
       const GrammarBuilder::Edge& edge = grammar_.edges_[static_cast<size_t>(e)];
       look(edge);
       e = edge.next;
@@ -154,11 +182,10 @@ class GrammarCompiler {
       ++looked_at;
       if (std::exchange(reached_[static_cast<size_t>(node)], round_) == round_) continue;
       closed_.push_back(node);
-      for_each_edge(node, [&](const auto& edge) {
-        if (edge.kind == EdgeKind::kEmpty) seed.push_back(edge.to);
-      });
+      for_each_edge(node_of(node).first_empty, [&](const auto& edge) { seed.push_back(edge.to); });
     }
-    work_.spend(looked_at, place());
+    // Sorting looks at each of them a few times more.
+    work_.spend(looked_at + closed_.size() * std::bit_width(closed_.size()) / 8, place());
     std::sort(closed_.begin(), closed_.end());
     return closed_;
   }
@@ -173,7 +200,7 @@ class GrammarCompiler {
     work_.spend(kStateWork, place());
     held_.add(kStateBytes + nodes.size() * sizeof(Node) + machine_.num_classes * sizeof(int32_t),
               place());
-    machine_.states.push_back(std::move(state));
+    states_.push_back(std::move(state));
     return index;
   }
   int32_t state_of(Nodes&& seed) { return state_of(seed); }
@@ -182,37 +209,41 @@ class GrammarCompiler {
     const auto subset = subsets_[state];
     nodes_.assign(subset.begin(), subset.end());  // adding states moves the subsets
     std::map<int32_t, Nodes> calls, marks;
+    uint64_t looked_at = 0;
     for (const Node node : nodes_) {
-      for_each_edge(node, [&](const GrammarBuilder::Edge& edge) {
+      for_each_edge(node_of(node).first_edge, [&](const GrammarBuilder::Edge& edge) {
+        ++looked_at;
         if (edge.kind == EdgeKind::kBytes) {
           const size_t last = machine_.class_of[edge.high];
           for (size_t c = machine_.class_of[edge.low]; c <= last; ++c) {
             targets_[c].push_back(edge.to);
           }
-        } else if (edge.kind != EdgeKind::kEmpty) {
+        } else {
           (edge.kind == EdgeKind::kCall ? calls : marks)[edge.what].push_back(edge.to);
         }
       });
     }
-    machine_.steps.resize((state + 1) * machine_.num_classes, -1);
+    work_.spend(looked_at, place());
+    const Rows::Row steps = steps_.add(machine_.num_classes);
+    std::ranges::fill(steps, -1);
+    step_rows_.push_back(steps);
     bool reads = !marks.empty();
     for (size_t c = 0; c < targets_.size(); ++c) {
       if (targets_[c].empty()) continue;
       reads = true;
-      const int32_t to = state_of(targets_[c]);
-      machine_.steps[state * machine_.num_classes + c] = to;
+      steps[c] = state_of(targets_[c]);
     }
     for (auto& [called, to] : calls) {
       const int32_t next = state_of(to);
-      machine_.states[state].calls.emplace_back(called, next);
+      states_[state].calls.emplace_back(called, next);
     }
     for (auto& [mark, to] : marks) {
       const int32_t next = state_of(to);
-      machine_.states[state].marks.emplace_back(mark, next);
+      states_[state].marks.emplace_back(mark, next);
     }
     const size_t num_edges = calls.size() + marks.size();
     held_.add(num_edges * sizeof(std::pair<int32_t, int32_t>), place());
-    machine_.states[state].reads = reads;
+    states_[state].reads = reads;
   }
 
   // States that stand for one marked node each.
@@ -223,11 +254,30 @@ class GrammarCompiler {
       if (node.like < 0) continue;
       const GrammarBuilder::Like& like = grammar_.likes_[static_cast<size_t>(node.like)];
       rule_ = 0;
-      machine_.states[i].like = state_of(Nodes(1, like.original));
-      machine_.states[i].chars_min = like.chars_min;
-      machine_.states[i].chars_max = like.chars_max;
+      states_[i].like = state_of(Nodes(1, like.original));
+      states_[i].chars_min = like.chars_min;
+      states_[i].chars_max = like.chars_max;
     }
-    CHECK_EQ(machine_.states.size(), num_expanded_);  // all of them were known
+    CHECK_EQ(states_.size(), num_expanded_);  // all of them were known
+  }
+
+  // What the search took is given back before what comes after it begins.
+  void collect_steps() {
+    subsets_ = {};
+    reached_ = {};
+    grammar_.nodes_ = {};
+    grammar_.edges_ = {};
+    machine_.steps.reserve(step_rows_.size() * machine_.num_classes);
+    for (const Rows::Row row : step_rows_) {
+      machine_.steps.insert(machine_.steps.end(), row.begin(), row.end());
+    }
+    step_rows_ = {};
+    steps_ = {};
+    machine_.states.assign(std::make_move_iterator(states_.begin()),
+                           std::make_move_iterator(states_.end()));
+    states_ = {};
+    held_.give_back_all_but(machine_.steps.size() * sizeof(int32_t) +
+                            machine_.states.size() * kStateBytes);
   }
 
   bool calls_itself_first() {
@@ -373,10 +423,13 @@ class GrammarCompiler {
   CompileWork& work_;
   HeldMemory held_;
   ConstraintMachine machine_;
-  size_t rule_ = 0;                // the one at work
-  size_t num_expanded_ = 0;        // of machine_.states, from the first on
-  SubsetTable subsets_;            // [states]
-  std::vector<uint32_t> reached_;  // [nodes] the last round of closure() that reached it
+  size_t rule_ = 0;  // the one at work
+  std::deque<ConstraintMachine::State> states_;
+  Rows steps_;
+  std::deque<Rows::Row> step_rows_;  // of each expanded state
+  size_t num_expanded_ = 0;          // of machine_.states, from the first on
+  SubsetTable subsets_;              // [states]
+  std::vector<uint32_t> reached_;    // [nodes] the last round of closure() that reached it
   uint32_t round_ = 0;
   // Working memory.
   Nodes closed_, nodes_;
@@ -404,7 +457,8 @@ void GrammarBuilder::add_edge(Node from, Edge edge) {
   work_.spend(1, "it");
   held_.add(sizeof(Edge), "it");
   NodeData& node = nodes_[static_cast<size_t>(from)];
-  edge.next = std::exchange(node.first_edge, static_cast<int32_t>(edges_.size()));
+  int32_t& first = edge.kind == EdgeKind::kEmpty ? node.first_empty : node.first_edge;
+  edge.next = std::exchange(first, static_cast<int32_t>(edges_.size()));
   edges_.push_back(edge);
 }
 

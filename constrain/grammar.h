@@ -93,7 +93,7 @@ class GrammarBuilder {
  private:
   friend class GrammarCompiler;
   enum class EdgeKind : uint8_t { kBytes, kEmpty, kCall, kMark };
-  // The edges of a node are a list.
+  // A node has a list of those that take nothing, and one of the others.
   struct Edge {
     EdgeKind kind = EdgeKind::kEmpty;
     uint8_t low = 0, high = 0;  // of kBytes
@@ -102,7 +102,7 @@ class GrammarBuilder {
     int32_t next = -1;
   };
   struct NodeData {
-    int32_t first_edge = -1;
+    int32_t first_empty = -1, first_edge = -1;
     int32_t like = -1;  // in likes_
   };
   struct Like {

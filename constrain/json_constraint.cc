@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "base/check.h"
@@ -73,6 +74,16 @@ Result<std::shared_ptr<const CompiledConstraint>> finish(GrammarBuilder& grammar
   if (!machine) return machine.error();
   compiled->machine = std::move(*machine);
   return std::shared_ptr<const CompiledConstraint>(std::move(compiled));
+}
+
+// What `compile` gives, or the Error that it throws: too much work, or a request to stop.
+Result<std::shared_ptr<const ConstraintGrammar>> caught(
+    const std::function<Result<std::shared_ptr<const ConstraintGrammar>>()>& compile) {
+  try {
+    return compile();
+  } catch (const Error& error) {
+    return error;
+  }
 }
 
 // --- calls of tools ---
@@ -174,14 +185,16 @@ std::shared_ptr<const ConstraintGrammar> json_object_grammar() {
 Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json,
                                                                      std::stop_token stop) {
   CompileWork work(std::move(stop));
-  GrammarBuilder grammar(work);
-  const JsonRules rules = add_json_rules(grammar);
-  const auto top = add_json_schema(grammar, rules, schema_json);
-  if (!top) return top.error();
-  auto compiled = finish(grammar, *top);
-  if (!compiled) return compiled.error();
-  return std::shared_ptr<const ConstraintGrammar>(
-      std::make_shared<CompiledGrammar>(*compiled, nullptr));
+  return caught([&]() -> Result<std::shared_ptr<const ConstraintGrammar>> {
+    GrammarBuilder grammar(work);
+    const JsonRules rules = add_json_rules(grammar);
+    const auto top = add_json_schema(grammar, rules, schema_json);
+    if (!top) return top.error();
+    auto compiled = finish(grammar, *top);
+    if (!compiled) return compiled.error();
+    return std::shared_ptr<const ConstraintGrammar>(
+        std::make_shared<CompiledGrammar>(*compiled, nullptr));
+  });
 }
 
 Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
@@ -192,18 +205,20 @@ Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
   }
   if (Status names = check_names(tools); !names) return names.error();
   CompileWork work(std::move(stop));
-  std::shared_ptr<const CompiledConstraint> compiled[2];
-  for (const bool as_tokens : {false, true}) {
-    GrammarBuilder grammar(work);
-    grammar.marks_are_tokens = as_tokens;
-    const auto top = ToolCallGrammar(grammar, format).add(tools, parallel);
-    if (!top) return top.error();
-    auto one = finish(grammar, *top);
-    if (!one) return one.error();
-    compiled[as_tokens] = *one;
-  }
-  return std::shared_ptr<const ConstraintGrammar>(
-      std::make_shared<CompiledGrammar>(compiled[0], compiled[1]));
+  return caught([&]() -> Result<std::shared_ptr<const ConstraintGrammar>> {
+    std::shared_ptr<const CompiledConstraint> compiled[2];
+    for (const bool as_tokens : {false, true}) {
+      GrammarBuilder grammar(work);
+      grammar.marks_are_tokens = as_tokens;
+      const auto top = ToolCallGrammar(grammar, format).add(tools, parallel);
+      if (!top) return top.error();
+      auto one = finish(grammar, *top);
+      if (!one) return one.error();
+      compiled[as_tokens] = *one;
+    }
+    return std::shared_ptr<const ConstraintGrammar>(
+        std::make_shared<CompiledGrammar>(compiled[0], compiled[1]));
+  });
 }
 
 }  // namespace atl::constrain

@@ -16,7 +16,7 @@
 
 namespace atl::constrain {
 
-// The tokens of a vocabulary arranged for masks. Built once per model; immutable; any thread.
+// The tokens of a vocabulary arranged for masks. Built once per model; any thread.
 class ConstraintVocabulary {
  public:
   // stop_ids: the tokens that end a text. The tokenizer is borrowed.
@@ -25,6 +25,8 @@ class ConstraintVocabulary {
 
   struct Trie;
   const Trie& trie() const { return *trie_; }
+  class Lists;  // of tokens that states of schemas allow, kept for all sequences
+  Lists& lists() const { return *lists_; }
   const text::Tokenizer& tokenizer() const { return tokenizer_; }
   std::span<const int32_t> stop_ids() const { return stop_ids_; }
 
@@ -32,6 +34,7 @@ class ConstraintVocabulary {
   const text::Tokenizer& tokenizer_;
   const std::vector<int32_t> stop_ids_;
   std::unique_ptr<const Trie> trie_;
+  const std::unique_ptr<Lists> lists_;
 };
 
 struct ConstraintOptions {

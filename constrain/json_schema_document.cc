@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json_reader.h"
 #include "constrain/json_schema_keywords.h"
 
 namespace atl::constrain {
@@ -19,35 +20,39 @@ using Json = nlohmann::ordered_json;
 
 constexpr int kTextDepthMax = 200;
 constexpr size_t kTextBytesMax = size_t{1} << 20;
+constexpr size_t kValueBytesMax = size_t{12} << 20;  // as base/json_reader.h counts
+constexpr size_t kBytesOfStep = 16;                  // that are read in a step of work
 constexpr int kMergeDepthMax = 100;
 constexpr int kRefsInARowMax = 20;
-// Of names and values: some 0.1 s.
-constexpr size_t kComparisonsMax = 4'000'000;
-// What a pair of branches, a merge or a reference takes at the least.
-constexpr size_t kStepComparisons = 100;
+// Of names and values, in one step of work; and what a pair of branches, a merge or a reference
+// takes at the least.
+constexpr size_t kComparisonsOfStep = 2, kStepComparisons = 100;
+constexpr size_t kNameComparisons = 40;  // to find a name among those that are merged, and keep it
 
-Json parse(std::string_view text) {
+Json parse(std::string_view text, CompileWork& work, HeldMemory& held) {
   if (text.size() > kTextBytesMax) {
     refuse_schema(fmt::format("has more than {} bytes", kTextBytesMax));
   }
-  const auto limit_depth = [](int depth, Json::parse_event_t, Json&) {
-    if (depth > kTextDepthMax) refuse_schema("is nested too deep");
-    return true;
-  };
-  try {
-    return Json::parse(text, limit_depth);
-  } catch (const Json::exception& error) {
-    refuse_schema("is not JSON: " + std::string(error.what()).substr(0, 150));
+  work.spend(text.size() / kBytesOfStep, "its text");
+  size_t bytes = 0;
+  auto read = read_json(text, {.depth_max = kTextDepthMax, .bytes_max = kValueBytesMax}, &bytes);
+  if (!read && read.error().code == ErrorCode::kUnsupported) {
+    refuse_schema("is too large: " + read.error().message);
   }
+  if (!read) refuse_schema("is not JSON: " + read.error().message);
+  held.add(bytes, "its text");
+  work.spend(bytes / kBytesOfStep, "its text");
+  return std::move(*read);
 }
 
 // The values that the schema leaves; nullopt: not a list of values.
 std::optional<std::vector<const Json*>> values_of(const Json& schema) {
   if (!schema.is_object()) return std::nullopt;
-  if (schema.contains("const")) return std::vector<const Json*>{&schema["const"]};
-  if (!schema.contains("enum") || !schema["enum"].is_array()) return std::nullopt;
+  const auto only = schema.find("const"), list = schema.find("enum");
+  if (only != schema.end()) return std::vector<const Json*>{&*only};
+  if (list == schema.end() || !list->is_array()) return std::nullopt;
   std::vector<const Json*> values;
-  for (const Json& value : schema["enum"]) values.push_back(&value);
+  for (const Json& value : *list) values.push_back(&value);
   return values;
 }
 
@@ -65,20 +70,19 @@ SchemaTypes possible_types(const Json& schema, const std::string& place) {
   } else {
     out = every_type();
   }
-  if (schema.is_object() && schema.value("nullable", Json()) == true) out.insert("null");
+  if (schema.is_object() && member(schema, "nullable") == true) out.insert("null");
   return out;
 }
 
 }  // namespace
 
-SchemaDocument::SchemaDocument(std::string_view text)
-    : root_(std::make_unique<const Json>(parse(text))), comparisons_left_(kComparisonsMax) {}
+SchemaDocument::SchemaDocument(std::string_view text, CompileWork& work)
+    : work_(work), held_(work), root_(std::make_unique<const Json>(parse(text, work, held_))) {}
 
 SchemaDocument::~SchemaDocument() = default;
 
 void SchemaDocument::spend(size_t comparisons, const std::string& place) {
-  if (comparisons > comparisons_left_) refuse_schema(place + ": too large");
-  comparisons_left_ -= comparisons;
+  work_.spend(comparisons / kComparisonsOfStep, place);
 }
 
 // ---- References --------------------------------------------------------------------------------
@@ -94,8 +98,12 @@ const Json& SchemaDocument::target(const std::string& ref, const std::string& pl
     refuse_schema(
         fmt::format("{}.$ref: \"{}\" is not in this schema (\"#/...\")", place, ref.substr(0, 80)));
   }
+  work_.spend(ref.size() + root_->size(), place);
   try {
-    return root_->at(Json::json_pointer(ref.substr(1)));
+    // Names are looked for one after the other.
+    const Json::json_pointer pointer(ref.substr(1));
+    if (!pointer.empty()) work_.spend(root_->at(pointer.parent_pointer()).size() / 4, place);
+    return root_->at(pointer);
   } catch (const Json::exception&) {
     refuse_schema(fmt::format("{}.$ref: there is no \"{}\"", place, ref.substr(0, 80)));
   }
@@ -146,11 +154,13 @@ bool SchemaDocument::are_disjoint(const Json& a, const Json& b, const std::strin
   const Json& required = member(a, "required");
   const Json& other = member(b, "required");
   spend(required.size() * other.size(), place);
+  const size_t names = member(a, "properties").size() + member(b, "properties").size();
   for (const Json& name : required) {
     if (!name.is_string() || std::find(other.begin(), other.end(), name) == other.end()) continue;
     const Json& mine = member(a, "properties");
     const Json& yours = member(b, "properties");
     const auto& key = name.get_ref<const std::string&>();
+    spend(names, place);
     if (mine.contains(key) && yours.contains(key) &&
         share_no_value(resolved(mine[key], place), resolved(yours[key], place), place)) {
       return true;
@@ -186,7 +196,7 @@ void SchemaDocument::merge_object(const Json& part, const std::string& place, Me
     refuse_schema(place + ".type: allOf is supported for objects only");
   }
   const ObjectKeywords own = object_keywords(part, place);
-  spend(kStepComparisons + own.properties.size() + own.required.size(), place);
+  spend(kStepComparisons + kNameComparisons * (own.properties.size() + own.required.size()), place);
   if (own.additional != nullptr && *own.additional != true) {
     refuse_schema(place + ".additionalProperties: not supported in allOf");
   }

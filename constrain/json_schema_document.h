@@ -7,17 +7,17 @@
 #include <string>
 #include <string_view>
 
+#include "constrain/compile_work.h"
 #include "constrain/json_schema_keywords.h"
 
 namespace atl::constrain {
 
 // Throws as json_schema_keywords.h says. Schemas come from strangers, and what they make to be
-// compared or merged may grow far faster than their text: there is an end to it, for all calls
-// together.
+// compared or merged may grow far faster than their text: all of it counts as work of compiling.
 class SchemaDocument {
  public:
-  // kInvalid, thrown, if the text is no JSON, too long, or nested too deep.
-  explicit SchemaDocument(std::string_view text);
+  // kInvalid, thrown, if the text is no JSON, too long, or nested too deep. Borrows the work.
+  SchemaDocument(std::string_view text, CompileWork& work);
   ~SchemaDocument();
 
   const nlohmann::ordered_json& root() const { return *root_; }
@@ -42,8 +42,9 @@ class SchemaDocument {
   void merge_object(const nlohmann::ordered_json& part, const std::string& place, Merge& merge);
   void spend(size_t comparisons, const std::string& place);
 
+  CompileWork& work_;
+  HeldMemory held_;
   std::unique_ptr<const nlohmann::ordered_json> root_;
-  size_t comparisons_left_;
 };
 
 }  // namespace atl::constrain

@@ -23,7 +23,8 @@ using Json = nlohmann::ordered_json;
 using Node = GrammarBuilder::Node;
 
 constexpr int kSchemaDepthMax = 100;
-constexpr uint64_t kSchemaSteps = 50;   // of work, for each part
+constexpr uint64_t kSchemaSteps = 50;  // of work, for each part
+constexpr size_t kCopiedValueBytes = 100;
 constexpr int64_t kLengthMax = 20'000;  // of minLength and maxLength
 constexpr int64_t kItemsMax = 10'000;
 constexpr size_t kNameBytesMax = 60;  // in the place of a complaint
@@ -31,7 +32,7 @@ constexpr size_t kNameBytesMax = 60;  // in the place of a complaint
 class SchemaCompiler {
  public:
   SchemaCompiler(GrammarBuilder& grammar, const JsonRules& rules, std::string_view schema_json)
-      : grammar_(grammar), rules_(rules), document_(schema_json) {}
+      : grammar_(grammar), rules_(rules), document_(schema_json, grammar.work()) {}
 
   int32_t run() {
     const int32_t top = grammar_.add_rule("$");
@@ -46,9 +47,27 @@ class SchemaCompiler {
   // A rule for the schema.
   int32_t rule_of(const Json& schema, const std::string& place) {
     if (const auto usual = usual_rule(schema, place)) return *usual;
+    const std::string equal = key_of_plain(schema);
+    const auto known = plain_rules_.find(equal);
+    if (known != plain_rules_.end()) return known->second;
     const int32_t rule = grammar_.add_rule(place);
+    if (!equal.empty()) plain_rules_.emplace(equal, rule);
     fill(rule, schema, place);
     return rule;
+  }
+
+  // What texts and numbers are constrained by, the same for equal ones; empty: it is something
+  // else, or long.
+  static std::string key_of_plain(const Json& schema) {
+    std::string out;
+    if (!schema.is_object() || !member(schema, "type").is_string()) return out;
+    for (const auto& [key, value] : schema.items()) {
+      if (is_remark(key)) continue;
+      const bool is_long = value.is_string() && value.get_ref<const std::string&>().size() > 200;
+      if (value.is_structured() || is_long) return "";
+      out += key + " " + value.dump() + "\n";
+    }
+    return out;
   }
 
   // Schemas without constraints share the rules that every grammar has: their states' tokens are
@@ -92,8 +111,7 @@ class SchemaCompiler {
   }
 
   void add_schema(const Json& schema, const std::string& place, Node from, Node to) {
-    if (schema.value("nullable", Json()) == true)
-      grammar_.empty(grammar_.literal(from, "null"), to);
+    if (member(schema, "nullable") == true) grammar_.empty(grammar_.literal(from, "null"), to);
     if (schema.contains("$ref")) return grammar_.call(from, ref_rule(schema, place), to);
     if (schema.contains("allOf")) return add_all_of(schema, place, from, to);
     for (const char* key : {"anyOf", "oneOf"}) {
@@ -141,25 +159,23 @@ class SchemaCompiler {
 
   void add_values(const Json& schema, const std::string& place, Node from, Node to) {
     expect_alone(schema, "enum", place, {"const", "type"});
-    std::vector<Json> values;
-    if (schema.contains("enum")) {
-      if (!schema["enum"].is_array()) refuse_schema(place + ".enum: expected a list");
-      for (const Json& value : schema["enum"]) values.push_back(value);
-    }
-    if (schema.contains("const")) {
-      const Json& value = schema["const"];
-      const bool fits = !schema.contains("enum") ||
-                        std::find(values.begin(), values.end(), value) != values.end();
-      values.clear();
-      if (fits) values.push_back(value);
-    }
     const SchemaTypes types =
         schema.contains("type") ? declared_types(schema["type"], place) : SchemaTypes{};
-    for (const Json& value : values) {
+    const auto add_if_it_fits = [&](const Json& value) {
       const std::string type = type_of(value);
       const bool fits =
           types.empty() || types.contains(type) || (type == "integer" && types.contains("number"));
       if (fits) grammar_.empty(add_value(value, from), to);
+    };
+    const auto list = schema.find("enum"), only = schema.find("const");
+    if (list != schema.end() && !list->is_array()) {
+      refuse_schema(place + ".enum: expected a list");
+    }
+    if (only == schema.end()) {
+      for (const Json& value : *list) add_if_it_fits(value);
+    } else if (list == schema.end() ||
+               std::find(list->begin(), list->end(), *only) != list->end()) {
+      add_if_it_fits(*only);
     }
   }
 
@@ -177,7 +193,7 @@ class SchemaCompiler {
   }
 
   Node add_quoted(const std::string& text, Node from) {
-    return grammar_.literal(add_string_text(grammar_, grammar_.literal(from, "\""), text), "\"");
+    return grammar_.literal(from, "\"" + string_text(text) + "\"");
   }
 
   // --- strings ---
@@ -264,7 +280,8 @@ class SchemaCompiler {
         first.push_back(rule_of(item, fmt::format("{}.prefixItems[{}]", place, first.size())));
       }
     }
-    const Json items = schema.contains("items") ? schema["items"] : Json(true);
+    static const Json kAny(true);
+    const Json& items = schema.contains("items") ? schema["items"] : kAny;
     const bool closed = items.is_boolean() && !items.get<bool>();
     const int32_t rest = closed ? -1 : rule_of(items, place + ".items");
     const int64_t min = size_of(schema, "minItems", 0, kItemsMax, place);
@@ -319,8 +336,8 @@ class SchemaCompiler {
       out.rules.push_back(rule_of(*member, place + ".properties." + name.substr(0, kNameBytesMax)));
     }
     // Without a word about others, a schema that names properties means these.
-    const Json others =
-        keywords.additional != nullptr ? *keywords.additional : Json(keywords.properties.empty());
+    const Json unsaid(keywords.properties.empty());
+    const Json& others = keywords.additional != nullptr ? *keywords.additional : unsaid;
     if (!others.is_boolean() || others.get<bool>()) {
       out.others = rule_of(others, place + ".additionalProperties");
     }
@@ -343,41 +360,69 @@ class SchemaCompiler {
     return out;
   }
 
-  // The properties in their order, each at most once, then others.
+  // The properties in their order, each at most once, then others. What all names begin with is
+  // spelled before they part: a state there is one node, where it would be all names that may come.
   void add_members(const Properties& p, Node from, Node to) {
     const size_t n = p.names.size();
-    std::vector<Node> key,
-        behind;  // key[i]: property i or a later one; behind[i]: after one below i
+    std::vector<std::string> names;
+    for (const std::string& name : p.names) names.push_back(string_text(name));
+    const std::string_view shared = common_prefix(names);
+    // behind[i]: after one below i; parted[i]: within the key of property i or a later one.
+    std::vector<Node> behind, parted;
     for (size_t i = 0; i <= n; ++i) {
-      key.push_back(grammar_.node());
       behind.push_back(grammar_.node());
+      parted.push_back(grammar_.node());
     }
-    grammar_.empty(grammar_.literal(from, "{"), key[0]);
     size_t last_required = 0;  // one past it
     for (size_t i = 0; i < n; ++i) {
       if (p.required[i]) last_required = i + 1;
     }
-    for (size_t i = 0; i <= n; ++i) {
+    const Node other = grammar_.node();  // before the key of another one
+    const auto add_keys = [&](Node key, size_t first) {
+      if (first < n) {
+        grammar_.empty(grammar_.literal(grammar_.literal(key, "\""), shared), parted[first]);
+      }
+      if (first >= last_required) grammar_.empty(key, other);
+    };
+    const Node inside = grammar_.literal(from, "{");
+    add_keys(inside, 0);
+    if (last_required == 0) grammar_.byte(inside, '}', to);
+    for (size_t i = 1; i <= n; ++i) {
       if (i >= last_required) grammar_.byte(behind[i], '}', to);
-      grammar_.empty(add_separator(grammar_, behind[i], ','), key[i]);
-      if (i == n) break;
-      const Node named = add_separator(grammar_, add_quoted(p.names[i], key[i]), ':');
-      grammar_.call(named, p.rules[i], behind[i + 1]);
-      if (!p.required[i]) grammar_.empty(key[i], key[i + 1]);
+      if (i < n || p.others >= 0) add_keys(add_separator(grammar_, behind[i], ','), i);
     }
-    if (last_required == 0) grammar_.byte(grammar_.literal(from, "{"), '}', to);
+    for (size_t i = 0; i < n; ++i) {
+      const Node key = grammar_.literal(parted[i], names[i].substr(shared.size()));
+      const Node named = add_separator(grammar_, grammar_.literal(key, "\""), ':');
+      grammar_.call(named, p.rules[i], behind[i + 1]);
+      if (!p.required[i] && i + 1 < n) grammar_.empty(parted[i], parted[i + 1]);
+    }
     if (p.others < 0) return;
-    const Node named = grammar_.node();
-    add_other_key(p.names, key[n], named);
-    grammar_.call(add_separator(grammar_, named, ':'), p.others, behind[n]);
+    const Node named = grammar_.node(), valued = grammar_.node();
+    add_other_key(p.names, other, named);
+    grammar_.call(add_separator(grammar_, named, ':'), p.others, valued);
+    grammar_.byte(valued, '}', to);
+    grammar_.empty(add_separator(grammar_, valued, ','), other);
+  }
+
+  static std::string_view common_prefix(const std::vector<std::string>& texts) {
+    if (texts.empty()) return {};
+    std::string_view shared = texts.front();
+    for (const std::string& text : texts) {
+      const auto end = std::mismatch(shared.begin(), shared.end(), text.begin(), text.end()).first;
+      shared = shared.substr(0, static_cast<size_t>(end - shared.begin()));
+    }
+    return shared;
   }
 
   // Keys without escapes that are none of `names`: along the names' characters, and away from them.
   void add_other_key(const std::vector<std::string>& names, Node from, Node to) {
-    const CodePoints usual = complement({{0, 0x1F}, {'"', '"'}, {'\\', '\\'}});
-    const Node away = grammar_.node();
-    add_character(grammar_, away, usual, away);
+    const CodePoints unusual = {{0, 0x1F}, {'"', '"'}, {'\\', '\\'}};
+    const CodePoints wide_ones = {{0x80, 0x10FFFF}};
+    const Node away = grammar_.node(), wide = grammar_.node();
+    add_character(grammar_, away, complement(unusual), away);
     grammar_.byte(away, '"', to);
+    add_character(grammar_, wide, wide_ones, away);
     struct Branch {
       Node node = 0;
       std::map<uint32_t, size_t> next;
@@ -396,7 +441,12 @@ class SchemaCompiler {
       tree[at].is_name = true;
     }
     for (const Branch& branch : tree) {
-      CodePoints taken = {{0, 0x1F}, {'"', '"'}, {'\\', '\\'}};
+      CodePoints taken = unusual;
+      const bool is_narrow = branch.next.empty() || branch.next.rbegin()->first < 0x80;
+      if (is_narrow) {  // mostly: then what lies beyond ASCII is the same for all
+        taken.insert(taken.end(), wide_ones.begin(), wide_ones.end());
+        grammar_.empty(branch.node, wide);
+      }
       for (const auto& [c, child] : branch.next) {
         taken.emplace_back(c, c);
         const bool plain = c >= 0x20 && c != '"' && c != '\\';
@@ -419,20 +469,35 @@ class SchemaCompiler {
     }
     if (keyword == "oneOf") document_.expect_disjoint(branches, place);
     for (size_t i = 0; i < branches.size(); ++i) {
-      Json branch = branches[i];
-      if (schema.contains("type")) branch = with_type(branch, schema["type"], place);
-      grammar_.call(from, rule_of(branch, fmt::format("{}.{}[{}]", place, keyword, i)), to);
+      const std::string inner = fmt::format("{}.{}[{}]", place, keyword, i);
+      grammar_.call(from, branch_rule(branches[i], member(schema, "type"), inner), to);
     }
   }
 
   // A type beside anyOf holds for all branches.
-  static Json with_type(Json branch, const Json& type, const std::string& place) {
-    if (!branch.is_object() || branch.contains("$ref")) return branch;
-    if (branch.contains("type") && branch["type"] != type) {
-      refuse_schema(place + ".type: not supported beside branches of other types");
+  int32_t branch_rule(const Json& branch, const Json& type, const std::string& place) {
+    if (type.is_null() || !branch.is_object() || branch.contains("$ref")) {
+      return rule_of(branch, place);
     }
-    branch["type"] = type;
-    return branch;
+    if (branch.contains("type")) {
+      if (branch["type"] == type) return rule_of(branch, place);
+      refuse_schema(place + ".type: not supported beside another type of all branches");
+    }
+    const size_t values = num_values(branch);
+    HeldMemory held(grammar_.work());
+    grammar_.work().spend(kSchemaSteps + values, place);
+    held.add(values * kCopiedValueBytes, place);
+    Json copy = branch;
+    copy["type"] = type;
+    return rule_of(copy, place);
+  }
+
+  static size_t num_values(const Json& json) {
+    size_t sum = 1;
+    if (json.is_structured()) {
+      for (const Json& inner : json) sum += num_values(inner);
+    }
+    return sum;
   }
 
   // Several objects at once; one schema alone may be anything.
@@ -451,7 +516,7 @@ class SchemaCompiler {
   GrammarBuilder& grammar_;
   const JsonRules rules_;
   SchemaDocument document_;
-  std::map<std::string, int32_t> refs_;
+  std::map<std::string, int32_t> refs_, plain_rules_;
   int32_t character_rule_ = -1;
   int depth_ = 0;
 };

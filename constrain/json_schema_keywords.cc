@@ -107,8 +107,10 @@ SchemaTypes every_type() {
 
 SchemaTypes declared_types(const Json& type, const std::string& place) {
   SchemaTypes out;
+  if (type.is_array() && type.size() > kTypes.size()) {
+    refuse_schema(place + ".type: a type is there twice");
+  }
   const Json names = type.is_array() ? type : Json::array({type});
-  if (names.size() > kTypes.size()) refuse_schema(place + ".type: a type is there twice");
   for (const Json& name : names) {
     if (!name.is_string() || !is_among(kTypes, name.get_ref<const std::string&>())) {
       refuse_schema(fmt::format("{}.type: unknown type {}", place, name.dump().substr(0, 60)));

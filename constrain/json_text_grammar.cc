@@ -417,7 +417,9 @@ Node add_parsed(GrammarBuilder& grammar, Node from, const Pattern& pattern) {
 // --- numbers ---
 
 // Numbers >= 0 between two bounds, digit by digit: a state knows whether the digits so far are
-// those of the low bound, of the high bound, and the remainder of the integer so far.
+// those of the low bound, of the high bound, and the remainder of the integer so far. Integers that
+// have left both bounds go on alike, however long they were to be: what counts is how many digits
+// are still to come.
 class DigitsBetween {
  public:
   DigitsBetween(GrammarBuilder& grammar, Node to, DecimalBound low, DecimalBound high,
@@ -427,14 +429,15 @@ class DigitsBetween {
   void add(Node from) {
     for (size_t length = low_.whole.size(); length <= high_.whole.size(); ++length) {
       length_ = length;
-      nodes_.clear();
+      if (!range_.integer) nodes_.clear();
       whole(from, {0, length == low_.whole.size(), length == high_.whole.size(), 0});
     }
   }
 
  private:
   struct At {
-    size_t digits = 0;  // of the whole part and then of the fraction
+    // Of the whole part and then of the fraction; in the key of an integer: still to come.
+    size_t digits = 0;
     bool is_low = false, is_high = false;
     int32_t remainder = 0;
     auto operator<=>(const At&) const = default;
@@ -453,7 +456,9 @@ class DigitsBetween {
       const At next{at.digits + 1, at.is_low && d == digit_of(low_, at.digits),
                     at.is_high && d == digit_of(high_, at.digits),
                     (at.remainder * 10 + d) % range_.multiple_of};
-      const auto [known, is_new] = nodes_.emplace(next, 0);
+      At key = next;
+      if (range_.integer) key.digits = length_ - next.digits;
+      const auto [known, is_new] = nodes_.emplace(key, 0);
       if (is_new) known->second = grammar_.node();
       const Node to = known->second;
       grammar_.byte(from, static_cast<char>('0' + d), to);
@@ -633,14 +638,15 @@ void add_any_character(GrammarBuilder& grammar, Node from, Node to) {
   add_unicode_escape(grammar, unicode, to);
 }
 
-Node add_string_text(GrammarBuilder& grammar, Node from, std::string_view text) {
+std::string string_text(std::string_view text) {
+  std::string out;
   while (!text.empty()) {
     const text::Utf8Unit unit = text::next_utf8_unit(text);
-    from = grammar.literal(from, needs_escape(unit.code_point) ? escaped(unit.code_point)
-                                                               : text.substr(0, unit.num_bytes));
+    out += needs_escape(unit.code_point) ? escaped(unit.code_point)
+                                         : std::string(text.substr(0, unit.num_bytes));
     text.remove_prefix(unit.num_bytes);
   }
-  return from;
+  return out;
 }
 
 Result<Node> add_pattern(GrammarBuilder& grammar, Node from, std::string_view pattern) {

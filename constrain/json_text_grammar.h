@@ -24,9 +24,8 @@ void add_character(GrammarBuilder& grammar, GrammarBuilder::Node from, const Cod
                    GrammarBuilder::Node to);
 // Any one character in any form that JSON has; escaped surrogates in pairs only.
 void add_any_character(GrammarBuilder& grammar, GrammarBuilder::Node from, GrammarBuilder::Node to);
-// `text` within a JSON string, without the quotes; returns where it ends.
-GrammarBuilder::Node add_string_text(GrammarBuilder& grammar, GrammarBuilder::Node from,
-                                     std::string_view text);
+// `text` as it stands within a JSON string, without the quotes.
+std::string string_text(std::string_view text);
 // Strings that match a regular expression, without the quotes. Built: literals, classes, `.`,
 // \d \w \s and their opposites, groups, alternatives, quantifiers, ^ and $ at the ends. As in JSON
 // Schema a pattern without anchors may match anywhere within the string.

@@ -1,6 +1,7 @@
 #include "constrain/sequence.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <optional>
 #include <unordered_map>
@@ -18,15 +19,15 @@ namespace {
 using Trie = ConstraintVocabulary::Trie;
 
 constexpr size_t kThreadsMax = 256;
-// Work of one mask (Stepper::work()). A vocabulary of 129k tokens is a tree of some 300k nodes, and
-// a state that is new to a sequence walks it once: a mask that people's schemas need takes one or
-// two such walks, some milliseconds. This is more than ten.
-constexpr uint64_t kMaskWorkMax = 4'000'000;
+// Work of one mask (Stepper::work()), some 24 ns each. A vocabulary of 129k tokens is a tree of
+// some 300k nodes, and a state that is new to a sequence walks it once: a mask that people's
+// schemas need takes one or two such walks, some milliseconds. This is three of the whole tree.
+constexpr uint64_t kMaskWorkMax = 1'000'000;
+// Tokens of a list that is known that are looked at in one step.
+constexpr uint64_t kListedPerStep = 32;
 // Of one settle(): pairs of state and stack that are followed, and how many are looked for one by
 // one before a table is made of them.
 constexpr size_t kSettledMax = 1024, kSeenInOrder = 16;
-// Of one sequence's own tables of tokens; they are forgotten beyond it.
-constexpr size_t kCachedIdsMax = size_t{4} << 20;
 
 // One way to have read the text so far: a state, and where to go on when its rule ends.
 struct Thread {
@@ -311,6 +312,7 @@ class StateTokensFinder {
               [&](int32_t node, const Reading& reading) { look_at(node, reading); });
     if (stepper_.exhausted()) return std::nullopt;
     *work -= stepper_.work();
+    out_.work = stepper_.work();
     for (auto& [cost, tokens] : out_.by_cost) {
       std::stable_sort(tokens.begin(), tokens.end(),
                        [](const auto& a, const auto& b) { return a.num_chars < b.num_chars; });
@@ -352,35 +354,47 @@ class StateTokensFinder {
   StateTokens out_;
 };
 
-// The state's tokens, kept for the next time: those of any string for all sequences.
-class TokenCache {
+// The states' tokens. A state that is new to the sequence costs it what finding its tokens takes,
+// also if another sequence has found them: whether a mask is too much work depends on the text
+// alone.
+class TokenLists {
  public:
-  TokenCache(const ConstraintMachine& machine, const Trie& trie) : machine_(machine), trie_(trie) {}
+  TokenLists(const CompiledConstraint& compiled, const ConstraintVocabulary& vocabulary)
+      : compiled_(compiled), vocabulary_(vocabulary) {}
 
-  // Finding them takes from *work; nullptr: it isn't enough.
+  // Takes from *work; nullptr: it isn't enough.
   std::shared_ptr<const StateTokens> get(int32_t state, uint64_t* work) {
-    const int32_t like = machine_.states[static_cast<size_t>(state)].like;
+    const int32_t like = compiled_.machine.states[static_cast<size_t>(state)].like;
     if (like >= 0) state = like;
-    if (state < machine_.num_shared_states) return trie_.shared.at(static_cast<size_t>(state));
-    const auto found = own_.find(state);
-    if (found != own_.end()) return found->second;
-    auto tokens = StateTokensFinder(machine_, state, trie_).run(work);
-    if (!tokens) return nullptr;
-    auto made = std::make_shared<const StateTokens>(std::move(*tokens));
-    for (const auto& [cost, tokens] : made->by_cost) num_ids_ += tokens.size();
-    if (num_ids_ > kCachedIdsMax) {
-      own_.clear();
-      num_ids_ = 0;
+    if (state < compiled_.machine.num_shared_states) {
+      return vocabulary_.trie().shared.at(static_cast<size_t>(state));
     }
-    own_.emplace(state, made);
-    return made;
+    auto known = vocabulary_.lists().find(compiled_.id, state);
+    if (known) {
+      if (!paid_.contains(state) && !take(known->work, work)) return nullptr;
+      paid_.insert(state);
+      return known;
+    }
+    uint64_t again = kMaskWorkMax;  // it was paid for, and forgotten since
+    uint64_t* const pays = paid_.contains(state) ? &again : work;
+    auto tokens = StateTokensFinder(compiled_.machine, state, vocabulary_.trie()).run(pays);
+    if (!tokens) return nullptr;
+    paid_.insert(state);
+    known = std::make_shared<const StateTokens>(std::move(*tokens));
+    vocabulary_.lists().keep(compiled_.id, state, known);
+    return known;
+  }
+
+  static bool take(uint64_t cost, uint64_t* work) {
+    if (cost > *work) return false;
+    *work -= cost;
+    return true;
   }
 
  private:
-  const ConstraintMachine& machine_;
-  const Trie& trie_;
-  std::unordered_map<int32_t, std::shared_ptr<const StateTokens>> own_;
-  size_t num_ids_ = 0;
+  const CompiledConstraint& compiled_;
+  const ConstraintVocabulary& vocabulary_;
+  std::unordered_set<int32_t> paid_;
 };
 
 // The free text before the constraint begins: watches for the mark that ends it.
@@ -441,7 +455,7 @@ class ConstraintSequence final : public TokenConstraint {
         in_free_text_(!free_text_.mark().empty()),
         stepper_(compiled_->machine),
         walk_(stepper_, vocabulary.trie()),
-        cache_(compiled_->machine, vocabulary.trie()) {
+        lists_(*compiled_, vocabulary) {
     const int32_t top = in_free_text_ ? compiled_->led_top : compiled_->machine.top;
     stepper_.settle(compiled_->machine.rule_starts[static_cast<size_t>(top)], -1, reading_);
     for (const std::string& mark : compiled_->machine.marks) {
@@ -604,8 +618,10 @@ class ConstraintSequence final : public TokenConstraint {
       const int64_t cost = compiled_->machine.states[static_cast<size_t>(next)].cost + below;
       if (cost <= budget) allow(mark_ids_[static_cast<size_t>(mark)]);
     }
-    const auto tokens = cache_.get(thread.state, &work_left_);
-    if (!tokens) return false;
+    const auto tokens = lists_.get(thread.state, &work_left_);
+    if (!tokens || !TokenLists::take(1 + tokens->num_ids() / kListedPerStep, &work_left_)) {
+      return false;
+    }
     for (const auto& [cost, those] : tokens->by_cost) {
       if (cost + below > budget) continue;
       for (const auto& [id, num_chars] : those) {
@@ -678,12 +694,17 @@ class ConstraintSequence final : public TokenConstraint {
   // Working memory of mask(), which leaves it as it was.
   mutable Stepper stepper_;
   mutable TreeWalk walk_;
-  mutable TokenCache cache_;
+  mutable TokenLists lists_;
   mutable std::vector<uint8_t> may_come_;
   mutable uint64_t work_left_ = 0;
 };
 
 }  // namespace
+
+uint64_t CompiledConstraint::next_id() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
 
 std::unique_ptr<TokenConstraint> make_constraint_sequence(
     std::shared_ptr<const CompiledConstraint> compiled, const ConstraintVocabulary& vocabulary,

@@ -12,7 +12,10 @@ namespace atl::constrain {
 
 struct CompiledConstraint {
   ConstraintMachine machine;
-  int32_t led_top = 0;  // the rule of the whole text with up to two line ends before it
+  int32_t led_top = 0;            // the rule of the whole text with up to two line ends before it
+  const uint64_t id = next_id();  // of all machines of this process
+
+  static uint64_t next_id();
 };
 
 // A sequence nests at most this deep; beyond it only the shortest completion is allowed, so that

@@ -10,6 +10,8 @@ namespace {
 
 // Published tokens have at most some hundreds.
 constexpr size_t kTokenBytesMax = 2048;
+// Of all lists together: 8 bytes each.
+constexpr size_t kListIdsMax = size_t{16} << 20;
 
 std::vector<std::pair<std::string_view, int32_t>> sorted_tokens(const text::Tokenizer& tokenizer) {
   std::vector<std::pair<std::string_view, int32_t>> out;
@@ -53,7 +55,7 @@ void add_nodes(const std::vector<std::pair<std::string_view, int32_t>>& tokens,
 
 ConstraintVocabulary::ConstraintVocabulary(const text::Tokenizer& tokenizer,
                                            std::vector<int32_t> stop_ids)
-    : tokenizer_(tokenizer), stop_ids_(std::move(stop_ids)) {
+    : tokenizer_(tokenizer), stop_ids_(std::move(stop_ids)), lists_(std::make_unique<Lists>()) {
   auto trie = std::make_unique<Trie>();
   add_nodes(sorted_tokens(tokenizer), *trie);
   find_shared_tokens(*trie);
@@ -61,5 +63,34 @@ ConstraintVocabulary::ConstraintVocabulary(const text::Tokenizer& tokenizer,
 }
 
 ConstraintVocabulary::~ConstraintVocabulary() = default;
+
+size_t StateTokens::num_ids() const {
+  size_t sum = ends.size();
+  for (const auto& [cost, tokens] : by_cost) sum += tokens.size();
+  return sum;
+}
+
+ConstraintVocabulary::Lists::Tokens ConstraintVocabulary::Lists::find(uint64_t machine,
+                                                                      int32_t state) {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_key_.find({machine, state});
+  if (found == by_key_.end()) return nullptr;
+  entries_.splice(entries_.begin(), entries_, found->second);
+  return found->second->second;
+}
+
+void ConstraintVocabulary::Lists::keep(uint64_t machine, int32_t state, Tokens tokens) {
+  const std::lock_guard lock(mutex_);
+  const Key key{machine, state};
+  if (by_key_.contains(key)) return;  // two have found it at once
+  num_ids_ += tokens->num_ids();
+  entries_.emplace_front(key, std::move(tokens));
+  by_key_.emplace(key, entries_.begin());
+  while (num_ids_ > kListIdsMax && entries_.size() > 1) {
+    num_ids_ -= entries_.back().second->num_ids();
+    by_key_.erase(entries_.back().first);
+    entries_.pop_back();
+  }
+}
 
 }  // namespace atl::constrain

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <list>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -27,6 +30,9 @@ struct StateTokens {
   std::vector<std::pair<int64_t, std::vector<Token>>> by_cost;
   // Nodes of the tree at which the rule may end: what follows is up to the caller of the rule.
   std::vector<End> ends;
+  uint64_t work = 0;  // steps that finding them took
+
+  size_t num_ids() const;
 };
 
 // Nodes in preorder; added tokens and tokens that are too long are left out.
@@ -42,6 +48,25 @@ struct ConstraintVocabulary::Trie {
 
   // Of the states of rule 0 (any string), which every machine has.
   std::vector<std::shared_ptr<const StateTokens>> shared;
+};
+
+// What was found for the states of a machine, whoever asked for it first. What was used least
+// lately is forgotten. Any thread.
+class ConstraintVocabulary::Lists {
+ public:
+  using Tokens = std::shared_ptr<const StateTokens>;
+
+  Tokens find(uint64_t machine, int32_t state);  // null: not there
+  void keep(uint64_t machine, int32_t state, Tokens tokens);
+
+ private:
+  using Key = std::pair<uint64_t, int32_t>;
+  using Entries = std::list<std::pair<Key, Tokens>>;
+
+  std::mutex mutex_;
+  Entries entries_;  // last used first
+  std::map<Key, Entries::iterator> by_key_;
+  size_t num_ids_ = 0;
 };
 
 }  // namespace atl::constrain

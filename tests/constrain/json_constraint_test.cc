@@ -13,6 +13,7 @@
 #include <random>
 
 #include "tests/constrain/schema_check.h"
+#include "text/utf8.h"
 
 namespace atl::constrain {
 namespace {
@@ -480,6 +481,93 @@ TEST(JsonConstraint, objects_of_many_optional_properties_are_within_the_bounds) 
   for (int i = 0; i < 800; ++i) properties["p" + std::to_string(i)] = {{"type", "string"}};
   expect_allows({{"type", "object"}, {"properties", properties}, {"additionalProperties", false}},
                 R"({"p3":"x","p799":"y"})");
+}
+
+TEST(JsonConstraint, names_that_begin_alike_cost_no_more_than_others) {
+  Json properties;
+  for (int i = 0; i < 800; ++i) {
+    properties["property_" + std::to_string(1000 + i).substr(1)] = {{"type", "string"}};
+  }
+  const Json schema = {{"type", "object"}, {"properties", properties}};
+  expect_allows(schema, R"({"property_003":"x","property_799":"y"})");
+  expect_allows(schema, "{}");
+  const std::string twice = R"({"property_003":"x","property_003":"y"})";
+  EXPECT_LT(num_taken(compiled(schema), by_bytes(twice)), twice.size());
+}
+
+TEST(JsonConstraint, other_keys_are_none_of_the_names) {
+  const Json schema = {{"type", "object"},
+                       {"properties", {{"ab", true}, {"a\u00e9", true}, {"", true}}},
+                       {"additionalProperties", {{"type", "integer"}}}};
+  for (const char* text : {R"({"abc":1})", R"({"a":1})", R"({"ab":"x","aé":"x","":"x","aè":1})",
+                           R"({"b":1,"é":2,"日本":3})", R"({"ab":true,"x":1,"y":2})"}) {
+    expect_allows(schema, text);
+  }
+  for (const std::string text : {R"({"x":1,"ab":1})", R"({"abc":"x"})", R"({"x":1,"aé":1})"}) {
+    EXPECT_LT(num_taken(compiled(schema), by_bytes(text)), text.size()) << text;
+  }
+}
+
+TEST(JsonConstraint, integers_of_a_range_are_those_that_fulfil_it) {
+  struct Case {
+    int low, high, multiple_of;
+  };
+  for (const auto& [low, high, multiple_of] :
+       {Case{-37, 1203, 7}, {0, 999, 1}, {5, 5, 5}, {98, 1010, 10}, {-1203, -36, 9}}) {
+    const Grammar grammar = compiled(
+        {{"type", "integer"}, {"minimum", low}, {"maximum", high}, {"multipleOf", multiple_of}});
+    for (int i = -1300; i <= 1300; ++i) {
+      const std::string text = std::to_string(i);
+      const bool fulfils = i >= low && i <= high && i % multiple_of == 0;
+      EXPECT_EQ(num_taken(grammar, by_bytes(text)) == text.size() + 1, fulfils)
+          << i << " from " << low << " to " << high << " by " << multiple_of;
+    }
+  }
+}
+
+// Of every kind that was seen to take too long or too much memory before it was refused.
+TEST(JsonConstraint, what_takes_too_much_to_compile_is_refused_with_its_place) {
+  const auto object_of = [](const Json& properties) {
+    return Json{{"type", "object"}, {"properties", properties}};
+  };
+  Json numbers, keys, lists = Json::array(), words = Json::array(), branches = Json::array();
+  for (int i = 0; i < 100; ++i) {
+    numbers["n" + std::to_string(i)] = {{"type", "integer"},
+                                        {"multipleOf", 97},
+                                        {"minimum", -100000000000003 - i},
+                                        {"maximum", 999999999999993 - i}};
+  }
+  for (int i = 0; i < 20'000; ++i) keys["key" + std::to_string(i)] = true;
+  for (int i = 0; i < 200'000; ++i) lists.push_back(Json::array());
+  for (int i = 0; i < 20'000; ++i) words.push_back("word " + std::to_string(i * 7919) + " of many");
+  for (int i = 0; i < 250; ++i) {
+    branches.push_back(
+        {{"type", "string"}, {"pattern", "^([a-z ,.]{" + std::to_string(i + 1) + "}[0-9]{2})+$"}});
+  }
+  std::string characters;
+  for (int i = 0; i < 3000; ++i)
+    text::append_utf8(0x4e00u + 2 * static_cast<uint32_t>(i), characters);
+  EXPECT_THAT(refusal(object_of(numbers).dump()), HasSubstr("too large: it takes too much memory"));
+  EXPECT_THAT(refusal(object_of(keys).dump()), HasSubstr("too large: $ takes too much"));
+  EXPECT_THAT(refusal(Json{{"const", lists}}.dump()), HasSubstr("too large: more values than"));
+  EXPECT_THAT(refusal(Json{{"enum", words}}.dump()), HasSubstr("too large: $ takes too much"));
+  EXPECT_THAT(refusal(Json{{"anyOf", branches}}.dump()), HasSubstr("too large: $.anyOf["));
+  EXPECT_THAT(refusal(Json{{"type", "string"}, {"pattern", "[" + characters + "]{50}"}}.dump()),
+              HasSubstr("too large: $ takes too much work"));
+}
+
+TEST(JsonConstraint, what_nobody_refers_to_costs_its_text_alone) {
+  Json unused;
+  for (int i = 0; i < 40'000; ++i) unused["d" + std::to_string(i)] = true;
+  expect_allows({{"type", "string"}, {"$defs", unused}}, R"("a")");
+}
+
+TEST(JsonConstraint, compiling_can_be_stopped) {
+  std::stop_source stop;
+  stop.request_stop();
+  const auto grammar = compile_json_schema(R"({"type": "string"})", stop.get_token());
+  ASSERT_FALSE(grammar);
+  EXPECT_EQ(grammar.error().code, ErrorCode::kUnavailable);
 }
 
 TEST(JsonConstraint, automata_beyond_all_bounds_are_refused) {
