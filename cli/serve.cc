@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "base/units.h"
@@ -54,7 +55,10 @@ struct ServeOptions {
   double drain_timeout_s = 30;
 };
 
-constexpr int kExitStoppedLoading = 1;
+constexpr int kExitStoppedLoading = 1, kExitCutShort = 1;
+// How long answers that were ended may take to reach their clients, and what comes after that: the
+// process ends even if the server's or the engine's thread is stuck.
+constexpr std::chrono::milliseconds kLastWords{500}, kEndAtOnce{1'000};
 
 std::chrono::milliseconds milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
@@ -166,6 +170,15 @@ class ServerThread {
   std::thread thread_;
 };
 
+// Ends the process after this time, whatever its threads do, unless it has ended by then.
+void end_process_in(std::chrono::milliseconds time) {
+  std::thread([time] {
+    std::this_thread::sleep_for(time);
+    log_error("the process did not stop in time: it is ended as it is");
+    std::_Exit(kExitCutShort);  // child nodes end with this process
+  }).detach();
+}
+
 // What a signal to stop does: the first one drains, a second one ends at once. Server's thread.
 class Shutdown {
  public:
@@ -194,7 +207,7 @@ class Shutdown {
     end();
   }
   void end() {
-    server_.stop();
+    server_.stop(kLastWords);
     scheduler_.stop();
   }
 
@@ -216,8 +229,10 @@ void serve(ServeOptions options) {
   std::atomic<http::HttpServer*> serving = nullptr;
   std::optional<Shutdown> shutdown;  // the server's thread
   auto signals = std::make_unique<StopSignals>();
-  signals->watch([&] {
+  signals->watch([&, stopping = false]() mutable {
     if (http::HttpServer* server = serving) {
+      const double drain_timeout_s = std::exchange(stopping, true) ? 0 : options.drain_timeout_s;
+      end_process_in(milliseconds(drain_timeout_s) + kEndAtOnce);
       server->post([&shutdown] { shutdown->request(); });
     } else {
       log_info("stopped while loading");

@@ -72,6 +72,8 @@ class Exchange final : public HttpExchange {
 void Connection::enter(Phase phase) {
   phase_ = phase;
   comment_at_ = phase == Phase::kStreaming ? now() + core_.options.keep_alive : kNever;
+  const bool answering = phase == Phase::kAnswering || phase == Phase::kStreaming;
+  probe_at_ = input_ended_ && answering ? now() + core_.options.half_closed_probe : kNever;
   switch (phase) {
     case Phase::kIdle:
       read_deadline_ = now() + core_.options.idle_timeout;
@@ -154,7 +156,8 @@ void Connection::linger() {
 void Connection::wait_readable() {
   const size_t ahead_max = core_.options.header_bytes_max + kReadBytes;
   const bool far_ahead = phase_ != Phase::kLingering && unparsed().size() > ahead_max;
-  if (waiting_readable_ || far_ahead || phase_ == Phase::kClosed) return;
+  const bool at_end = input_ended_ && phase_ != Phase::kLingering;
+  if (waiting_readable_ || far_ahead || at_end || phase_ == Phase::kClosed) return;
   waiting_readable_ = true;
   socket_.async_wait(tcp::socket::wait_read, [self = shared_from_this()](const error_code& error) {
     self->waiting_readable_ = false;
@@ -185,12 +188,34 @@ void Connection::on_read(size_t bytes) {
   turn();
 }
 
-// A client that ends its side while it waits for an answer counts as gone: a socket that was closed
-// looks the same. What was answered is still sent.
+// A client that ends its side while it waits for an answer may want to read it, or be gone: a
+// socket that was closed looks the same until something is sent to it.
 void Connection::on_end_of_input() {
   const bool answering = phase_ == Phase::kAnswering || phase_ == Phase::kStreaming;
-  if (answering || unsent() == 0) return close();
+  if (answering) {
+    input_ended_ = true;
+    probe_at_ = now() + core_.options.half_closed_probe;
+    watch_for_reset();
+    return arm_timer();
+  }
+  if (unsent() == 0) return close();
   enter(Phase::kDraining);
+}
+
+void Connection::watch_for_reset() {
+  socket_.async_wait(tcp::socket::wait_error, [self = shared_from_this()](const error_code& error) {
+    if (!error && self->phase_ != Phase::kClosed) self->close();
+  });
+}
+
+void Connection::probe() {
+  probe_at_ = now() + core_.options.half_closed_probe;
+  if (unsent() > 0) return;
+  if (phase_ == Phase::kStreaming) {
+    append_event_chunk(": keep-alive", "\n\n");
+  } else if (http_1_1_) {
+    out_ += "HTTP/1.1 100 Continue\r\n\r\n";
+  }
 }
 
 bool Connection::can_parse() const {
@@ -387,6 +412,7 @@ void Connection::append_response(const HttpResponse& response) {
 
 void Connection::respond(ExchangeId id, const HttpResponse& response) {
   if (!is_current(id, Phase::kAnswering)) return;
+  if (is_last()) keep_alive_ = false;
   append_response(response);
   finish_answer();
 }
@@ -438,7 +464,7 @@ void Connection::finish_answer() {
   current_ = 0;
   --core_.counters.in_flight;
   on_gone_ = nullptr;
-  keep_alive_ = keep_alive_ && !core_.stopping;
+  keep_alive_ = keep_alive_ && !core_.stopping && !is_last();
   enter(keep_alive_ ? Phase::kIdle : Phase::kDraining);
   schedule_turn();
 }
@@ -498,7 +524,7 @@ void Connection::drop_slow() {
 // ---- time
 
 TimePoint Connection::next_deadline() const {
-  return std::min({read_deadline_, write_deadline_, comment_at_});
+  return std::min({read_deadline_, write_deadline_, comment_at_, probe_at_});
 }
 
 // The timer is only moved forward: deadlines mostly move back, and a timer that fires early costs
@@ -522,6 +548,7 @@ void Connection::on_timer() {
     if (unsent() == 0) append_event_chunk(": keep-alive", "\n\n");
     comment_at_ = time + core_.options.keep_alive;
   }
+  if (time >= probe_at_) probe();
   if (time >= read_deadline_) {
     if (unsent() > 0 && phase_ == Phase::kIdle) {
       enter(Phase::kIdle);  // it reads the last answer; its bound is the write timeout

@@ -65,6 +65,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   bool in_request() const { return phase_ == Phase::kHeader || phase_ == Phase::kBody; }
   bool is_current(ExchangeId id, Phase phase) const { return id == current_ && phase == phase_; }
+  bool is_last() const { return input_ended_ && unparsed().empty(); }  // of the client's requests
   std::string_view unparsed() const { return std::string_view(in_).substr(in_taken_); }
   size_t unsent() const { return out_.size() + sending_.size() - sent_; }
 
@@ -76,6 +77,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_readable(const error_code& error);
   void on_read(size_t bytes);
   void on_end_of_input();
+  void watch_for_reset();
+  void probe();
   void process();
   bool can_parse() const;
   bool parse_some();
@@ -107,6 +110,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Phase phase_ = Phase::kIdle;
   bool turn_scheduled_ = false, in_process_ = false, waiting_readable_ = false,
        sending_now_ = false;
+  bool input_ended_ = false;  // the client sends no more, and may still read
 
   std::string in_;  // read and, from in_taken_ on, not yet parsed
   size_t in_taken_ = 0;
@@ -123,7 +127,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   std::string out_, sending_;  // waiting, and in the kernel's hands from sent_ on
   size_t sent_ = 0;
-  TimePoint read_deadline_ = kNever, write_deadline_ = kNever, comment_at_ = kNever;
+  TimePoint read_deadline_ = kNever, write_deadline_ = kNever, comment_at_ = kNever,
+            probe_at_ = kNever;
   TimePoint armed_for_ = kNever;
 };
 

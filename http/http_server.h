@@ -56,10 +56,10 @@ class HttpExchange {
   // One event with this data (a single line). False: the client is gone.
   virtual bool send_event(std::string_view data) = 0;
   virtual void end() = 0;
-  // Called once, at most, if the connection ends before the answer does: closed by the client (its
-  // sending side counts), or by the server because it reads too slowly (see
-  // HttpOptions::unsent_bytes_max) or stops. Never from inside another call; soon, if the client is
-  // gone already.
+  // Called once, at most, if the connection ends before the answer does: closed by the client, or
+  // by the server because it reads too slowly (see HttpOptions::unsent_bytes_max) or stops. Never
+  // from inside another call; soon, if the client is gone already. A client that ends its sending
+  // side may still read: whether it does is asked every HttpOptions::half_closed_probe.
   virtual void on_gone(std::function<void()> callback) = 0;
 };
 
@@ -93,6 +93,9 @@ struct HttpOptions {
   std::chrono::milliseconds idle_timeout{300'000};   // between requests
   std::chrono::milliseconds write_timeout{60'000};   // without a byte taken: dropped
   std::chrono::milliseconds keep_alive{15'000};
+  // A client that has ended its sending side gets a few bytes so often while its answer is made
+  // (`100 Continue`, in a stream a comment): the kernel of one that is gone answers with a reset.
+  std::chrono::milliseconds half_closed_probe{1'000};
   // Called when a header is read, before its body: an answer here is the answer, and no handler is
   // asked.
   std::function<std::optional<HttpResponse>(const HttpRequest&)> admit = {};

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "coordinator/api/api_errors.h"
 #include "coordinator/api/canary.h"
+#include "coordinator/api/helper_probe.h"
 #include "coordinator/api/live_answer.h"
 #include "coordinator/api/metrics.h"
 #include "coordinator/api/page.h"
@@ -136,6 +137,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void check_drained();
 
   void tick();
+  void probe();
   void log_statistics(Clock::TimePoint now);
   std::optional<std::string> not_ready_because() const;
   std::string state() const;
@@ -153,6 +155,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   RequestPreparer preparer;
   Metrics metrics;
   Canary canary;
+  HelperProbe helper_probe;
 
   std::unordered_map<uint64_t, Place> sequences;                 // by GenerationId
   std::map<uint64_t, std::shared_ptr<LiveAnswer>> live_answers;  // by order of arrival
@@ -192,8 +195,10 @@ Api::Impl::Impl(ApiOptions options_given, http::HttpServer& server_given,
       metrics(options.model_name, options.version),
       canary({.every = options.canary_every,
               .max_age = options.canary_max_age,
+              .step_max = options.late_after,
               .prompt = preparer.canary_prompt()},
-             backend, clock) {
+             backend, clock),
+      helper_probe(server, clock, options.late_after) {
   counted.at = started;
 }
 
@@ -299,7 +304,9 @@ std::string Api::Impl::state() const {
 }
 
 std::optional<std::string> Api::Impl::not_ready_because() const {
-  return draining ? "draining" : canary.not_ready_because();
+  if (draining) return "draining";
+  if (auto why = helper_probe.not_ready_because()) return why;
+  return canary.not_ready_because();
 }
 
 // --- tokens ---
@@ -560,6 +567,13 @@ void Api::Impl::tick() {
   });
 }
 
+void Api::Impl::probe() {
+  helper_probe.tick();
+  server.post_after(options.probe_every, [self = weak_from_this()] {
+    if (const auto impl = self.lock()) impl->probe();
+  });
+}
+
 void Api::Impl::log_statistics(Clock::TimePoint now) {
   const double seconds = seconds_between(counted.at, now);
   if (seconds < kStatisticsEverySeconds) return;
@@ -591,7 +605,10 @@ Api::Api(ApiOptions options, http::HttpServer& server, GenerationBackend& backen
                                    chat_template, clock, std::move(snapshot))) {
   impl_->add_routes();
   server.post([self = std::weak_ptr<Impl>(impl_)] {
-    if (const auto impl = self.lock()) impl->tick();
+    if (const auto impl = self.lock()) {
+      impl->tick();
+      impl->probe();
+    }
   });
 }
 

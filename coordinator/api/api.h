@@ -39,9 +39,12 @@ struct ApiOptions {
   int64_t context_tokens = 0;      // most of one request, prompt and answer; 0: the model's
   int64_t max_tokens_default = 0;  // of chats; 0: up to the end of the context
   int64_t choices_max = 16;        // `n`
-  std::chrono::seconds request_timeout{0};              // of one generation; 0: none
-  std::chrono::milliseconds canary_every{10'000};       // without a token: one is generated
-  std::chrono::milliseconds canary_max_age{30'000};     // no token for longer: /ready is 503
+  std::chrono::seconds request_timeout{0};           // of one generation; 0: none
+  std::chrono::milliseconds canary_every{10'000};    // without a token: one is generated
+  std::chrono::milliseconds canary_max_age{30'000};  // no token for longer: /ready is 503
+  // Whether requests are read and steps come to their end is looked at so often; what is late by
+  // this much makes /ready a 503.
+  std::chrono::milliseconds probe_every{400}, late_after{1'400};
   std::chrono::milliseconds stream_begin_after{5'000};  // header of a stream that has no token yet
   std::string version;
   std::string system_fingerprint;  // of weights and numerics; empty: from the version

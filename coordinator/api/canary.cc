@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace atl::coordinator {
@@ -37,10 +38,23 @@ bool Canary::on_event(const GenerationEvent& event) {
   return true;
 }
 
+// A step that has not come to its end when everybody would expect it.
+std::optional<std::string> Canary::stuck_step() const {
+  const GenerationStats stats = backend_.stats();
+  if (stats.step_begin == 0) return std::nullopt;
+  const double seconds = seconds_between(Clock::TimePoint(), clock_.now()) - stats.step_begin;
+  const double usual = stats.step_seconds / static_cast<double>(std::max<uint64_t>(stats.steps, 1));
+  const double limit = std::max(std::chrono::duration<double>(options_.step_max).count(),
+                                options_.step_times_usual * usual);
+  if (seconds <= limit) return std::nullopt;
+  return fmt::format("a step has been under way for {:.1f} s, usual are {:.3f} s", seconds, usual);
+}
+
 std::optional<std::string> Canary::not_ready_because() const {
   if (const GenerationStats stats = backend_.stats(); !stats.failure.empty()) {
     return "the engine's last step failed: " + stats.failure;
   }
+  if (auto stuck = stuck_step()) return stuck;
   if (!last_token_) {
     if (!error_.empty()) return "no token could be generated: " + error_;
     return "no token was generated yet";

@@ -15,6 +15,9 @@ namespace atl::coordinator {
 struct CanaryOptions {
   std::chrono::milliseconds every{10'000};    // without a token: one is generated
   std::chrono::milliseconds max_age{30'000};  // no token for longer: not ready
+  // A step that takes longer, and this many times what steps usually take: not ready.
+  std::chrono::milliseconds step_max{1'500};
+  double step_times_usual = 10;
   std::vector<int32_t> prompt;
 };
 
@@ -32,6 +35,8 @@ class Canary {
   std::optional<std::string> not_ready_because() const;
 
  private:
+  std::optional<std::string> stuck_step() const;
+
   const CanaryOptions options_;
   GenerationBackend& backend_;
   const Clock& clock_;

@@ -75,6 +75,7 @@ struct GenerationStats {
   uint64_t steps_cut = 0;    // of these: had fewer prompt tokens than room, to take less time
   double step_seconds = 0;   // in all
   double last_step_end = 0;  // seconds of the backend's clock; 0: none yet
+  double step_begin = 0;     // of the step under way; 0: none is
   bool draining = false;
   std::string failure;  // of the last step; empty if it went well
 };

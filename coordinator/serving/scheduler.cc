@@ -484,6 +484,10 @@ bool Scheduler::compute() {
   announce(stepped);
 
   const Clock::TimePoint start = clock_.now();
+  {
+    const std::lock_guard lock(mutex_);
+    stats_.step_begin = seconds_between(Clock::TimePoint(), start);
+  }
   const double attention_before = engine_.times()[Stage::kAttentionCore];
   std::vector<std::optional<Error>> errors(work.size());
   const auto vocab = static_cast<size_t>(engine_.config().vocab_size);

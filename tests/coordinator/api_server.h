@@ -61,6 +61,7 @@ class ApiServer {
   }
   ~ApiServer() { server_->stop(); }
 
+  http::HttpServer& server() { return server_->server(); }
   ScriptedBackend& backend() { return backend_; }
   coordinator::Api& api() { return *api_; }
   const text::Tokenizer& tokenizer() const { return tokenizer_; }

@@ -406,6 +406,37 @@ TEST(ApiReady, needs_a_fresh_token) {
   EXPECT_THAT(failing.body, HasSubstr("no node is left"));
 }
 
+TEST(ApiReady, is_not_while_the_helpers_are_busy) {
+  ApiServerOptions options;
+  options.api.canary_every = std::chrono::milliseconds(20);
+  options.api.probe_every = std::chrono::milliseconds(5);
+  options.api.late_after = std::chrono::milliseconds(50);
+  options.http.helper_threads = 2;
+  ApiServer server(options);
+  const auto eventually = [&](int status) {
+    const auto deadline = std::chrono::steady_clock::now() + RawClient::kPatience;
+    while (server.get("/ready").status != status && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+    }
+    return server.get("/ready");
+  };
+  EXPECT_EQ(eventually(200).status, 200);
+  std::promise<void> release;
+  const std::shared_future<void> released = release.get_future().share();
+  for (int i = 0; i < 2; ++i) {
+    server.on_server([&] {
+      server.server().work(
+          {.client = "a", .run = [released](std::stop_token) { released.wait(); }});
+    });
+  }
+  const RawResponse blocked = eventually(503);
+  EXPECT_EQ(blocked.status, 503);
+  EXPECT_THAT(blocked.body, HasSubstr("requests have not been read"));
+  EXPECT_EQ(server.get("/health").status, 200);
+  release.set_value();
+  EXPECT_EQ(eventually(200).status, 200);
+}
+
 TEST(ApiReady, says_why_not) {
   ApiServerOptions options;
   options.api.canary_every = std::chrono::milliseconds(20);

@@ -96,6 +96,30 @@ TEST_F(CanaryTest, tells_why_there_was_none) {
   EXPECT_EQ(canary.not_ready_because(), std::nullopt);
 }
 
+TEST_F(CanaryTest, a_step_without_end_is_not_ready) {
+  canary.tick();
+  canary.on_event(last_token(1));
+  const auto begin_step = [&] {
+    backend.now.step_begin = seconds_between(Clock::TimePoint(), clock.now());
+  };
+  backend.now.steps = 100;
+  backend.now.step_seconds = 5;
+  begin_step();
+  clock.advance(milliseconds(1500));
+  EXPECT_EQ(canary.not_ready_because(), std::nullopt);
+  clock.advance(milliseconds(100));
+  EXPECT_EQ(canary.not_ready_because(), "a step has been under way for 1.6 s, usual are 0.050 s");
+  backend.now.step_begin = 0;
+  EXPECT_EQ(canary.not_ready_because(), std::nullopt);
+  // Where steps take long, one may take longer.
+  backend.now.step_seconds = 100;
+  begin_step();
+  clock.advance(seconds(10));
+  EXPECT_EQ(canary.not_ready_because(), std::nullopt);
+  clock.advance(seconds(1));
+  EXPECT_THAT(*canary.not_ready_because(), HasSubstr("for 11.0 s"));
+}
+
 TEST_F(CanaryTest, tries_a_failing_engine_every_time) {
   canary.tick();
   canary.on_event(last_token(1));

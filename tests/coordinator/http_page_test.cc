@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "http/http_server.h"
 #include "coordinator/api/page.h"
+#include "http/http_server.h"
 #include "tests/http/raw_http.h"
 #include "tests/support/command.h"
 #include "tests/support/temp_dir.h"

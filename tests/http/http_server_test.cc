@@ -601,7 +601,9 @@ TEST_F(HttpServerTest, a_silent_stream_gets_comments) {
 }
 
 TEST_F(HttpServerTest, a_client_that_closes_is_gone_while_its_answer_is_made) {
-  start();
+  HttpOptions options;
+  options.half_closed_probe = milliseconds(20);
+  start(options);
   {
     RawClient client(port());
     ASSERT_TRUE(client.send(get("/gone")));
@@ -626,8 +628,61 @@ TEST_F(HttpServerTest, a_client_that_resets_is_gone_while_its_stream_runs) {
   on_server([&] { EXPECT_FALSE(exchange->send_event("x")); });
 }
 
-TEST_F(HttpServerTest, on_gone_that_comes_after_the_client_has_gone_is_called_too) {
+TEST_F(HttpServerTest, a_client_that_closes_is_gone_while_its_silent_stream_runs) {
+  HttpOptions options;
+  options.half_closed_probe = milliseconds(20);
+  start(options);
+  {
+    RawClient client(port());
+    ASSERT_TRUE(client.send(get("/gone")));
+    ASSERT_TRUE(kept_.at(0));
+    on_server([&] { kept_.at(0)->begin_events(); });
+    client.read_until("\r\n\r\n");
+  }
+  EXPECT_TRUE(gone());
+}
+
+TEST_F(HttpServerTest, a_client_that_ends_its_side_while_it_waits_is_answered) {
+  for (const auto probe : {milliseconds(60'000), milliseconds(5)}) {
+    HttpOptions options;
+    options.half_closed_probe = probe;
+    start(options);
+    kept_.clear();
+    RawClient client(port());
+    ASSERT_TRUE(client.send(post("/echo", "body") + get("/later")));
+    ASSERT_TRUE(kept_.at(0));
+    client.shut_sending();
+    EXPECT_EQ(client.read_response().body, "body");
+    std::this_thread::sleep_for(milliseconds(30));
+    EXPECT_EQ(server().stats().in_flight, 1);
+    on_server([&] { kept_.at(0)->respond({.body = "late"}); });
+    RawResponse response = client.read_response();
+    while (response.status == 100) response = client.read_response();
+    EXPECT_EQ(response.body, "late");
+    EXPECT_EQ(response.headers.at("connection"), "close");
+    EXPECT_TRUE(client.read_to_end());
+  }
+}
+
+TEST_F(HttpServerTest, a_stream_goes_on_for_a_client_that_ended_its_side) {
   start();
+  RawClient client(port());
+  ASSERT_TRUE(client.send(get("/stream")));
+  const auto stream = kept_.at(0);
+  client.shut_sending();
+  for (int i = 0; i < 3; ++i) {
+    on_server([&] { EXPECT_TRUE(stream->send_event("x")); });
+    EXPECT_THAT(client.read_until("data: x\n\n"), HasSubstr("data: x"));
+  }
+  on_server([&] { stream->end(); });
+  EXPECT_THAT(client.read_until("0\r\n\r\n"), HasSubstr("0\r\n\r\n"));
+  EXPECT_TRUE(client.read_to_end());
+}
+
+TEST_F(HttpServerTest, on_gone_that_comes_after_the_client_has_gone_is_called_too) {
+  HttpOptions options;
+  options.half_closed_probe = milliseconds(20);
+  start(options);
   {
     RawClient client(port());
     ASSERT_TRUE(client.send(get("/later")));
