@@ -21,8 +21,8 @@ namespace atl::text {
 struct ChatTemplateLimits {
   size_t output_bytes_max = size_t{64} << 20;
   uint64_t steps_max = 20'000'000;  // expressions evaluated and statements executed
-  // All that a render makes, whether it keeps it or not. A message's text is copied a few times.
-  size_t memory_bytes_max = size_t{512} << 20;
+  // Of the variables and what a render makes, held at once.
+  size_t memory_bytes_max = size_t{64} << 20;
 };
 
 // Immutable after construction; any thread.

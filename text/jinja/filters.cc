@@ -33,7 +33,7 @@ Value attribute_path(const Value& item, const Value& path, Budget& budget) {
 // What sorting and comparing without case look at.
 Value folded(const Value& value, bool case_sensitive, Budget& budget) {
   if (case_sensitive || !value.is_string()) return value;
-  return budget.text(with_case(value.string(), Case::kLower));
+  return budget.text(with_case(value.string(), Case::kLower, budget));
 }
 
 // Of several attributes, "a,b", a tuple.
@@ -58,7 +58,8 @@ struct Keyed {
 std::vector<Keyed> keyed(const List& items, const Value* attribute, bool case_sensitive,
                          Budget& budget) {
   std::vector<Keyed> out;
-  budget.use_bytes(items.size() * sizeof(Keyed));
+  budget.use_bytes(2 * items.size() * sizeof(Keyed));  // sorting takes as much again
+  out.reserve(items.size());
   for (const Value& item : items) {
     out.push_back({sort_key(item, attribute, case_sensitive, budget), item});
   }
@@ -70,6 +71,8 @@ Value sorted(std::vector<Keyed> items, bool reverse, Budget& budget) {
     return reverse ? less(b.key, a.key, budget) : less(a.key, b.key, budget);
   });
   List out;
+  budget.use_bytes(items.size() * sizeof(Value));
+  out.reserve(items.size());
   for (Keyed& item : items) out.push_back(std::move(item.item));
   return budget.list(std::move(out));
 }
@@ -89,6 +92,7 @@ Value filter_unique(const Value& v, const Arguments& a, Budget& budget) {
     const bool is_new = std::none_of(
         seen.begin(), seen.end(), [&](const Value& key) { return equal(key, item.key, budget); });
     if (!is_new) continue;
+    budget.use_bytes(2 * kGrowingTimes * sizeof(Value));
     seen.push_back(item.key);
     out.push_back(std::move(item.item));
   }
@@ -116,6 +120,7 @@ Value filter_dictsort(const Value& v, const Arguments& a, Budget& budget) {
   const bool by_value = by && by->is_string() && by->string() == "value";
   std::vector<Keyed> items;
   for (const auto& [key, value] : v.dict().items) {
+    budget.use_bytes(2 * kGrowingTimes * sizeof(Keyed));
     items.push_back({folded(by_value ? value : key, a.flag(0, "case_sensitive", false), budget),
                      budget.tuple({key, value})});
   }
@@ -184,11 +189,11 @@ Value filter_trim(const Value& v, const Arguments& a, Budget& budget) {
 
 template <Case to>
 Value filter_case(const Value& v, const Arguments&, Budget& budget) {
-  return budget.text(with_case(str_of(v, budget), to));
+  return budget.text(with_case(str_of(v, budget), to, budget));
 }
 
 Value filter_title(const Value& v, const Arguments&, Budget& budget) {
-  return budget.text(title_filter(str_of(v, budget)));
+  return budget.text(title_filter(str_of(v, budget), budget));
 }
 
 Value filter_replace(const Value& v, const Arguments& a, Budget& budget) {
@@ -372,6 +377,7 @@ Value filter_map(const Value& v, const Arguments& a, Budget& budget) {
   if (!attribute && !has_filter(filter)) refuse(fmt::format("map: no filter '{}'", filter));
   const Arguments rest = without_first(a, 1);
   for (const Value& item : items_of(v, budget)) {
+    budget.use_bytes(kGrowingTimes * sizeof(Value));
     budget.step();
     if (attribute) {
       Value member = attribute_path(item, *attribute, budget);
@@ -393,6 +399,7 @@ Value selected(const Value& v, const Arguments& a, bool by_attribute, bool wante
   const Arguments rest = without_first(a, test_at + 1);
   List out;
   for (const Value& item : items_of(v, budget)) {
+    budget.use_bytes(kGrowingTimes * sizeof(Value));
     budget.step();
     const Value looked_at = attribute ? attribute_path(item, *attribute, budget) : item;
     const bool holds = test ? apply_test(name, looked_at, rest, budget) : truthy(looked_at);
@@ -413,6 +420,7 @@ Value filter_batch(const Value& v, const Arguments& a, Budget& budget) {
   const Value* fill = a.given(1, "fill_with");
   List out, group;
   for (const Value& item : items_of(v, budget)) {
+    budget.use_bytes(2 * kGrowingTimes * sizeof(Value));
     if (static_cast<int64_t>(group.size()) == size) {
       out.push_back(budget.list(std::exchange(group, {})));
     }
@@ -537,7 +545,8 @@ constexpr std::array kTests = {
     ATOLL_JINJA_TEST("iterable", is_iterable(v)),
     ATOLL_JINJA_TEST("le", !less(a.at(0, "other"), v, budget)),
     ATOLL_JINJA_TEST("lessthan", less(v, a.at(0, "other"), budget)),
-    ATOLL_JINJA_TEST("lower", with_case(str_of(v, budget), Case::kLower) == str_of(v, budget)),
+    ATOLL_JINJA_TEST("lower",
+                     with_case(str_of(v, budget), Case::kLower, budget) == str_of(v, budget)),
     ATOLL_JINJA_TEST("lt", less(v, a.at(0, "other"), budget)),
     ATOLL_JINJA_TEST("mapping", v.is_dict()),
     ATOLL_JINJA_TEST("ne", !equal(v, a.at(0, "other"), budget)),
@@ -549,7 +558,8 @@ constexpr std::array kTests = {
     ATOLL_JINJA_TEST("string", v.is_string()),
     ATOLL_JINJA_TEST("true", v.is<bool>() && *v.get<bool>()),
     ATOLL_JINJA_TEST("undefined", v.is_undefined()),
-    ATOLL_JINJA_TEST("upper", with_case(str_of(v, budget), Case::kUpper) == str_of(v, budget)),
+    ATOLL_JINJA_TEST("upper",
+                     with_case(str_of(v, budget), Case::kUpper, budget) == str_of(v, budget)),
 };
 #undef ATOLL_JINJA_TEST
 

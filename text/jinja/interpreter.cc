@@ -18,6 +18,7 @@ struct Scope {
   Scope* outer = nullptr;
   std::vector<std::pair<std::string, Value>> variables;
   bool has_macro = false;  // which refers to it
+  size_t bytes = 0;        // held by its variables
 
   Value* find(std::string_view name) {
     for (auto& [key, value] : variables) {
@@ -58,7 +59,7 @@ class Interpreter {
       }
       throw;
     }
-    return out.text();
+    return out.take();
   }
 
  private:
@@ -75,7 +76,11 @@ class Interpreter {
     }
     ~ScopeGuard() {
       in_.scope_ = saved_;
-      if (scope_->has_macro) in_.kept_scopes_.push_back(std::move(scope_));
+      if (scope_->has_macro) {
+        in_.kept_scopes_.push_back(std::move(scope_));
+      } else {
+        in_.budget_.give_back(scope_->bytes);
+      }
     }
     ScopeGuard(const ScopeGuard&) = delete;
     ScopeGuard& operator=(const ScopeGuard&) = delete;
@@ -120,7 +125,9 @@ class Interpreter {
     if (Value* there = scope_->find(name)) {
       *there = std::move(value);
     } else {
-      budget_.use_bytes(sizeof(Value) + sizeof(std::string) + name.size());
+      const size_t bytes = kGrowingTimes * (sizeof(Value) + sizeof(std::string)) + name.size();
+      budget_.hold(bytes);
+      scope_->bytes += bytes;
       scope_->variables.emplace_back(name, std::move(value));
     }
   }
@@ -144,6 +151,13 @@ class Interpreter {
   }
 
   Flow run_statement(const Statement& s) {
+    const size_t passing = budget_.passing();
+    const Flow flow = run_statement_within(s);
+    budget_.end_statement(passing);
+    return flow;
+  }
+
+  Flow run_statement_within(const Statement& s) {
     budget_.step();
     place_ = s.place;
     switch (s.kind) {
@@ -216,6 +230,7 @@ class Interpreter {
     if (s.expressions[1]) {
       List kept;
       for (Value& item : items) {
+        budget_.use_bytes(kGrowingTimes * sizeof(Value));
         const ScopeGuard scope(*this, scope_);
         assign_all(s.targets, item);
         if (truthy(evaluate(*s.expressions[1]))) kept.push_back(std::move(item));
@@ -262,7 +277,7 @@ class Interpreter {
     if (Value* there = space.find(name)) {
       *there = std::move(value);
     } else {
-      budget_.use_bytes(sizeof(Value) + sizeof(std::string) + name.size());
+      budget_.hold(kGrowingTimes * (sizeof(Value) + sizeof(std::string)) + name.size());
       space.members.emplace_back(name, std::move(value));
     }
   }
@@ -291,7 +306,7 @@ class Interpreter {
 
   Function macro_here(const Macro& macro) {
     scope_->has_macro = true;
-    budget_.use_bytes(sizeof(Scope));
+    budget_.hold(2 * sizeof(Scope));  // for good
     // The scopes around it must live as long.
     for (Scope* scope = scope_; scope != nullptr; scope = scope->outer) scope->has_macro = true;
     return Function{Builtin::kRange, &macro, scope_};

@@ -116,10 +116,10 @@ std::optional<Value> split_method(const std::string& text, std::string_view name
 
 std::optional<Value> case_method(const std::string& text, std::string_view name, Budget& budget) {
   budget.step(text.size() / 16);
-  if (name == "upper") return budget.text(with_case(text, Case::kUpper));
-  if (name == "lower") return budget.text(with_case(text, Case::kLower));
-  if (name == "title") return budget.text(with_case(text, Case::kTitle));
-  if (name == "capitalize") return budget.text(with_case(text, Case::kCapitalized));
+  if (name == "upper") return budget.text(with_case(text, Case::kUpper, budget));
+  if (name == "lower") return budget.text(with_case(text, Case::kLower, budget));
+  if (name == "title") return budget.text(with_case(text, Case::kTitle, budget));
+  if (name == "capitalize") return budget.text(with_case(text, Case::kCapitalized, budget));
   if (name == "isdigit") {
     return all_characters(text, [](uint32_t c) { return c >= '0' && c <= '9'; });
   }

@@ -71,8 +71,12 @@ Value repeated(const Value& value, int64_t times, Budget& budget) {
     return out.value();
   }
   List items;
+  size_t bytes = 0;
+  const bool is_endless = times > 0 && __builtin_mul_overflow(value.list().size() * sizeof(Value),
+                                                              static_cast<size_t>(times), &bytes);
+  budget.use_bytes(is_endless ? std::numeric_limits<size_t>::max() / 2 : bytes);
+  items.reserve(bytes / sizeof(Value));
   for (int64_t i = 0; i < times && !value.list().empty(); ++i) {
-    budget.use_bytes(value.list().size() * sizeof(Value));
     budget.step();
     items.insert(items.end(), value.list().begin(), value.list().end());
   }
@@ -83,7 +87,8 @@ Value repeated(const Value& value, int64_t times, Budget& budget) {
 // "%s of %d" % values.
 Value formatted(const std::string& format, const Value& values, Budget& budget) {
   const bool many = values.is_list() && values.get<ListRef>()->is_tuple;
-  const List items = many ? values.list() : List{values};
+  const List one = many ? List{} : List{values};
+  const List& items = many ? values.list() : one;
   TextBuilder out(budget);
   size_t used = 0;
   for (size_t i = 0; i < format.size(); ++i) {
@@ -141,7 +146,7 @@ Value string_item(const std::string& text, const Value& key, Budget& budget) {
 std::shared_ptr<const std::string> key_name(const Value& key, Budget& budget) {
   TextBuilder out(budget);
   write_str(key, out);
-  return std::make_shared<const std::string>(out.text().substr(0, 60));
+  return budget.shared_text(out.text().substr(0, 60));
 }
 
 // Python's slice.indices().
@@ -194,7 +199,9 @@ Value apply_binary(std::string_view op, const Value& a, const Value& b, Budget& 
   }
   if (op == "+" && a.is_list() && type_name(a) == type_name(b)) {
     budget.use_bytes((a.list().size() + b.list().size()) * sizeof(Value));
-    List items = a.list();
+    List items;
+    items.reserve(a.list().size() + b.list().size());
+    items = a.list();
     items.insert(items.end(), b.list().begin(), b.list().end());
     return a.get<ListRef>()->is_tuple ? budget.tuple(std::move(items))
                                       : budget.list(std::move(items));
@@ -268,7 +275,7 @@ Value slice(const Value& object, const Value& begin, const Value& end, const Val
   const List& from = object.is_string() ? characters : object.list();
   List items;
   for (int64_t i = range.begin; range.step > 0 ? i < range.end : i > range.end; i += range.step) {
-    budget.use_bytes(sizeof(Value));
+    budget.use_bytes(kGrowingTimes * sizeof(Value));
     items.push_back(from[static_cast<size_t>(i)]);
   }
   if (object.is_string()) return join_texts("", budget.list(std::move(items)), budget);

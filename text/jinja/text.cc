@@ -92,7 +92,7 @@ std::vector<std::string_view> split_at_space(std::string_view text, int64_t max,
   std::vector<std::string_view> parts;
   text.remove_prefix(space_bytes(text));
   while (!text.empty()) {
-    budget.use_bytes(2 * sizeof(Value));
+    budget.use_bytes(kGrowingTimes * sizeof(std::string_view));
     if (max >= 0 && static_cast<int64_t>(parts.size()) == max) {
       parts.push_back(text);
       break;
@@ -119,7 +119,9 @@ Value text_value(std::string_view text, Budget& budget) { return budget.text(std
 std::string str_of(const Value& value, Budget& budget) {
   TextBuilder out(budget);
   write_str(value, out);
-  return out.text();
+  std::string text = out.take();
+  budget.use_bytes(text.capacity());
+  return text;
 }
 
 Value join_texts(const std::string& separator, const Value& items, Budget& budget) {
@@ -166,8 +168,9 @@ std::string_view stripped(std::string_view text, const std::string* chars, Side 
   return text;
 }
 
-std::string with_case(std::string_view text, Case to) {
+std::string with_case(std::string_view text, Case to, Budget& budget) {
   std::string out;
+  budget.use_bytes(kGrowingTimes * text.size());
   bool in_word = false;
   while (!text.empty()) {
     const uint32_t c = take_code_point(text);
@@ -183,8 +186,9 @@ std::string with_case(std::string_view text, Case to) {
   return out;
 }
 
-std::string title_filter(std::string_view text) {
+std::string title_filter(std::string_view text, Budget& budget) {
   std::string out;
+  budget.use_bytes(kGrowingTimes * text.size());
   bool at_start = true;
   while (!text.empty()) {
     const uint32_t c = take_code_point(text);
@@ -200,7 +204,7 @@ std::vector<std::string_view> split(std::string_view text, const std::string* se
   if (separator->empty()) refuse("split: the separator is empty");
   std::vector<std::string_view> parts;
   for (;;) {
-    budget.use_bytes(2 * sizeof(Value));
+    budget.use_bytes(kGrowingTimes * sizeof(std::string_view));
     const bool full = max >= 0 && static_cast<int64_t>(parts.size()) == max;
     const size_t at = full ? text.npos : text.find(*separator);
     parts.push_back(text.substr(0, at));
@@ -216,7 +220,7 @@ std::vector<std::string_view> split_from_end(std::string_view text, const std::s
   if (separator->empty()) refuse("rsplit: the separator is empty");
   std::vector<std::string_view> parts;
   for (;;) {
-    budget.use_bytes(2 * sizeof(Value));
+    budget.use_bytes(kGrowingTimes * sizeof(std::string_view));
     const bool full = static_cast<int64_t>(parts.size()) == max;
     const size_t at = full ? text.npos : text.rfind(*separator);
     if (at == text.npos) {
@@ -233,7 +237,7 @@ std::vector<std::string_view> split_from_end(std::string_view text, const std::s
 std::vector<std::string_view> split_lines(std::string_view text, bool keep_ends, Budget& budget) {
   std::vector<std::string_view> lines;
   while (!text.empty()) {
-    budget.use_bytes(2 * sizeof(Value));
+    budget.use_bytes(kGrowingTimes * sizeof(std::string_view));
     const size_t end = std::min(text.find_first_of("\n\r\v\f\x1C\x1D\x1E"), text.size());
     size_t behind = std::min(end + 1, text.size());
     if (text.substr(end).starts_with("\r\n")) ++behind;

@@ -30,9 +30,9 @@ std::string_view stripped(std::string_view text, const std::string* chars, Side 
 
 // Case of Latin (to U+017F), Greek and Cyrillic letters; others stay.
 enum class Case : uint8_t { kUpper, kLower, kCapitalized, kTitle };
-std::string with_case(std::string_view text, Case to);
+std::string with_case(std::string_view text, Case to, Budget& budget);
 // As jinja2's filter `title`: only what follows white space, '-' or a bracket is a word's start.
-std::string title_filter(std::string_view text);
+std::string title_filter(std::string_view text, Budget& budget);
 
 // As str.split and str.rsplit; no separator: at white space. Negative max: all.
 std::vector<std::string_view> split(std::string_view text, const std::string* separator,

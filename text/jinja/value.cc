@@ -11,6 +11,8 @@
 namespace atl::text::jinja {
 namespace {
 
+constexpr size_t kSharedBytes = 64;  // around what is shared: counts, and who gives it back
+
 // Python's str.isprintable(), but for code points that Unicode hasn't assigned.
 bool is_printable(uint32_t c) {
   if (c < 0x20 || (c >= 0x7F && c <= 0xA0) || c == 0xAD) return false;
@@ -240,12 +242,37 @@ Value* Namespace::find(std::string_view name) {
 
 void Budget::end(const char* why) { refuse(why); }
 
+template <typename T>
+std::shared_ptr<const T> Budget::shared(T thing, size_t bytes) {
+  hold(bytes);
+  auto made = std::make_unique<const T>(std::move(thing));
+  return std::shared_ptr<const T>(made.release(), [this, bytes](const T* gone) {
+    delete gone;
+    give_back(bytes);
+  });
+}
+
+std::shared_ptr<const std::string> Budget::shared_text(std::string text) {
+  const size_t bytes = kSharedBytes + sizeof(std::string) + text.capacity();
+  return shared(std::move(text), bytes);
+}
+
+void TextBuilder::grow(size_t size) {
+  const size_t before = held_;
+  size = std::max(size, 2 * text_.capacity());
+  budget_.hold(size);
+  held_ += size;
+  text_.reserve(size);
+  budget_.give_back(before);
+  held_ -= before;
+}
+
 ListRef Budget::list_ref(List items) {
-  use_bytes((items.size() + 1) * sizeof(Value));
+  const size_t bytes = kSharedBytes + (items.capacity() + 1) * sizeof(Value);
   int depth = 0;
   for (const Value& item : items) depth = std::max(depth, item.depth());
   if (depth >= kValueDepthMax) refuse("a list is nested too deep");
-  return {std::make_shared<const List>(std::move(items)), false, depth + 1};
+  return {shared(std::move(items), bytes), false, depth + 1};
 }
 
 Value Budget::list(List items) { return list_ref(std::move(items)); }
@@ -258,11 +285,11 @@ Value Budget::tuple(List items) {
 
 Value Budget::dict(Dict dict) {
   // An entry of the index costs about as much as the two values again.
-  use_bytes((dict.items.size() + 1) * 4 * sizeof(Value));
+  const size_t bytes = kSharedBytes + (dict.items.capacity() + 1) * 4 * sizeof(Value);
   int depth = 0;
   for (const auto& [key, value] : dict.items) depth = std::max(depth, value.depth());
   if (depth >= kValueDepthMax) refuse("a dict is nested too deep");
-  return DictRef{std::make_shared<const Dict>(std::move(dict)), depth + 1};
+  return DictRef{shared(std::move(dict), bytes), depth + 1};
 }
 
 void refuse(std::string message) { throw RenderError{std::move(message)}; }
@@ -403,10 +430,12 @@ List items_of(const Value& value, Budget& budget) {
     items = value.list();
   } else if (value.is_dict()) {
     budget.use_bytes(value.dict().items.size() * sizeof(Value));
+    items.reserve(value.dict().items.size());
     for (const auto& [key, item] : value.dict().items) items.push_back(key);
   } else if (value.is_string()) {
     for (std::string_view rest = value.string(); !rest.empty();) {
       const size_t bytes = next_utf8_unit(rest).num_bytes;
+      budget.use_bytes(kGrowingTimes * sizeof(Value));
       items.push_back(budget.text(std::string(rest.substr(0, bytes))));
       rest.remove_prefix(bytes);
     }
@@ -418,6 +447,8 @@ List items_of(const Value& value, Budget& budget) {
 
 Value dict_items(const Value& dict, Budget& budget) {
   List out;
+  budget.use_bytes(dict.dict().items.size() * sizeof(Value));
+  out.reserve(dict.dict().items.size());
   for (const auto& [key, value] : dict.dict().items) out.push_back(budget.tuple({key, value}));
   return budget.list(std::move(out));
 }

@@ -117,6 +117,9 @@ struct Loop {
   int depth = 1;
 };
 
+// A list that grows by doubling takes up to so many times what it has, while it moves.
+inline constexpr size_t kGrowingTimes = 3;
+
 // What stops a render. The interpreter adds the place.
 struct RenderError {
   std::string message;
@@ -125,12 +128,18 @@ struct RenderError {
 
 struct RenderStopped {};  // it was asked to
 
-// Counts what a render uses. All values that a render makes are made here.
+// Counts what a render uses. All values that a render makes are made here, and must be gone before
+// this is: what they take is given back when they go.
+//
+// Memory is what is held at once: values and texts that are being written, and what expressions
+// take on the way (use_bytes()), which counts until the statement ends.
 class Budget {
  public:
   // `stop` is looked at every few thousand steps.
   Budget(uint64_t steps_max, size_t memory_bytes_max, std::stop_token stop = {})
-      : steps_left_(steps_max), bytes_left_(memory_bytes_max), stop_(std::move(stop)) {}
+      : steps_left_(steps_max), bytes_max_(memory_bytes_max), stop_(std::move(stop)) {}
+  Budget(const Budget&) = delete;
+  Budget& operator=(const Budget&) = delete;
 
   void step(uint64_t n = 1) {
     if (n > steps_left_) end("the template takes too many steps");
@@ -140,16 +149,25 @@ class Budget {
     }
   }
   // To be called before memory is used. Reading costs steps, too, so that time is bounded.
-  void use_bytes(size_t n) {
-    if (n > bytes_left_) end("the template makes too much data");
-    bytes_left_ -= n;
+  void hold(size_t n) {
+    if (n > bytes_max_ || held_ + passing_ > bytes_max_ - n) {
+      end("the template takes too much memory");
+    }
+    held_ += n;
     step(n / 64);
   }
-
-  Value text(std::string text) {
-    use_bytes(text.size() + sizeof(Value));
-    return Value(std::make_shared<const std::string>(std::move(text)));
+  void give_back(size_t n) { held_ -= n; }
+  // Of what lasts no longer than the statement.
+  void use_bytes(size_t n) {
+    hold(n);
+    held_ -= n;
+    passing_ += n;
   }
+  size_t passing() const { return passing_; }
+  void end_statement(size_t passing_before) { passing_ = passing_before; }
+
+  std::shared_ptr<const std::string> shared_text(std::string text);
+  Value text(std::string text) { return Value(shared_text(std::move(text))); }
   Value list(List items);
   Value tuple(List items);
   Value dict(Dict dict);
@@ -159,9 +177,13 @@ class Budget {
 
   [[noreturn]] static void end(const char* why);
   ListRef list_ref(List items);
+  // Gives back what the thing held when it goes.
+  template <typename T>
+  std::shared_ptr<const T> shared(T thing, size_t bytes);
 
   uint64_t steps_left_;
-  size_t bytes_left_;
+  const size_t bytes_max_;
+  size_t held_ = 0, passing_ = 0;
   const std::stop_token stop_;
 };
 
@@ -169,18 +191,31 @@ class Budget {
 class TextBuilder {
  public:
   explicit TextBuilder(Budget& budget) : budget_(budget) {}
+  ~TextBuilder() { budget_.give_back(held_); }
+  TextBuilder(const TextBuilder&) = delete;
+  TextBuilder& operator=(const TextBuilder&) = delete;
+
   TextBuilder& operator<<(std::string_view text) {
-    budget_.use_bytes(text.size());
+    budget_.step(text.size() / 64);
+    if (text_.size() + text.size() > text_.capacity()) grow(text_.size() + text.size());
     text_ += text;
     return *this;
   }
   TextBuilder& operator<<(char c) { return *this << std::string_view(&c, 1); }
   const std::string& text() const { return text_; }
-  Value value() { return Value(std::make_shared<const std::string>(std::move(text_))); }
+  // What was written; nothing is left.
+  Value value() { return budget_.text(take()); }
+  std::string take() {
+    budget_.give_back(std::exchange(held_, 0));
+    return std::exchange(text_, {});
+  }
 
  private:
+  void grow(size_t size);
+
   Budget& budget_;
   std::string text_;
+  size_t held_ = 0;  // text_'s memory, and the one before while it moves
 };
 
 struct JsonStyle {
