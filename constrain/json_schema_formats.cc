@@ -40,7 +40,10 @@ std::string format_pattern(std::string_view format) {
     return R"(^[a-zA-Z][a-zA-Z0-9+.-]{0,30}://[a-zA-Z0-9.-]+(?::\d{1,5})?(?:/[a-zA-Z0-9._~!$&'()*+,;=:@/-]*)?$)";
   }
   if (format == "duration") {
-    return R"(^P(?:\d+W|\d+Y(?:\d+M)?(?:\d+D)?|\d+M(?:\d+D)?|\d+D|T(?:\d+H(?:\d+M)?(?:\d+S)?|\d+M(?:\d+S)?|\d+S))$)";
+    // RFC 3339, appendix A.
+    constexpr std::string_view kTimes = R"(T(?:\d+H(?:\d+M(?:\d+S)?)?|\d+M(?:\d+S)?|\d+S))";
+    constexpr std::string_view kDates = R"((?:\d+Y(?:\d+M(?:\d+D)?)?|\d+M(?:\d+D)?|\d+D))";
+    return fmt::format(R"(^P(?:\d+W|{1}(?:{0})?|{0})$)", kTimes, kDates);
   }
   return "";
 }

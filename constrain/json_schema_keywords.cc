@@ -14,12 +14,12 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::string_view, 17> kIgnored = {
-    "title",      "description", "default",   "example", "examples",
-    "$schema",    "$id",         "$comment",  "$defs",   "definitions",
-    "deprecated", "readOnly",    "writeOnly", "$anchor", "contentMediaType",
-    "strict",     "id"};
-constexpr std::array<std::string_view, 25> kKnown = {"type",
+constexpr std::array<std::string_view, 18> kIgnored = {
+    "title",      "description", "default",      "example", "examples",
+    "$schema",    "$id",         "$comment",     "$defs",   "definitions",
+    "deprecated", "readOnly",    "writeOnly",    "$anchor", "contentMediaType",
+    "strict",     "id",          "discriminator"};
+constexpr std::array<std::string_view, 26> kKnown = {"type",
                                                      "properties",
                                                      "required",
                                                      "additionalProperties",
@@ -43,7 +43,8 @@ constexpr std::array<std::string_view, 25> kKnown = {"type",
                                                      "format",
                                                      "pattern",
                                                      "nullable",
-                                                     "uniqueItems"};
+                                                     "uniqueItems",
+                                                     "propertyNames"};
 constexpr std::array<std::string_view, 7> kTypes = {"object",  "array",   "string", "number",
                                                     "integer", "boolean", "null"};
 
@@ -74,6 +75,13 @@ void check_keywords(const Json& schema, const std::string& place) {
   }
   if (schema.contains("uniqueItems") && schema["uniqueItems"] != false) {
     refuse_schema(place + ".uniqueItems: this keyword is not supported");
+  }
+  // Every name is a string.
+  const Json& names = member(schema, "propertyNames");
+  const bool any_name = names == true || (names.is_object() && names.size() == 1 &&
+                                          member(names, "type") == "string");
+  if (!names.is_null() && !any_name) {
+    refuse_schema(place + R"(.propertyNames: only {"type": "string"} is supported)");
   }
 }
 
