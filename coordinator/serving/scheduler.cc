@@ -21,18 +21,23 @@ double log_sum_exp(std::span<const float> logits) {
   return largest + std::log(sum);
 }
 
-// The n likeliest ids, descending; the lower id first among equals.
+// The n likeliest ids, descending; the lower id first among equals. One look at each: nearly all
+// are less likely than the n-th so far.
 std::vector<TokenLogprob> likeliest(std::span<const float> logits, int32_t n, double log_total) {
-  std::vector<int32_t> ids(logits.size());
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
-  const auto end = ids.begin() + std::min<std::ptrdiff_t>(n, std::ssize(ids));
-  std::partial_sort(ids.begin(), end, ids.end(), [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  });
-  std::vector<TokenLogprob> top;
-  for (auto id = ids.begin(); id != end; ++id) {
-    top.push_back({*id, static_cast<float>(logits[*id] - log_total)});
+  const size_t size = std::min(static_cast<size_t>(n), logits.size());
+  std::vector<int32_t> ids;
+  ids.reserve(size + 1);
+  const auto logit = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
+  for (size_t i = 0; i < logits.size() && size > 0; ++i) {
+    if (ids.size() == size && logits[i] <= logit(ids.back())) continue;
+    const auto id = static_cast<int32_t>(i);
+    ids.insert(std::upper_bound(ids.begin(), ids.end(), id,
+                                [&](int32_t a, int32_t b) { return logit(a) > logit(b); }),
+               id);
+    if (ids.size() > size) ids.pop_back();
   }
+  std::vector<TokenLogprob> top;
+  for (const int32_t id : ids) top.push_back({id, static_cast<float>(logit(id) - log_total)});
   return top;
 }
 
