@@ -4,9 +4,12 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <exception>
 #include <fstream>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "base/check.h"
 #include "base/fp_env.h"
@@ -54,6 +57,8 @@ struct ThreadTeam::Shared {
   int64_t grain = 1;
   const FunctionRef<void(int64_t, int64_t, int)>* body = nullptr;
   bool stop = false;
+  std::mutex failure_mutex;
+  std::exception_ptr failure;  // the first one of this loop
 };
 
 ThreadTeam::ThreadTeam(int num_threads, std::vector<int> cpus)
@@ -104,7 +109,7 @@ void ThreadTeam::parallel_for(int64_t num_units, int64_t grain,
   if (num_threads_ == 1 || num_units <= shared.grain) {
     ScopedStandardFpEnv fp_env;
     work(0);
-    return;
+    return throw_failure();
   }
   shared.busy.store(num_threads_ - 1, std::memory_order_relaxed);
   shared.generation.fetch_add(1, std::memory_order_release);
@@ -114,12 +119,19 @@ void ThreadTeam::parallel_for(int64_t num_units, int64_t grain,
     work(0);
   }
   for (int spins = 0; spin_ && spins < kSpinPauses; ++spins) {
-    if (shared.busy.load(std::memory_order_acquire) == 0) return;
+    if (shared.busy.load(std::memory_order_acquire) == 0) return throw_failure();
     pause();
   }
   for (int busy; (busy = shared.busy.load(std::memory_order_acquire)) != 0;) {
     shared.busy.wait(busy, std::memory_order_acquire);
   }
+  throw_failure();
+}
+
+// Of a loop that has ended; members see the next one only after this.
+void ThreadTeam::throw_failure() {
+  if (shared_->failure) [[unlikely]]
+    std::rethrow_exception(std::exchange(shared_->failure, nullptr));
 }
 
 void ThreadTeam::member_loop(int member) {
@@ -143,7 +155,13 @@ void ThreadTeam::work(int member) {
   while (true) {
     const int64_t begin = shared.next.fetch_add(shared.grain, std::memory_order_relaxed);
     if (begin >= shared.num_units) return;
-    (*shared.body)(begin, std::min(begin + shared.grain, shared.num_units), member);
+    try {
+      (*shared.body)(begin, std::min(begin + shared.grain, shared.num_units), member);
+    } catch (...) {
+      const std::lock_guard lock(shared.failure_mutex);
+      if (!shared.failure) shared.failure = std::current_exception();
+      shared.next.store(shared.num_units, std::memory_order_relaxed);
+    }
   }
 }
 

@@ -19,8 +19,8 @@ template <typename R, typename... Args>
 class FunctionRef<R(Args...)> {
  public:
   template <typename F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
-  FunctionRef(F&& f)  // NOLINT(implicit)
+  requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
+      FunctionRef(F&& f)  // NOLINT(implicit)
       : object_(const_cast<void*>(static_cast<const void*>(&f))),
         call_([](void* object, Args... args) -> R {
           return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Args>(args)...);
@@ -55,7 +55,8 @@ class ThreadTeam {
 
   // Calls body(unit_begin, unit_end, member) until all units in [0, num_units) are done, each unit
   // once, in blocks of at most `grain` units taken in turn by whoever is free. Returns when all are
-  // done. The body must not throw and must not call the team again.
+  // done. The body must not call the team again. If it throws, units that nobody has begun are left
+  // out, and when all members have stopped the first exception is thrown again from here.
   void parallel_for(int64_t num_units, int64_t grain,
                     FunctionRef<void(int64_t, int64_t, int)> body);
 
@@ -64,6 +65,7 @@ class ThreadTeam {
   void pin_members();
   void member_loop(int member);
   void work(int member);
+  void throw_failure();
 
   int num_threads_;
   const std::vector<int> cpus_;

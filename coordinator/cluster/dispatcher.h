@@ -90,6 +90,8 @@ class Dispatcher {
   // Waits for the rest, then out[row] += fp32(sum). Rows in the result are left unspecified.
   //   out [num_rows, hidden] FP32
   Result<std::vector<RowFailure>> combine(float* out);
+  // Gives up the dispatch under way, if there is one: its answers are dropped when they come.
+  void abandon() { shares_.clear(); }
 
   const std::vector<NodeLink>& nodes() const { return nodes_; }
   const std::vector<NodeTraffic>& traffic() const { return traffic_; }

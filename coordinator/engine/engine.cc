@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <new>
+
 #include "base/check.h"
 #include "base/rng.h"
 
@@ -45,7 +47,7 @@ Status Engine::step(std::span<const SequenceRows> work, const SequenceLogitsSink
     const auto [w, t] = origin[row];
     if (!row_errors[row]) sink(w, t, logits);
   };
-  if (Status status = step_.run(rows, by_row, row_errors, observer); !status) return status;
+  if (Status status = run(rows, by_row, row_errors, observer); !status) return status;
   for (size_t row = 0; row < rows.size(); ++row) {
     if (row_errors[row] && !errors[origin[row].first]) errors[origin[row].first] = row_errors[row];
   }
@@ -53,6 +55,18 @@ Status Engine::step(std::span<const SequenceRows> work, const SequenceLogitsSink
     if (!errors[w]) work[w].sequence->num_tokens += static_cast<int64_t>(work[w].tokens.size());
   }
   return {};
+}
+
+// Memory that is short ends the requests of the step, not the process.
+Status Engine::run(std::span<const StepRow> rows, const LogitsSink& sink,
+                   std::span<std::optional<Error>> row_errors, StepObserver* observer) {
+  try {
+    return step_.run(rows, sink, row_errors, observer);
+  } catch (const std::bad_alloc&) {
+    if (experts_) experts_->abandon();
+    return Error{ErrorCode::kUnavailable,
+                 fmt::format("out of memory in a step of {} rows", rows.size())};
+  }
 }
 
 // Checks the tokens and makes room for them in the sequence's cache.

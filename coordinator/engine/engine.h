@@ -96,6 +96,8 @@ class Engine {
   const PrefixCache& prefixes() const { return prefixes_; }
 
  private:
+  Status run(std::span<const StepRow> rows, const LogitsSink& sink,
+             std::span<std::optional<Error>> row_errors, StepObserver* observer);
   std::optional<Error> admit(const SequenceRows& rows);
   std::optional<Error> make_room(Sequence& sequence, int64_t num_tokens);
 

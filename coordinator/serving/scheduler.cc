@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <utility>
 
 #include "base/check.h"
@@ -552,8 +553,13 @@ void Scheduler::sample_all(const std::vector<Generation*>& stepped) {
   team_.parallel_for(std::ssize(sampling), 1, [&](int64_t begin, int64_t end, int member) {
     for (int64_t i = begin; i < end; ++i) {
       Generation& generation = *sampling[static_cast<size_t>(i)];
-      sample(generation, std::span(logits_).subspan(*generation.logits_row * vocab, vocab),
-             workspaces_[static_cast<size_t>(member)]);
+      try {
+        sample(generation, std::span(logits_).subspan(*generation.logits_row * vocab, vocab),
+               workspaces_[static_cast<size_t>(member)]);
+      } catch (const std::bad_alloc&) {
+        generation.sample_error =
+            Error{ErrorCode::kUnavailable, "out of memory while its token was chosen"};
+      }
       generation.logits_row.reset();
     }
   });

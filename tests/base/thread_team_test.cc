@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <set>
 
@@ -28,6 +29,31 @@ TEST(ThreadTeam, does_each_unit_once_in_blocks_of_at_most_the_grain) {
         for (const auto& count : done) EXPECT_EQ(count, 1);
         EXPECT_LE(largest, grain);
       }
+    }
+  }
+}
+
+// Short memory, say: whoever asked for the loop gets the exception, and the team lives on.
+TEST(ThreadTeam, what_a_body_throws_is_thrown_to_the_caller_when_all_have_stopped) {
+  for (int num_threads : {1, 2, 5}) {
+    ThreadTeam team(num_threads);
+    for (int64_t bad_unit : {0, 1, 500, 999}) {
+      std::atomic<int> inside{0}, done{0};
+      const auto body = [&](int64_t begin, int64_t, int) {
+        ++inside;
+        if (begin >= bad_unit) {
+          --inside;
+          throw std::bad_alloc();
+        }
+        ++done;
+        --inside;
+      };
+      EXPECT_THROW(team.parallel_for(1000, 1, body), std::bad_alloc);
+      EXPECT_EQ(inside, 0);
+      EXPECT_EQ(done, bad_unit);
+      std::atomic<int> units{0};
+      team.parallel_for(1000, 1, [&](int64_t, int64_t, int) { ++units; });
+      EXPECT_EQ(units, 1000);
     }
   }
 }
