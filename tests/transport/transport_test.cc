@@ -452,6 +452,26 @@ TEST_P(TransportTest, refuses_what_is_not_an_address) {
   expect_invalid(good, "connected already");
 }
 
+// A node that is started again and again is a new peer each time.
+TEST_P(TransportTest, peers_that_were_closed_long_ago_are_forgotten_and_stay_closed) {
+  InProcessPair ends = make_pair_of(GetParam());
+  std::vector<PeerId> peers;
+  for (int i = 0; i < 5; ++i) {
+    auto peer = ends.near_end->connect(ends.far_end->address(), "n7");
+    ASSERT_TRUE(peer.has_value());
+    EXPECT_TRUE(std::find(peers.begin(), peers.end(), *peer) == peers.end());
+    peers.push_back(*peer);
+    ends.near_end->close(*peer);
+  }
+  for (const PeerId peer : peers) {
+    const Status sent = ends.near_end->send(peer, header_of(1, 1, 0), nullptr, 0);
+    ASSERT_FALSE(sent.ok());
+    EXPECT_EQ(sent.error().code, ErrorCode::kUnavailable);
+    ends.near_end->close(peer);
+    EXPECT_NE(ends.near_end->selected_links(peer), "");
+  }
+}
+
 TEST_P(TransportTest, refuses_the_address_of_another_kind) {
   InProcessPair ends = make_pair_of(GetParam());
   Case other{"other", !GetParam().in_process, TransportKind::kTcp, nullptr, ""};

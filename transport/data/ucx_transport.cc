@@ -185,9 +185,10 @@ class UcxTransport final : public Transport {
     State state = State::kOpen;
     bool is_set_up = false;  // something has come from it or has gone to it
     ucp_ep_h ep = nullptr;
-    int pidfd = -1;        // of the peer's process, if it is on this host
-    size_t num_sends = 0;  // under way
-    Error failure;         // kFailing, kLost
+    int pidfd = -1;         // of the peer's process, if it is on this host
+    size_t num_sends = 0;   // under way
+    bool is_ended = false;  // UCX will not call back about it any more
+    Error failure;          // kFailing, kLost
   };
   struct Send {
     Peer* peer = nullptr;
@@ -229,11 +230,13 @@ class UcxTransport final : public Transport {
   void watch(int fd, uint64_t what);
   void set_handler(unsigned id, ucp_am_recv_callback_t callback, uint32_t flags);
 
-  Peer& peer_of(PeerId id) const {
-    CHECK_GE(id.value, 1u);
-    CHECK_LE(id.value, peers_.size());
-    return *peers_[id.value - 1];
+  // Null for one that was closed and forgotten.
+  Peer* find(PeerId id) const {
+    CHECK(id.value >= 1 && id.value < next_peer_);
+    const auto found = peers_.find(id.value);
+    return found == peers_.end() ? nullptr : found->second.get();
   }
+  void forget_closed();
 
   static constexpr uint64_t kWatchUcx = 0;
   static constexpr uint64_t kWatchWake = UINT64_MAX;
@@ -250,7 +253,8 @@ class UcxTransport final : public Transport {
   uint32_t idle_polls_ = 0;
   uint64_t num_strangers_ = 0;
 
-  std::vector<std::unique_ptr<Peer>> peers_;  // by PeerId - 1; never shrinks
+  uint32_t next_peer_ = 1;
+  std::unordered_map<uint32_t, std::unique_ptr<Peer>> peers_;  // by PeerId
   std::unordered_map<uint64_t, Peer*> peer_by_end_;
   std::vector<Peer*> failing_;
   std::deque<Event> ready_;
@@ -299,7 +303,7 @@ UcxTransport::UcxTransport(const UcxOptions& options)
 }
 
 UcxTransport::~UcxTransport() {
-  for (auto& peer : peers_) close(peer->id);
+  for (auto& [id, peer] : peers_) close(peer->id);
   // Whatever UCX still held is let go by this; only then may buffers be freed.
   ucp_worker_destroy(worker_);
   ucp_cleanup(context_);
@@ -346,9 +350,10 @@ Result<PeerId> UcxTransport::connect(std::span<const std::byte> bytes, const std
         ErrorCode::kInvalid,
         fmt::format("{}: transport address: {}", name,
                     address->end_id == end_id_ ? "is this end's own" : "is connected already")};
+  forget_closed();
   auto peer = std::make_unique<Peer>();
   peer->owner = this;
-  peer->id = PeerId{static_cast<uint32_t>(peers_.size() + 1)};
+  peer->id = PeerId{next_peer_};
   peer->name = name;
   peer->end_id = address->end_id;
   const ProcessName& process = address->process;
@@ -379,16 +384,30 @@ Result<PeerId> UcxTransport::connect(std::span<const std::byte> bytes, const std
                              text_of(status))};
   }
   if (peer->pidfd >= 0) watch(peer->pidfd, peer->id.value);
+  const PeerId id = peer->id;
+  ++next_peer_;
   peer_by_end_[peer->end_id] = peer.get();
-  peers_.push_back(std::move(peer));
+  peers_[id.value] = std::move(peer);
   failing_.reserve(peers_.size());
-  log_debug("transport: connected {} by {}", name, selected_links(peers_.back()->id));
-  return peers_.back()->id;
+  log_debug("transport: connected {} by {}", name, selected_links(id));
+  return id;
+}
+
+// A node that is started again and again is a new peer each time.
+void UcxTransport::forget_closed() {
+  std::erase_if(peers_, [this](const auto& entry) {
+    const Peer& peer = *entry.second;
+    return peer.state == Peer::State::kClosed && peer.is_ended && peer.num_sends == 0 &&
+           std::none_of(receives_.begin(), receives_.end(),
+                        [&](const auto& receive) { return receive->peer == &peer; }) &&
+           std::find(failing_.begin(), failing_.end(), &peer) == failing_.end();
+  });
 }
 
 std::string UcxTransport::selected_links(PeerId id) const {
-  const Peer& peer = peer_of(id);
-  if (peer.ep == nullptr) return "closed";
+  const Peer* found = find(id);
+  if (found == nullptr || found->ep == nullptr) return "closed";
+  const Peer& peer = *found;
   char* text = nullptr;
   size_t bytes = 0;
   FILE* stream = ::open_memstream(&text, &bytes);
@@ -423,9 +442,11 @@ Status UcxTransport::send(PeerId id, std::span<const std::byte> header, SharedBu
                           size_t payload_bytes) {
   CHECK_LE(header.size(), kHeaderBytesMax);
   CHECK_LE(payload_bytes, payload ? payload->size() : 0);
-  Peer& peer = peer_of(id);
-  if (peer.state == Peer::State::kClosed)
-    return Error{ErrorCode::kUnavailable, fmt::format("send to {}: it was closed", peer.name)};
+  Peer* found = find(id);
+  if (found == nullptr || found->state == Peer::State::kClosed)
+    return Error{ErrorCode::kUnavailable,
+                 fmt::format("send to {}: it was closed", found ? found->name : "a peer")};
+  Peer& peer = *found;
   if (peer.state != Peer::State::kOpen)
     return Error{ErrorCode::kUnavailable,
                  fmt::format("send to {}: it is lost: {}", peer.name, peer.failure.message)};
@@ -656,6 +677,7 @@ void UcxTransport::end_connection(Peer& peer) {
     for (Send* send : done_sends_) release(send);
     done_sends_.clear();
   }
+  peer.is_ended = !is_closing();
   if (request != nullptr && !UCS_PTR_IS_ERR(request)) ucp_request_free(request);
   if (peer.num_sends > 0)
     log_warn("transport: {} sends to {} are still under way after its end", peer.num_sends,
@@ -663,8 +685,9 @@ void UcxTransport::end_connection(Peer& peer) {
 }
 
 void UcxTransport::close(PeerId id) {
-  Peer& peer = peer_of(id);
-  if (peer.state == Peer::State::kClosed) return;
+  Peer* found = find(id);
+  if (found == nullptr || found->state == Peer::State::kClosed) return;
+  Peer& peer = *found;
   const bool was_open = peer.state == Peer::State::kOpen;
   peer.state = Peer::State::kClosed;
   if (was_open) say_goodbye(peer);
@@ -692,8 +715,9 @@ bool UcxTransport::handle_events(const epoll_event* events, int num_events) {
     // The process has ended; what it sent before is still in our queues and comes first.
     while (ucp_worker_progress(worker_) > 0) {
     }
-    Peer& peer = peer_of(PeerId{static_cast<uint32_t>(what)});
-    mark_failing(peer, ErrorCode::kUnavailable, "its process has ended");
+    if (Peer* peer = find(PeerId{static_cast<uint32_t>(what)})) {
+      mark_failing(*peer, ErrorCode::kUnavailable, "its process has ended");
+    }
   }
   reap();
   return woken;
