@@ -12,9 +12,13 @@
 namespace atl::expert_node {
 namespace {
 
-// A coordinator that neither reads its replies nor goes away holds up the node for this long.
+// A coordinator that takes none of its answers for so long is given up.
 constexpr auto kSendDeadline = std::chrono::seconds(30);
+// And so is one for whom more than so many of the largest answers wait: it asks for the next layer
+// when it has the last one's, and perhaps again for what another node owed.
+constexpr size_t kAnswersWaiting = 3;
 constexpr auto kIdleWait = std::chrono::milliseconds(500);
+constexpr auto kWaitToSend = std::chrono::milliseconds(1);
 constexpr int kMessagesPerRound = 64;
 // Dispatches that have come in and are not computed yet, of each coordinator.
 constexpr uint64_t kDispatchesWaiting = 2;
@@ -60,14 +64,15 @@ uint64_t node_buffer_bytes(const NodeOptions& options, const storage::ExpertCata
 
 void ExpertNode::serve_until_stopped() {
   while (!stopping_) {
-    if (!serve_some()) transport_.wait(kIdleWait);
+    if (serve_some()) continue;
+    transport_.wait(send_waiting() ? kIdleWait : kWaitToSend);
   }
 }
 
 bool ExpertNode::serve_some() {
   connect_and_close_sessions();
-  std::vector<transport::Event> events = std::move(deferred_);
-  deferred_.clear();
+  send_waiting();
+  std::vector<transport::Event> events;
   for (int i = 0; i < kMessagesPerRound; ++i) {
     auto event = transport_.poll();
     if (!event) break;
@@ -141,8 +146,8 @@ void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) 
   const SteadyClock clock;
   const auto start = clock.now();
   uint64_t bytes_out = 0;
-  auto counts = executor_.run(
-      dispatch, [&](const Piece& piece) { bytes_out += send_piece(session, dispatch, piece); });
+  auto counts =
+      run(dispatch, [&](const Piece& piece) { bytes_out += send_piece(session, dispatch, piece); });
   if (!counts) return send_refusal(session, dispatch.names, counts.error());
 
   std::lock_guard lock(mutex_);
@@ -157,6 +162,17 @@ void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) 
                         .bytes;
   stats.bytes_out += bytes_out;
   stats.compute_seconds += seconds_between(start, clock.now());
+}
+
+// Memory that is short ends the dispatch, not the node: another one may have it.
+Result<ExecutorCounts> ExpertNode::run(const transport::Dispatch& dispatch,
+                                       const std::function<void(const Piece&)>& sink) {
+  try {
+    return executor_.run(dispatch, sink);
+  } catch (const std::bad_alloc&) {
+    return Error{ErrorCode::kOverloaded,
+                 fmt::format("{} is out of memory for {} rows", options_.name, dispatch.num_rows)};
+  }
 }
 
 bool ExpertNode::plan_is_loaded() {
@@ -225,24 +241,67 @@ void ExpertNode::send_refusal(Session& session, const transport::DispatchNames& 
   send(session, header, nullptr, 0);
 }
 
-// Sends, waiting while too many sends are under way; what arrives meanwhile is answered later.
+// Sends, or keeps for later what the transport doesn't take: nobody waits for a coordinator that
+// doesn't read.
 void ExpertNode::send(Session& session, std::span<const std::byte> header,
                       transport::SharedBuffer payload, size_t payload_bytes) {
-  const SteadyClock clock;
-  const auto deadline = clock.now() + kSendDeadline;
-  while (true) {
+  if (session.is_given_up) return;
+  if (send_waiting(session)) {
     const Status status = transport_.send(*session.peer, header, payload, payload_bytes);
     if (status.ok()) return;
-    if (status.error().code != ErrorCode::kOverloaded || clock.now() > deadline) {
+    if (status.error().code != ErrorCode::kOverloaded) {
       log_warn("reply to {} not sent: {}", session.coordinator, status.error().message);
       return;
     }
-    if (auto event = transport_.poll()) {
-      deferred_.push_back(std::move(*event));
-    } else {
-      transport_.wait(std::chrono::milliseconds(1));
+    session.waiting_since = SteadyClock().now();
+  }
+  session.outbox_bytes += header.size() + payload_bytes;
+  session.outbox.push_back({{header.begin(), header.end()}, std::move(payload), payload_bytes});
+  const size_t largest =
+      transport::partial_elements_bytes(session.limits.rows_max, session.limits.hidden_size, 64);
+  if (session.outbox_bytes > kAnswersWaiting * largest) {
+    give_up(session, fmt::format("{} of answers wait for it", format_bytes(session.outbox_bytes)));
+  }
+}
+
+// What waits of all sessions; true if nothing does any more.
+bool ExpertNode::send_waiting() {
+  std::vector<std::shared_ptr<Session>> all;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [id, session] : sessions_) {
+      if (!session->outbox.empty()) all.push_back(session);
     }
   }
+  bool all_sent = true;
+  for (const auto& session : all) all_sent = send_waiting(*session) && all_sent;
+  return all_sent;
+}
+
+bool ExpertNode::send_waiting(Session& session) {
+  while (!session.outbox.empty()) {
+    Outgoing& first = session.outbox.front();
+    const Status status =
+        transport_.send(*session.peer, first.header, first.payload, first.payload_bytes);
+    if (!status && status.error().code == ErrorCode::kOverloaded) {
+      if (SteadyClock().now() - session.waiting_since <= kSendDeadline) return false;
+      give_up(session, fmt::format("it took no answer for {} s", kSendDeadline.count()));
+      return true;
+    }
+    if (!status) log_warn("reply to {} not sent: {}", session.coordinator, status.error().message);
+    session.outbox_bytes -= first.header.size() + first.payload_bytes;
+    session.outbox.pop_front();
+    session.waiting_since = SteadyClock().now();
+  }
+  return true;
+}
+
+void ExpertNode::give_up(Session& session, const std::string& why) {
+  log_warn("coordinator {} given up: {}", session.coordinator, why);
+  session.is_given_up = true;
+  session.outbox.clear();
+  session.outbox_bytes = 0;
+  close_session(session.id);
 }
 
 // A buffer that no send is reading any more, of at least `bytes`.

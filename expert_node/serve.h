@@ -8,6 +8,8 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/ids.h"
 #include "base/thread_team.h"
 #include "expert_node/executor.h"
@@ -60,6 +63,11 @@ class ExpertNode final : public transport::NodeControl {
   void stop() override;
 
  private:
+  struct Outgoing {
+    std::vector<std::byte> header;
+    transport::SharedBuffer payload;
+    size_t payload_bytes = 0;
+  };
   struct Session {
     SessionId id;
     std::string coordinator;
@@ -68,7 +76,12 @@ class ExpertNode final : public transport::NodeControl {
     std::optional<transport::PeerId> peer;  // data-plane thread only; set when connected
     bool closing = false;
     transport::NodeStats stats;
-    std::string requests;  // data-plane thread only; for whom it computes, for log lines
+    // Data-plane thread only:
+    std::string requests;         // for whom it computes, for log lines
+    std::deque<Outgoing> outbox;  // what the transport would not take yet
+    size_t outbox_bytes = 0;
+    bool is_given_up = false;
+    Clock::TimePoint waiting_since;  // the first of it
   };
   class LoadProgress;
 
@@ -78,12 +91,17 @@ class ExpertNode final : public transport::NodeControl {
   void take_note(Session& session, const transport::StepNote& note);
   bool plan_is_loaded();
   void compute(Session& session, const transport::Dispatch& dispatch);
+  Result<ExecutorCounts> run(const transport::Dispatch& dispatch,
+                             const std::function<void(const Piece&)>& sink);
   size_t send_piece(Session& session, const transport::Dispatch& dispatch, const Piece& piece);
   size_t send_partial(Session& session, const transport::DispatchNames& names, const Piece& piece,
                       uint32_t row_begin, uint32_t num_rows);
   void send_refusal(Session& session, const transport::DispatchNames& names, const Error& error);
   void send(Session& session, std::span<const std::byte> header, transport::SharedBuffer payload,
             size_t payload_bytes);
+  bool send_waiting();
+  bool send_waiting(Session& session);
+  void give_up(Session& session, const std::string& why);
   transport::SharedBuffer free_buffer(size_t bytes);
   void load(Epoch epoch, const std::vector<int>& tiles);
   std::shared_ptr<Session> session_of(transport::PeerId peer);
@@ -95,8 +113,7 @@ class ExpertNode final : public transport::NodeControl {
   const std::vector<std::byte> data_address_;
   Executor executor_;
   std::vector<transport::SharedBuffer>
-      buffers_;                             // data-plane thread; reused when nobody reads them
-  std::vector<transport::Event> deferred_;  // arrived while a send was waiting
+      buffers_;  // data-plane thread; reused when nobody reads them
 
   std::mutex mutex_;
   std::map<SessionId, std::shared_ptr<Session>> sessions_;

@@ -5,7 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <deque>
 #include <limits>
+#include <map>
+#include <set>
 #include <thread>
 
 #include "model/weights_map.h"
@@ -30,12 +33,15 @@ class NodeTest : public testing::Test {
     transport::InProcessPair pair = transport::make_in_process_pair();
     near_ = std::move(pair.near_end);
     far_ = std::move(pair.far_end);
+    start_node_on(*far_);
+    transport::set_in_process_pump(*near_, [this] { node_->serve_some(); });
+  }
+  void start_node_on(transport::Transport& transport) {
     NodeOptions options;
     options.name = "n7";
     options.identity = {"model a", "fingerprint a", "profile a"};
     options.row_type = transport::WireRowType::kF32;
-    node_.emplace(options, team_, *tiles_, *far_);
-    transport::set_in_process_pump(*near_, [this] { node_->serve_some(); });
+    node_.emplace(options, team_, *tiles_, transport);
   }
 
   transport::Hello hello() {
@@ -75,6 +81,12 @@ class NodeTest : public testing::Test {
   }
 
   void send_dispatch(SessionId session, uint64_t id) {
+    transport::SharedBuffer payload;
+    const std::vector<std::byte> header = dispatch_header(session, id, &payload);
+    ASSERT_TRUE(near_->send(peer_, header, payload, payload->size()));
+  }
+  std::vector<std::byte> dispatch_header(SessionId session, uint64_t id,
+                                         transport::SharedBuffer* payload_out) {
     const uint32_t hidden = hello().limits.hidden_size;
     transport::Dispatch dispatch;
     dispatch.names = {session, DispatchId{id}, Epoch{1}, 1};
@@ -91,7 +103,8 @@ class NodeTest : public testing::Test {
     std::memcpy(payload->data() + layout.weights, weights, sizeof(weights));
     std::vector<std::byte> header;
     transport::encode_dispatch_header(dispatch, &header);
-    ASSERT_TRUE(near_->send(peer_, header, payload, layout.bytes));
+    *payload_out = std::move(payload);
+    return header;
   }
   // The node's next answer. The message must outlive the frame's spans.
   Frame receive() {
@@ -263,6 +276,105 @@ TEST_F(ServeTest, a_frame_that_cannot_be_read_is_refused_at_once_and_the_next_on
   EXPECT_EQ(answer.refusal.names.dispatch, transport::kUnreadableDispatch);
   send_dispatch(kSession, 1);
   EXPECT_EQ(receive().kind, Frame::Kind::kPartial);
+}
+
+// Peers are 1, 2 and so on in the order of their connections; those in `choked` take nothing.
+class ChokingTransport final : public transport::Transport {
+ public:
+  std::vector<std::byte> address() const override { return {std::byte{1}}; }
+  Result<transport::PeerId> connect(std::span<const std::byte>, const std::string&) override {
+    return transport::PeerId{++num_peers_};
+  }
+  void close(transport::PeerId peer) override { closed.push_back(peer.value); }
+  Status send(transport::PeerId peer, std::span<const std::byte>, transport::SharedBuffer,
+              size_t payload_bytes) override {
+    if (choked.contains(peer.value)) return Error{ErrorCode::kOverloaded, "no room"};
+    bytes[peer.value] += payload_bytes;
+    return {};
+  }
+  std::optional<transport::Event> poll() override {
+    if (events.empty()) return std::nullopt;
+    transport::Event event = std::move(events.front());
+    events.pop_front();
+    return event;
+  }
+  void wait(std::chrono::microseconds) override { ADD_FAILURE() << "the node waits"; }
+  void wake() override {}
+  std::string selected_links(transport::PeerId) const override { return "choking"; }
+
+  std::set<uint32_t> choked;
+  std::map<uint32_t, size_t> bytes;  // sent to each
+  std::vector<uint32_t> closed;
+  std::deque<transport::Event> events;
+
+ private:
+  uint32_t num_peers_ = 0;
+};
+
+struct OwnedMessage final : transport::Message {
+  std::vector<std::byte> header_bytes;
+  transport::SharedBuffer buffer;
+  std::span<const std::byte> header() const override { return header_bytes; }
+  std::span<const std::byte> payload() const override { return buffer->span(); }
+};
+
+// Two coordinators, peers 1 and 2.
+class ChokedServeTest : public ServeTest {
+ protected:
+  void SetUp() override {
+    node_.reset();
+    start_node_on(choking_);
+    for (const uint64_t session : {1, 2}) {
+      transport::Hello one = hello();
+      one.session = SessionId(session);
+      ASSERT_TRUE(node_->hello(one));
+      node_->serve_some();
+    }
+    ASSERT_TRUE(node_->apply_plan(SessionId(1), {Epoch{1}, {{0, 4}}}));
+    while (node_->state(SessionId(1)).phase == transport::NodeState::Phase::kLoading) {
+      std::this_thread::yield();
+    }
+  }
+  ~ChokedServeTest() override { node_.reset(); }
+  void ask(uint32_t peer, uint64_t id) {
+    auto message = std::make_unique<OwnedMessage>();
+    message->header_bytes = dispatch_header(SessionId(peer), id, &message->buffer);
+    transport::Event event;
+    event.peer = transport::PeerId{peer};
+    event.message = std::move(message);
+    choking_.events.push_back(std::move(event));
+  }
+
+  ChokingTransport choking_;
+};
+
+TEST_F(ChokedServeTest, a_coordinator_that_does_not_read_holds_up_nobody_and_gets_it_all_later) {
+  choking_.choked = {1};
+  ask(1, 1);
+  ask(2, 2);
+  node_->serve_some();
+  EXPECT_EQ(choking_.bytes[1], 0u);
+  EXPECT_GT(choking_.bytes[2], 0u);
+  choking_.choked.clear();
+  node_->serve_some();
+  EXPECT_EQ(choking_.bytes[1], choking_.bytes[2]);
+  EXPECT_TRUE(choking_.closed.empty());
+}
+
+TEST_F(ChokedServeTest, a_coordinator_that_asks_on_without_reading_is_given_up) {
+  choking_.choked = {1};
+  uint64_t id = 1;
+  for (; choking_.closed.empty(); ++id) {
+    ASSERT_LT(id, 1000u);
+    ask(1, id);
+    node_->serve_some();
+  }
+  EXPECT_EQ(choking_.closed, std::vector<uint32_t>{1});
+  ask(1, id);
+  ask(2, id + 1);
+  node_->serve_some();
+  EXPECT_EQ(choking_.bytes[1], 0u);
+  EXPECT_GT(choking_.bytes[2], 0u);
 }
 
 TEST_F(ServeTest, a_closed_session_is_gone_and_its_key_free_again) {
