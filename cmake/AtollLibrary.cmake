@@ -42,7 +42,9 @@ endfunction()
 function(atoll_compile_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -ffp-contract=off
     # GCC 12 warns falsely about std::string concatenation (GCC bug 105651).
-    $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>
+    # What is switched off for GCC alone.
+    $<$<CXX_COMPILER_ID:Clang>:-Wno-unknown-warning-option>)
   # With a sanitizer's checks in between, GCC takes the value of a set optional for one that was
   # never set, in Boost's headers among others.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_FLAGS MATCHES "-fsanitize")
