@@ -1,0 +1,2 @@
+// The kernels for the emulator: the same source, compiled by the C++ compiler.
+#include "kernels/cuda/kernels.cu"
