@@ -15,6 +15,7 @@
 #include "cli/thread_options.h"
 #include "coordinator/cluster/child_nodes.h"
 #include "coordinator/cluster/local_node.h"
+#include "coordinator/engine/cuda_compute.h"
 #include "topology/machine.h"
 
 namespace atl::cli {
@@ -156,14 +157,47 @@ Deployment::Deployment(const DeploymentOptions& options)
   engine_options.rows_max = options_.chunk;
   engine_options.prefetch = options_.prefetch;
   engine_options.cache_blocks = coordinator::KvCache::blocks_for(options_.cache_tokens) + 1;
-  engine_ = std::make_unique<coordinator::Engine>(model_->config, *weights_, dispatcher_.get(),
-                                                  team_, clock_, engine_options);
+  engine_ = std::make_unique<coordinator::Engine>(
+      model_->config, *weights_, dispatcher_.get(), team_, clock_, engine_options,
+      [this](coordinator::KvCache& cache) { return make_compute(cache); });
   load_seconds_ = seconds_between(start, clock_.now());
 }
 
 Deployment::~Deployment() {
   if (cluster_) cluster_->close(coordinator::Cluster::Nodes::kStop);
   if (local_tiles_) local_tiles_->save_usage();
+}
+
+// With "auto" the CPU is what is left, and one line says why; a device that was named must do.
+std::unique_ptr<coordinator::Compute> Deployment::make_compute(const coordinator::KvCache& cache) {
+  const bool automatic = options_.device == "auto";
+  if (options_.device == "cpu") return nullptr;
+  const auto use_cpu = [&](const Error& why) {
+    if (!automatic) {
+      throw LoadError(fmt::format("--device {}: {}", options_.device, why.message));
+    }
+    device_.reset();
+    if (why.code == ErrorCode::kUnavailable || why.code == ErrorCode::kUnsupported) {
+      log_debug("the coordinator computes on the CPU: {}", why.message);
+    } else {
+      log_warn("the coordinator computes on the CPU: {}", why.message);
+    }
+    return nullptr;
+  };
+  auto device = kernels::cuda::open_device(automatic ? 0 : std::stoi(options_.device.substr(5)));
+  if (!device) return use_cpu(device.error());
+  device_ = std::move(*device);
+  auto compute =
+      coordinator::CudaCompute::make(model_->config, *weights_, cache, *device_, options_.chunk);
+  if (!compute) return use_cpu(compute.error());
+  log_info("the coordinator computes on {}", this->device());
+  return std::move(*compute);
+}
+
+std::string Deployment::device() const {
+  if (!device_) return "cpu";
+  return fmt::format("{} ({})", options_.device == "auto" ? "cuda:0" : options_.device,
+                     device_->info().name);
 }
 
 // All processes of this machine together, before any of them is started.
@@ -360,6 +394,18 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
   add_numerics_options(command, &options->numerics);
   add_threads_option(command, "Threads of the coordinator", &options->threads);
   add_pin_option(command, &options->pin);
+  command
+      .add_option("--device", options->device,
+                  "What the coordinator computes on: auto (a GPU if there is one), cpu, cuda:N")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            const bool known = text == "auto" || text == "cpu" ||
+                               (text.starts_with("cuda:") && text.size() > 5 && text.size() <= 8 &&
+                                text.find_first_not_of("0123456789", 5) == std::string::npos);
+            return known ? "" : fmt::format("{}: expected auto, cpu or cuda:N", text);
+          },
+          "DEVICE"))
+      ->capture_default_str();
   command
       .add_option("--chunk", options->chunk, "Tokens per step of prefill (and rows per dispatch)")
       ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))

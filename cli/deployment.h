@@ -20,6 +20,7 @@
 #include "coordinator/cluster/node_source.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/engine/weights.h"
+#include "kernels/cuda/device.h"
 #include "expert_node/serve.h"
 #include "model/config.h"
 #include "model/weights_map.h"
@@ -81,6 +82,7 @@ struct DeploymentOptions {
   NumericsProfile numerics;
   int threads = 0;                                   // of the coordinator; 0: all usable cores
   topology::PinMode pin = topology::PinMode::kAuto;  // of the coordinator and child nodes
+  std::string device = "auto";                       // of the coordinator: cpu, cuda:N, or auto
   int64_t chunk = 512;                               // tokens per step
   int64_t cache_tokens = 0;                          // room in the KV cache
   MemoryOptions memory;                              // of each node
@@ -122,6 +124,8 @@ class Deployment {
   const Clock& clock() const { return clock_; }
   // For commands that serve (Scheduler, ClusterMonitor).
   ThreadTeam& team() { return team_; }
+  // What steps are computed on: "cpu", or "cuda:0 (NVIDIA H200)".
+  std::string device() const;
   // Of weights and numerics: equal ones give equal tokens.
   std::string fingerprint() const;
   coordinator::Cluster& cluster() { return *cluster_; }
@@ -150,6 +154,7 @@ class Deployment {
   void join_cluster(const topology::Placement& placement,
                     std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
+  std::unique_ptr<coordinator::Compute> make_compute(const coordinator::KvCache& cache);
   void wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done);
 
   const DeploymentOptions options_;
@@ -168,6 +173,7 @@ class Deployment {
   std::unique_ptr<coordinator::Cluster> cluster_;
   std::unique_ptr<coordinator::Dispatcher> dispatcher_;
   std::optional<coordinator::Weights> weights_;
+  std::unique_ptr<kernels::cuda::Device> device_;  // of the engine's steps; nullptr: this CPU
   std::unique_ptr<coordinator::Engine> engine_;
   double load_seconds_ = 0;
 };

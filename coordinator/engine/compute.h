@@ -110,6 +110,9 @@ class Compute {
   virtual void head(const std::vector<float>& norm, float eps, const Linear& lm_head,
                     const LogitsSink& sink) = 0;
 
+  // For benchmarks, between steps: the 64 entries of a block, [64][rank + rope] FP32, rounded.
+  virtual void store_block(int64_t layer, BlockId block, const float* entries) = 0;
+
   // Until everything queued is done. An error is the device's and ends the step.
   virtual Status wait() = 0;
 };

@@ -292,4 +292,11 @@ void CpuCompute::head(const std::vector<float>& norm, float eps, const Linear& l
   }
 }
 
+void CpuCompute::store_block(int64_t layer, BlockId block, const float* entries) {
+  const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
+  for (int64_t slot = 0; slot < kernels::kAttentionBlock; ++slot, entries += width) {
+    cache_.write(layer, block, slot, entries, entries + rank);
+  }
+}
+
 }  // namespace atl::coordinator

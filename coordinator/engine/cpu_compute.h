@@ -39,6 +39,7 @@ class CpuCompute final : public Compute {
   void end_combine() override {}
   void head(const std::vector<float>& norm, float eps, const Linear& lm_head,
             const LogitsSink& sink) override;
+  void store_block(int64_t layer, BlockId block, const float* entries) override;
   Status wait() override { return {}; }
 
  private:

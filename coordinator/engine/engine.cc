@@ -8,9 +8,18 @@
 #include "base/rng.h"
 
 namespace atl::coordinator {
+namespace {
+
+template <typename Cpu>
+std::unique_ptr<Compute> compute_of(std::unique_ptr<Compute> made, const Cpu& cpu) {
+  return made ? std::move(made) : cpu();
+}
+
+}  // namespace
 
 Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatcher* experts,
-               ThreadTeam& team, const Clock& clock, EngineOptions options)
+               ThreadTeam& team, const Clock& clock, EngineOptions options,
+               const ComputeMaker& make_compute)
     : config_(config),
       weights_(weights),
       options_(options),
@@ -19,8 +28,12 @@ Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatc
              kernels::LatentShape{config.kv_lora_rank, config.qk_rope_head_dim, options.cache_type},
              options.cache_blocks),
       prefixes_(cache_),
-      compute_(config, weights, cache_, team, options.rows_max),
-      step_(config, weights, compute_, experts, clock, {options.rows_max, options.prefetch}) {}
+      compute_(compute_of(make_compute ? make_compute(cache_) : nullptr,
+                          [&] {
+                            return std::make_unique<CpuCompute>(config, weights, cache_, team,
+                                                                options.rows_max);
+                          })),
+      step_(config, weights, *compute_, experts, clock, {options.rows_max, options.prefetch}) {}
 
 Status Engine::step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
                     std::span<std::optional<Error>> errors, StepObserver* observer) {
@@ -100,19 +113,15 @@ std::optional<Error> Engine::make_room(Sequence& sequence, int64_t num_tokens) {
 Status Engine::fill_context(Sequence& sequence, int64_t num_tokens, uint64_t seed) {
   CHECK_EQ(sequence.num_tokens, 0);
   if (std::optional<Error> error = make_room(sequence, num_tokens)) return *error;
-  const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
+  const int64_t width = config_.kv_lora_rank + config_.qk_rope_head_dim;
   std::vector<float> entries(kernels::kAttentionBlock * width);
   for (size_t i = 0; i < entries.size(); ++i) {
     entries[i] = 2 * uniform_f32(seed, {.position = i}) - 1;
   }
   for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-    for (int64_t position = 0; position < num_tokens; ++position) {
-      const int64_t slot = position % kernels::kAttentionBlock;
-      const float* latent = &entries[slot * width];
-      cache_.write(layer, sequence.blocks[position / kernels::kAttentionBlock], slot, latent,
-                   latent + rank);
-    }
+    for (const BlockId block : sequence.blocks) compute_->store_block(layer, block, entries.data());
   }
+  if (Status status = compute_->wait(); !status) return status;
   sequence.num_tokens = num_tokens;
   return {};
 }

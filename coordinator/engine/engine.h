@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -51,13 +52,18 @@ struct SequenceRows {
 // Place in the step's list, index of the token within its `tokens`, [vocab_size] logits (borrowed).
 using SequenceLogitsSink = std::function<void(size_t, size_t, std::span<const float>)>;
 
+using ComputeMaker = std::function<std::unique_ptr<Compute>(KvCache&)>;
+
 // One thread.
 class Engine {
  public:
   // All references are borrowed and must outlive the engine; `experts` may be null for a model
   // without MoE layers.
+  //   make_compute  what steps are computed on, given the cache; none, or nullptr from it: this
+  //                 machine's cores
   Engine(const model::ModelConfig& config, const Weights& weights, Dispatcher* experts,
-         ThreadTeam& team, const Clock& clock, EngineOptions options);
+         ThreadTeam& team, const Clock& clock, EngineOptions options,
+         const ComputeMaker& make_compute = {});
 
   // Steps every listed sequence (each at most once, at most rows_max tokens in all).
   // errors [work.size()]: kInvalid for a token id or position that the model doesn't have or a
@@ -107,7 +113,7 @@ class Engine {
   Dispatcher* const experts_;
   KvCache cache_;
   PrefixCache prefixes_;
-  CpuCompute compute_;
+  std::unique_ptr<Compute> compute_;
   DecodeStep step_;
 };
 
