@@ -1,50 +1,18 @@
 #include "http/helper_pool.h"
 
-#include <algorithm>
+#include <sys/resource.h>
+
 #include <utility>
 
 #include "base/check.h"
 #include "http/http_core.h"
 
 namespace atl::http {
+namespace {
 
-void TurnQueue::push(HttpWork work) {
-  std::deque<HttpWork>& waiting = by_client_[work.client];
-  if (waiting.empty()) turns_.push_back(work.client);
-  waiting.push_back(std::move(work));
-  ++size_;
-}
+constexpr int kLongWorkNice = 10;
 
-std::optional<HttpWork> TurnQueue::pop() {
-  if (turns_.empty()) return std::nullopt;
-  const auto at = by_client_.find(turns_.front());
-  CHECK(at != by_client_.end());
-  HttpWork work = std::move(at->second.front());
-  at->second.pop_front();
-  if (at->second.empty()) {
-    by_client_.erase(at);
-  } else {
-    turns_.push_back(turns_.front());
-  }
-  turns_.pop_front();
-  --size_;
-  return work;
-}
-
-HttpWork TurnQueue::drop_from_longest() {
-  const auto at = std::max_element(
-      by_client_.begin(), by_client_.end(),
-      [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
-  CHECK(at != by_client_.end());
-  HttpWork work = std::move(at->second.back());
-  at->second.pop_back();
-  if (at->second.empty()) {
-    std::erase(turns_, at->first);
-    by_client_.erase(at);
-  }
-  --size_;
-  return work;
-}
+}  // namespace
 
 HelperPool::HelperPool(size_t num_threads, size_t waiting_max)
     : num_threads_(num_threads), waiting_max_(waiting_max) {
@@ -72,8 +40,9 @@ std::optional<HttpWork> HelperPool::add(HttpWork work) {
   std::optional<HttpWork> left_out;
   {
     const std::lock_guard lock(mutex_);
-    TurnQueue& queue = work.length == WorkLength::kLong ? long_ : short_;
-    queue.push(std::move(work));
+    TurnQueue<HttpWork>& queue = work.length == WorkLength::kLong ? long_ : short_;
+    const std::string client = work.client;
+    queue.push(client, std::move(work));
     if (queue.size() > waiting_max_) left_out = queue.drop_from_longest();
   }
   changed_.notify_all();
@@ -87,6 +56,8 @@ std::optional<HttpWork> HelperPool::next(bool short_only) {
 }
 
 void HelperPool::loop(bool short_only) {
+  // Linux: of this thread alone. Long work gives way to the engine's threads.
+  if (!short_only) setpriority(PRIO_PROCESS, 0, kLongWorkNice);
   std::unique_lock lock(mutex_);
   for (;;) {
     std::optional<HttpWork> work;

@@ -3,7 +3,6 @@
 
 #include <condition_variable>
 #include <cstddef>
-#include <deque>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -11,24 +10,10 @@
 #include <thread>
 #include <vector>
 
+#include "base/turn_queue.h"
 #include "http/http_server.h"
 
 namespace atl::http {
-
-// Work that waits. Clients take turns, what one client asked for is done in order.
-class TurnQueue {
- public:
-  void push(HttpWork work);
-  std::optional<HttpWork> pop();
-  // The newest of the client that has most in here.
-  HttpWork drop_from_longest();
-  size_t size() const { return size_; }
-
- private:
-  std::map<std::string, std::deque<HttpWork>> by_client_;  // without empty ones
-  std::deque<std::string> turns_;                          // each client with work, once
-  size_t size_ = 0;
-};
 
 // One of the threads does short work only, so that it never waits for a long one. The others take
 // long work first.
@@ -53,7 +38,7 @@ class HelperPool {
   const size_t num_threads_, waiting_max_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  TurnQueue short_, long_;
+  TurnQueue<HttpWork> short_, long_;
   std::map<const void*, std::stop_source> running_;  // by who runs it
   bool stopping_ = false;
   std::vector<std::thread> threads_;

@@ -19,14 +19,14 @@ HttpWork work_of(const std::string& client, const std::string& name,
 class TurnQueueTest : public testing::Test {
  protected:
   void push(const std::string& client, const std::string& name) {
-    queue.push(work_of(client, name, &done));
+    queue.push(client, work_of(client, name, &done));
   }
   std::vector<std::string> run_all() {
     while (auto work = queue.pop()) work->run({});
     return done;
   }
 
-  TurnQueue queue;
+  TurnQueue<HttpWork> queue;
   std::vector<std::string> done;
 };
 
