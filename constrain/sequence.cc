@@ -464,12 +464,18 @@ class ConstraintSequence final : public TokenConstraint {
   }
 
   Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
+    return mask_within(kMaskWorkMax, tokens_left, allowed);
+  }
+
+  Status mask_within(uint64_t work_max, int64_t tokens_left,
+                     std::span<uint8_t> allowed) const override {
     may_come_.assign(allowed.size(), 0);
-    work_left_ = kMaskWorkMax;
+    work_left_ = std::min(work_max, kMaskWorkMax);
     if (in_free_text_) {
       allow_free_text(tokens_left - 1);
     } else if (!ended_) {
       if (!allow_grammar(tokens_left - 1)) {
+        if (work_max < kMaskWorkMax) return Error{ErrorCode::kOverloaded, "the mask is dear"};
         return Error{ErrorCode::kInvalid,
                      "the schema can be read in too many ways here to tell what may follow: use "
                      "fewer alternatives in anyOf, oneOf and pattern"};

@@ -25,6 +25,13 @@ class TokenConstraint {
   // takes more work than one request may cost the others; `allowed` is left unspecified. The same
   // text always has the same answer, on any machine.
   virtual Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const = 0;
+  // As mask(), if it takes at most so much work (steps of some 24 ns); kOverloaded: it takes more,
+  // `allowed` is left unspecified, and mask() tells.
+  virtual Status mask_within(uint64_t work_max, int64_t tokens_left,
+                             std::span<uint8_t> allowed) const {
+    (void)work_max;
+    return mask(tokens_left, allowed);
+  }
   // The token that was chosen; one that mask() had left.
   virtual void accept(int32_t id) = 0;
   // The text is whole, and nothing may follow.

@@ -49,6 +49,10 @@ int64_t common_blocks(std::span<const int32_t> a, std::span<const int32_t> b) {
   return (differ.first - a.begin()) / PrefixCache::kBlock;
 }
 
+// Of masks that are found in the step, by the team: lists of tokens that are known cost 4,000 at
+// most for 129k tokens, a millisecond of work 40,000.
+constexpr uint64_t kMaskWorkInStep = 40'000;
+
 // How much slower than in whole steps prompts may be read for the sake of a step's target: beside
 // sequences that decode, and where nobody does. There a shorter step only helps who comes while it
 // runs, or has a short prompt beside a long one.
@@ -82,6 +86,11 @@ struct Scheduler::Generation {
   std::optional<Error> sample_error;
   float logprob = 0;
   std::vector<TokenLogprob> top;
+
+  // A mask that is being found beside the steps: it has the request's constraint meanwhile.
+  std::shared_ptr<MaskTask> mask;
+  std::vector<float> held_logits;  // for which it is; the sequence sits out until then
+
   std::optional<size_t> event;  // its place among the step's events
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
@@ -109,7 +118,12 @@ Scheduler::Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, Sched
       options_(std::move(options)),
       sink_(std::move(sink)),
       step_cost_(engine.options().rows_max, chosen_share(engine.config())),
-      workspaces_(static_cast<size_t>(team.num_threads())) {
+      workspaces_(static_cast<size_t>(team.num_threads())),
+      masks_([this] {
+        const std::lock_guard lock(mutex_);
+        mask_found_ = true;
+        wake_.notify_one();
+      }) {
   CHECK_GT(options_.sequences_max, 0);
   CHECK_LE(options_.sequences_max, engine.options().rows_max);
   publish_stats();
@@ -196,7 +210,7 @@ void Scheduler::run() {
     const bool computed = step();
     std::unique_lock lock(mutex_);
     const auto called = [this] {
-      return stopping_ || !arrivals_.empty() || !cancellations_.empty();
+      return stopping_ || mask_found_ || !arrivals_.empty() || !cancellations_.empty();
     };
     if (!computed && !called()) {
       if (const auto deadline = next_deadline()) {
@@ -212,6 +226,7 @@ void Scheduler::run() {
 bool Scheduler::step() {
   take_messages();
   drop_expired();
+  sample_held();
   admit();
   plan();
   const bool computed = compute();
@@ -229,6 +244,7 @@ void Scheduler::take_messages() {
     const std::lock_guard lock(mutex_);
     arrivals.swap(arrivals_);
     cancelled.swap(cancellations_);
+    mask_found_ = false;
   }
   for (GenerationPtr& generation : arrivals) enqueue(std::move(generation));
   if (cancelled.empty()) return;
@@ -416,6 +432,7 @@ void Scheduler::share_rows() {
   std::vector<PromptRows> prompts;
   for (const GenerationPtr& generation : running_) {
     generation->rows = generation->pending() == 1 ? 1 : 0;
+    if (!generation->held_logits.empty()) continue;
     if (generation->rows == 1) {
       decoding.add(1, generation->sequence.num_tokens);
     } else {
@@ -427,6 +444,7 @@ void Scheduler::share_rows() {
   if (share_step(step_cost_, decoding, limits, prompts)) ++counts_.steps_cut;
   auto prompt = prompts.begin();
   for (const GenerationPtr& generation : running_) {
+    if (!generation->held_logits.empty()) continue;
     if (generation->rows == 0) generation->rows = prompt++->rows;
   }
 }
@@ -466,6 +484,7 @@ void Scheduler::preempt(size_t index) {
   log_debug("request {}: preempted after {} of {} tokens", generation->request.request_id,
             generation->sequence.num_tokens, generation->num_tokens());
   engine_.release(generation->sequence);
+  generation->held_logits.clear();  // they are computed again
   ++counts_.preempted;
   preempted_.insert(std::upper_bound(preempted_.begin(), preempted_.end(), generation, came_before),
                     std::move(generation));
@@ -568,7 +587,7 @@ void Scheduler::sample_all(const std::vector<Generation*>& stepped) {
 // Chooses the next token from the logits of the last one.
 void Scheduler::sample(Generation& generation, std::span<const float> logits,
                        Workspace& workspace) {
-  const GenerationRequest& request = generation.request;
+  GenerationRequest& request = generation.request;
   std::span<const float> adjusted = logits;
   if (!request.logits.idle()) {
     workspace.logits.assign(logits.begin(), logits.end());
@@ -577,7 +596,7 @@ void Scheduler::sample(Generation& generation, std::span<const float> logits,
   }
   std::span<const uint8_t> allowed = options_.allowed;
   const bool too_short = generation.num_generated() < request.min_tokens;
-  if (request.constraint || too_short) {
+  if (request.constraint || generation.mask || too_short) {
     workspace.allowed = options_.allowed;
     workspace.allowed.resize(static_cast<size_t>(options_.vocab_limit), 1);
     if (too_short) {
@@ -585,12 +604,9 @@ void Scheduler::sample(Generation& generation, std::span<const float> logits,
         if (id >= 0 && id < options_.vocab_limit) workspace.allowed[static_cast<size_t>(id)] = 0;
       }
     }
-    if (request.constraint) {
-      const int64_t tokens_left = request.max_tokens - generation.num_generated();
-      if (Status masked = request.constraint->mask(tokens_left, workspace.allowed); !masked) {
-        generation.sample_error = masked.error();
-        return;
-      }
+    if ((request.constraint || generation.mask) && !find_mask(generation, workspace)) {
+      if (!generation.sample_error) generation.held_logits.assign(logits.begin(), logits.end());
+      return;
     }
     allowed = workspace.allowed;
   }
@@ -609,13 +625,59 @@ void Scheduler::sample(Generation& generation, std::span<const float> logits,
   }
 }
 
+// Takes from workspace.allowed what the constraint forbids. False: there is an error, or the mask
+// is being found beside the steps: nobody waits for one that is dear.
+bool Scheduler::find_mask(Generation& generation, Workspace& workspace) {
+  GenerationRequest& request = generation.request;
+  const int64_t tokens_left = request.max_tokens - generation.num_generated();
+  Status masked;
+  if (generation.mask) {
+    if (!generation.mask->done.load(std::memory_order_acquire)) return false;
+    const std::shared_ptr<MaskTask> task = std::move(generation.mask);
+    request.constraint = std::move(task->constraint);
+    for (size_t id = 0; id < workspace.allowed.size(); ++id) {
+      workspace.allowed[id] &= task->allowed[id];
+    }
+    masked = task->status;
+  } else {
+    masked = request.constraint->mask_within(kMaskWorkInStep, tokens_left, workspace.allowed);
+    if (!masked && masked.error().code == ErrorCode::kOverloaded) {
+      generation.mask = std::make_shared<MaskTask>();
+      generation.mask->constraint = std::move(request.constraint);
+      generation.mask->tokens_left = tokens_left;
+      generation.mask->allowed.assign(static_cast<size_t>(options_.vocab_limit), 1);
+      masks_.add(request.client, generation.mask);
+      return false;
+    }
+  }
+  if (!masked) generation.sample_error = masked.error();
+  return masked ? true : false;
+}
+
+// Those whose masks have been found since.
+void Scheduler::sample_held() {
+  for (const GenerationPtr& generation : running_) {
+    if (generation->held_logits.empty() || !generation->mask->done.load()) continue;
+    const std::vector<float> logits = std::exchange(generation->held_logits, {});
+    sample(*generation, logits, workspaces_[0]);
+    if (generation->sample_error) {
+      fail(*generation, *generation->sample_error);
+    } else {
+      take_token(*generation);
+    }
+  }
+  remove_ended();
+}
+
 // The step went well: the sequence has moved, and may have a new token.
 void Scheduler::advance(Generation& generation) {
   counts_.computed_tokens += static_cast<uint64_t>(generation.rows);
   charge(generation, generation.rows);
   if (options_.prefix_cache) engine_.keep(generation.sequence, generation.tokens);
-  if (!generation.sampled) return;
+  if (generation.sampled) take_token(generation);
+}
 
+void Scheduler::take_token(Generation& generation) {
   const int32_t token = *generation.sampled;
   generation.sampled.reset();
   generation.tokens.push_back(token);

@@ -32,6 +32,7 @@
 #include "base/thread_team.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/serving/generation.h"
+#include "coordinator/serving/mask_worker.h"
 #include "coordinator/serving/step_cost.h"
 #include "model/sampler.h"
 
@@ -99,7 +100,10 @@ class Scheduler final : public GenerationBackend {
   void announce(const std::vector<Generation*>& stepped);
   void sample_all(const std::vector<Generation*>& stepped);
   void sample(Generation& generation, std::span<const float> logits, Workspace& workspace);
+  bool find_mask(Generation& generation, Workspace& workspace);
+  void sample_held();
   void advance(Generation& generation);
+  void take_token(Generation& generation);
   void finish(Generation& generation, FinishReason reason);
   void fail(Generation& generation, const Error& error);
   void leave(Generation& generation);
@@ -135,6 +139,7 @@ class Scheduler final : public GenerationBackend {
   uint64_t next_id_ = 1;
   bool draining_ = false;
   bool stopping_ = false;
+  bool mask_found_ = false;  // since the last step
 
   // The engine's thread only:
   std::map<std::string, Client> clients_;
@@ -147,6 +152,7 @@ class Scheduler final : public GenerationBackend {
   std::vector<GenerationEvent> events_;
   std::vector<float> logits_;          // [sequences_max at most, vocab_size] of the step
   std::vector<Workspace> workspaces_;  // of each member of the team
+  MaskWorker masks_;                   // any thread; gone first
 };
 
 }  // namespace atl::coordinator

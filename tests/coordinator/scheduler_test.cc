@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <future>
 #include <map>
 #include <mutex>
 #include <random>
@@ -621,6 +623,79 @@ TEST_F(SchedulerTest, a_constraint_is_asked_before_and_told_after_every_token) {
   ASSERT_EQ(outcome.tokens.size(), 5u);
   for (size_t i = 0; i < 5; ++i) EXPECT_EQ(outcome.tokens[i] % 2, static_cast<int32_t>(i % 2));
   EXPECT_THAT(asked, ElementsAre(10, 9, 8, 7, 6));
+}
+
+// As Alternating, and every mask takes until it is released.
+class Dear final : public constrain::TokenConstraint {
+ public:
+  Dear(std::vector<int64_t>* asked, std::shared_future<void> released)
+      : cheap_(asked), released_(std::move(released)) {}
+  Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
+    released_.wait();
+    return cheap_.mask(tokens_left, allowed);
+  }
+  Status mask_within(uint64_t, int64_t, std::span<uint8_t> allowed) const override {
+    std::fill(allowed.begin(), allowed.end(), 0);  // unspecified
+    return Error{ErrorCode::kOverloaded, "dear"};
+  }
+  void accept(int32_t id) override { cheap_.accept(id); }
+  bool finished() const override { return cheap_.finished(); }
+  int64_t tokens_min() const override { return cheap_.tokens_min(); }
+
+ private:
+  Alternating cheap_;
+  const std::shared_future<void> released_;
+};
+
+TEST_F(SchedulerTest, a_dear_mask_holds_up_nobody_else_and_changes_no_token) {
+  open();
+  std::vector<int64_t> asked;
+  GenerationRequest cheap = request(prompt(5, 0), 10);
+  cheap.constraint = std::make_unique<Alternating>(&asked);
+  const GenerationId cheap_id = submit(std::move(cheap));
+  finish_all();
+  const std::vector<int32_t> expected = outcomes_[cheap_id].tokens;
+  asked.clear();
+
+  std::promise<void> release;
+  GenerationRequest dear = request(prompt(5, 0), 10);
+  dear.constraint = std::make_unique<Dear>(&asked, release.get_future().share());
+  const GenerationId dear_id = submit(std::move(dear));
+  const GenerationRequest other = request(prompt(6, 1), 8);
+  GenerationRequest copy = request(prompt(6, 1), 8);
+  const GenerationId other_id = submit(std::move(copy));
+  steps(20);
+  EXPECT_TRUE(outcomes_[other_id].ended());
+  EXPECT_EQ(outcomes_[other_id].tokens, alone(other));
+  EXPECT_TRUE(outcomes_[dear_id].tokens.empty());
+  EXPECT_FALSE(scheduler_->step());  // nothing to compute meanwhile
+
+  release.set_value();
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!outcomes_[dear_id].ended() && std::chrono::steady_clock::now() < until) {
+    scheduler_->step();
+  }
+  EXPECT_EQ(outcomes_[dear_id].tokens, expected);
+  EXPECT_EQ(outcomes_[dear_id].finish, FinishReason::kStop);
+  EXPECT_THAT(asked, ElementsAre(10, 9, 8, 7, 6));
+}
+
+TEST_F(SchedulerTest, a_sequence_whose_mask_is_being_found_can_be_cancelled) {
+  open();
+  std::vector<int64_t> asked;
+  std::promise<void> release;
+  GenerationRequest dear = request(prompt(5, 0), 10);
+  dear.constraint = std::make_unique<Dear>(&asked, release.get_future().share());
+  const GenerationId id = submit(std::move(dear));
+  steps(3);
+  scheduler_->cancel(id);
+  steps(2);
+  EXPECT_EQ(scheduler_->stats().running, 0);
+  release.set_value();
+  const GenerationId next = submit(request(prompt(6, 1), 4));
+  finish_all();
+  EXPECT_TRUE(outcomes_[next].ended());
+  EXPECT_FALSE(outcomes_[id].ended());
 }
 
 TEST_F(SchedulerTest, serves_threads_that_submit_and_cancel_while_it_runs) {
