@@ -2,6 +2,7 @@
 // bits that the CPU gives.
 #include "coordinator/engine/cuda_compute.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
