@@ -14,6 +14,7 @@
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "cli/text_input.h"
+#include "storage/checkpoint/model_dir.h"
 #include "text/tokenizer.h"
 
 namespace atl::cli {
@@ -95,6 +96,7 @@ void decode_stdin(const text::Tokenizer& tokenizer, const TokenizeOptions& optio
 }
 
 int tokenize(const TokenizeOptions& options) {
+  storage::require_directory(options.model_dir);
   const text::Tokenizer tokenizer = text::Tokenizer::load(options.model_dir);
   if (options.decode) {
     decode_stdin(tokenizer, options);

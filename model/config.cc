@@ -14,6 +14,7 @@
 
 #include "base/check.h"
 #include "base/result.h"
+#include "storage/checkpoint/model_dir.h"
 #include "storage/io/printable.h"
 
 namespace atl::model {
@@ -31,6 +32,9 @@ constexpr int64_t kLayersMax = 1 << 12;
 constexpr int64_t kVocabMax = 1 << 24;
 constexpr int64_t kPositionsMax = int64_t{1} << 31;
 
+constexpr std::string_view kSupported =
+    "supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2";
+
 [[noreturn]] void refuse(const std::filesystem::path& file, const std::string& what) {
   throw LoadError(fmt::format("{}: {}", file.string(), what));
 }
@@ -38,7 +42,7 @@ constexpr int64_t kPositionsMax = int64_t{1} << 31;
 std::string read_text(const std::filesystem::path& file) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(file, error)) {
-    refuse(file, "not there or not a regular file: expected a Hugging Face model directory");
+    refuse(file, "not a regular file");
   }
   const uintmax_t bytes = std::filesystem::file_size(file, error);
   if (error) refuse(file, "cannot read: " + error.message());
@@ -123,15 +127,17 @@ class Section {
     const auto found = object_.find(key);
     return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
-  // "FILE: KEY: expected EXPECTED, found VALUE".
-  [[noreturn]] void wrong(const char* key, std::string_view expected) const {
+  // "FILE: KEY: expected EXPECTED, found VALUE", and what to do, if anything is known.
+  [[noreturn]] void wrong(const char* key, std::string_view expected,
+                          std::string_view hint = {}) const {
     const Json* found = value(key);
     const std::string text =
         found == nullptr ? "nothing"
         : found->is_string()
             ? storage::printable(found->get_ref<const std::string&>())
             : shortened(found->dump(-1, ' ', false, Json::error_handler_t::replace));
-    refuse(file_, fmt::format("{}{}: expected {}, found {}", prefix_, key, expected, text));
+    refuse(file_, fmt::format("{}{}: expected {}, found {}{}{}", prefix_, key, expected, text,
+                              hint.empty() ? "" : "; ", hint));
   }
 
  private:
@@ -167,29 +173,45 @@ class Section {
   const Json& object_;
 };
 
+// What somebody may have meant who has a model of this type.
+std::string hint_of(const std::string& model_type) {
+  if (model_type.starts_with("qwen") || model_type.starts_with("llama")) {
+    return fmt::format(
+        "{}; R1's distilled models are Qwen and Llama models, which Atoll does not "
+        "run",
+        kSupported);
+  }
+  return std::string(kSupported);
+}
+
 Architecture architecture_of(const Section& json, const std::string& model_type) {
   if (model_type == "deepseek_v2") return Architecture::kDeepseekV2;
   if (model_type == "deepseek_v3") return Architecture::kDeepseekV3;
   if (model_type == "kimi_k2") return Architecture::kKimiK2;
-  json.wrong("model_type", "deepseek_v2, deepseek_v3 or kimi_k2");
+  json.wrong("model_type", "deepseek_v2, deepseek_v3 or kimi_k2", hint_of(model_type));
 }
 
 // The class name alone decides if there is no model_type; otherwise both must agree.
 void read_architecture(const Section& json, ModelConfig& config) {
+  if (json.has("model_type")) {
+    config.model_type = json.text_or("model_type", "");
+    config.architecture = architecture_of(json, config.model_type);
+  }
   std::string class_name;
   if (const Json* list = json.value("architectures"); list != nullptr) {
     const bool names_one = list->is_array() && list->size() == 1 && (*list)[0].is_string();
     if (names_one) class_name = (*list)[0].get<std::string>();
     if (class_name != "DeepseekV2ForCausalLM" && class_name != "DeepseekV3ForCausalLM") {
-      json.wrong("architectures", "[\"DeepseekV3ForCausalLM\"] or [\"DeepseekV2ForCausalLM\"]");
+      json.wrong("architectures", "[\"DeepseekV3ForCausalLM\"] or [\"DeepseekV2ForCausalLM\"]",
+                 kSupported);
     }
   }
-  if (json.has("model_type")) {
-    config.model_type = json.text_or("model_type", "");
-  } else if (!class_name.empty()) {
-    config.model_type = class_name == "DeepseekV2ForCausalLM" ? "deepseek_v2" : "deepseek_v3";
+  if (!json.has("model_type")) {
+    if (!class_name.empty()) {
+      config.model_type = class_name == "DeepseekV2ForCausalLM" ? "deepseek_v2" : "deepseek_v3";
+    }
+    config.architecture = architecture_of(json, config.model_type);
   }
-  config.architecture = architecture_of(json, config.model_type);
   const bool v2 = config.architecture == Architecture::kDeepseekV2;
   if (!class_name.empty() && v2 != (class_name == "DeepseekV2ForCausalLM")) {
     json.wrong("architectures", fmt::format("the class of model_type {}", config.model_type));
@@ -372,6 +394,7 @@ double yarn_scale(double factor, double mscale) {
 }  // namespace
 
 ModelConfig load_config(const std::filesystem::path& model_dir) {
+  storage::require_model_dir(model_dir);
   const std::filesystem::path file = model_dir / "config.json";
   const Json tree = parse_json(file);
   const Section json(file, "", tree);

@@ -15,10 +15,11 @@
 #include "base/check.h"
 #include "base/result.h"
 #include "base/units.h"
+#include "storage/checkpoint/model_dir.h"
+#include "storage/checkpoint/safetensors_header.h"
+#include "storage/io/printable.h"
 #include "storage/pack/block_sums.h"
 #include "storage/pack/pack.h"
-#include "storage/io/printable.h"
-#include "storage/checkpoint/safetensors_header.h"
 
 namespace atl::storage {
 namespace {
@@ -260,13 +261,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& model_dir) {
 Checkpoint Checkpoint::open(const Pack& pack) { return open(pack.directory(), &pack); }
 
 Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* pack) {
+  require_directory(model_dir);
   std::error_code error;
-  if (!std::filesystem::is_directory(model_dir, error)) {
-    throw LoadError(
-        fmt::format("{}: not a directory: expected a model directory with config.json "
-                    "and safetensors files",
-                    model_dir.string()));
-  }
   std::optional<std::vector<IndexEntry>> index;
   std::vector<std::string> files = {std::string(kSingleFile)};
   if (std::filesystem::exists(model_dir / kIndexFile, error)) {
@@ -274,9 +270,9 @@ Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* 
                                     model_dir / kIndexFile);
     files = shard_files(*index);
   } else if (!std::filesystem::exists(model_dir / kSingleFile, error)) {
-    throw LoadError(fmt::format("{}: neither {} nor {} is there: is the download complete?",
-                                model_dir.string(), kIndexFile, kSingleFile));
+    refuse_without_weights(model_dir);
   }
+  require_shards(model_dir, files);
 
   Checkpoint checkpoint;
   checkpoint.directory_ = model_dir;

@@ -243,15 +243,27 @@ struct BadConfig {
 
 const BadConfig kBadConfigs[] = {
     {"v32", R"({"model_type":"deepseek_v32"})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"deepseek_v32\""},
+     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"deepseek_v32\""
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
+    {"qwen_distill", R"({"model_type":"qwen2","architectures":["Qwen2ForCausalLM"]})",
+     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"qwen2\""
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"
+     "; R1's distilled models are Qwen and Llama models, which Atoll does not run"},
+    {"llama_distill", R"({"model_type":"llama","architectures":["LlamaForCausalLM"]})",
+     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"llama\""
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"
+     "; R1's distilled models are Qwen and Llama models, which Atoll does not run"},
     {"v4", R"({"model_type":"deepseek_v4","architectures":null})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"deepseek_v4\""},
+     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"deepseek_v4\""
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
     {"no_type", R"({"model_type":null,"architectures":null})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found nothing"},
+     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found nothing"
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
     {"type_is_number", R"({"model_type":3})", "model_type: expected a string, found 3"},
     {"other_class", R"({"architectures":["DeepseekV32ForCausalLM"]})",
      "architectures: expected [\"DeepseekV3ForCausalLM\"] or [\"DeepseekV2ForCausalLM\"], found "
-     "[\"DeepseekV32ForCausalLM\"]"},
+     "[\"DeepseekV32ForCausalLM\"]"
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
     {"class_against_type", R"({"architectures":["DeepseekV2ForCausalLM"]})",
      "architectures: expected the class of model_type deepseek_v3, found "
      "[\"DeepseekV2ForCausalLM\"]"},
@@ -363,9 +375,11 @@ TEST(Config, refuses_files_that_are_no_config) {
   const auto error = [&] {
     return test::message_of<LoadError>(dir.path(), [&] { (void)load_config(dir.path()); });
   };
-  EXPECT_EQ(error(), prefix +
-                         "not there or not a regular file: expected a Hugging Face model "
-                         "directory");
+  EXPECT_THAT(error(),
+              testing::StartsWith("DIR: config.json is not there, the directory is empty"));
+  std::filesystem::create_directory(dir / "config.json");
+  EXPECT_EQ(error(), prefix + "not a regular file");
+  std::filesystem::remove(dir / "config.json");
   write_file(dir / "config.json", "{}");
   std::filesystem::resize_file(dir / "config.json", (16 << 20) + 1);
   EXPECT_EQ(error(), prefix + "16777217 bytes, expected at most 16777216");

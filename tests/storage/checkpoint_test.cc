@@ -185,10 +185,12 @@ std::vector<BadDirectory> bad_directories() {
   return {
       {"no_weights",
        [](const TempDir& dir) { std::filesystem::remove(dir / "model.safetensors.index.json"); },
-       "DIR: neither model.safetensors.index.json nor model.safetensors is there: is the download "
-       "complete?"},
+       "DIR: model.safetensors.index.json is missing, which says what is in 1.safetensors, "
+       "2.safetensors: run the download again, it goes on where it stopped (huggingface-cli "
+       "download ID --local-dir DIR)"},
       {"shard_missing", [](const TempDir& dir) { std::filesystem::remove(dir / "2.safetensors"); },
-       "DIR/2.safetensors: cannot open: No such file or directory"},
+       "DIR: 1 of 2 weight files is missing (\"2.safetensors\"): run the download again, it goes "
+       "on where it stopped (huggingface-cli download ID --local-dir DIR)"},
       {"shard_is_folder",
        [](const TempDir& dir) {
          std::filesystem::remove(dir / "2.safetensors");
@@ -274,8 +276,8 @@ INSTANTIATE_TEST_SUITE_P(Checkpoint, BadDirectories, testing::ValuesIn(bad_direc
 TEST(Checkpoint, refuses_a_directory_that_is_not_there) {
   TempDir dir;
   EXPECT_EQ(open_error(dir / "nowhere"),
-            "DIR: not a directory: expected a model directory with config.json and safetensors "
-            "files");
+            "DIR: there is no such directory: expected a model directory with config.json "
+            "and safetensors files");
 }
 
 TEST(Checkpoint, names_tensor_and_offset_when_the_file_shrinks_while_in_use) {
