@@ -21,7 +21,9 @@ using namespace std::chrono_literals;
 constexpr auto kRedrawEvery = 100ms;  // smooth to the eye, no cost to the work
 constexpr auto kPlainLineEvery = 5s;  // a log of a long load stays short
 constexpr int kBarCells = 20;
+constexpr size_t kPartsShown = 8;
 constexpr std::string_view kClearToEnd = "\x1b[K";
+constexpr std::string_view kClearBelow = "\x1b[J";
 
 const Clock& steady_clock() {
   static const SteadyClock clock;
@@ -31,6 +33,10 @@ const Clock& steady_clock() {
 void write_stderr(std::string_view text) {
   std::fwrite(text.data(), 1, text.size(), stderr);
   std::fflush(stderr);
+}
+
+double share_of(uint64_t done, uint64_t total) {
+  return total == 0 ? 1.0 : std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
 }
 
 std::string bar(double share, bool colour) {
@@ -62,6 +68,11 @@ ProgressBar::ProgressBar(std::string label, ProgressStyle style, const Clock& cl
     : label_(std::move(label)), style_(style), clock_(clock), write_(std::move(write)) {}
 
 ProgressBar::~ProgressBar() { finish(); }
+
+void ProgressBar::set_parts(std::vector<Part> parts) {
+  const std::lock_guard lock(mutex_);
+  parts_ = std::move(parts);
+}
 
 void ProgressBar::start(uint64_t total_bytes) {
   const std::lock_guard lock(mutex_);
@@ -97,10 +108,10 @@ void ProgressBar::finish() {
 void ProgressBar::draw(Clock::TimePoint now) {
   if (style_.terminal) {
     next_draw_ = now + kRedrawEvery;
-    write_(fmt::format("\r{}{}", line(now), kClearToEnd));
+    write_(fmt::format("\r{}{}{}", line(now), kClearToEnd, parts_below()));
   } else {
     next_draw_ = now + kPlainLineEvery;
-    write_(line(now) + "\n");
+    write_(line(now) + parts_behind() + "\n");
   }
 }
 
@@ -111,13 +122,44 @@ void ProgressBar::draw_final(Clock::TimePoint now) {
   if (done < total_bytes_) text += fmt::format(" of {}, not finished", format_bytes(total_bytes_));
   text += fmt::format(" in {}", format_duration(seconds));
   if (seconds > 0) text += fmt::format(", {}", format_rate(static_cast<double>(done) / seconds));
-  write_(style_.terminal ? fmt::format("\r{}{}\n", text, kClearToEnd) : text + "\n");
+  const std::string_view clear = parts_.empty() ? kClearToEnd : kClearBelow;
+  write_(style_.terminal ? fmt::format("\r{}{}\n", text, clear) : text + "\n");
+}
+
+// Lines below the bar's, and back up to it.
+std::string ProgressBar::parts_below() const {
+  std::vector<Part> shown = parts_;
+  std::stable_sort(shown.begin(), shown.end(), [](const Part& a, const Part& b) {
+    return share_of(a.done_bytes, a.total_bytes) < share_of(b.done_bytes, b.total_bytes);
+  });
+  if (shown.size() > kPartsShown) shown.resize(kPartsShown);
+  std::sort(shown.begin(), shown.end(), [](const Part& a, const Part& b) {
+    return std::pair(a.name.size(), a.name) < std::pair(b.name.size(), b.name);
+  });
+  std::string text;
+  for (const Part& part : shown) {
+    const double share = share_of(part.done_bytes, part.total_bytes);
+    text += fmt::format("\n{:>{}}  {:3.0f} % {} {} of {}{}", part.name, label_.size(),
+                        std::floor(share * 100), bar(share, style_.colour),
+                        format_bytes(part.done_bytes), format_bytes(part.total_bytes), kClearToEnd);
+  }
+  return shown.empty() ? text : text + fmt::format("\x1b[{}A", shown.size());
+}
+
+// "; n0 40 %, n1 38 %".
+std::string ProgressBar::parts_behind() const {
+  std::string text;
+  for (const Part& part : parts_) {
+    text += fmt::format("{}{} {:.0f} %", text.empty() ? "; " : ", ", part.name,
+                        std::floor(share_of(part.done_bytes, part.total_bytes) * 100));
+  }
+  return text;
 }
 
 std::string ProgressBar::line(Clock::TimePoint now) const {
   const uint64_t done = done_bytes_;
   const uint64_t total = total_bytes_;
-  const double share = total == 0 ? 1.0 : std::min(1.0, static_cast<double>(done) / total);
+  const double share = share_of(done, total);
   const double seconds = seconds_between(start_, now);
   const double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
   const std::string head = fmt::format("{}  {:3.0f} % ", label_, std::floor(share * 100));

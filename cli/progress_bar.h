@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/progress.h"
@@ -35,6 +36,14 @@ class ProgressBar final : public Progress {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
+  // What the bytes are made of, such as the loads of several nodes: shown below the bar on a
+  // terminal (of many the least advanced), as shares in the plain lines.
+  struct Part {
+    std::string name;
+    uint64_t done_bytes = 0, total_bytes = 0;
+  };
+  void set_parts(std::vector<Part> parts);
+
   // Begins to count `total_bytes`; a second start begins anew.
   void start(uint64_t total_bytes) override;
   void advance(uint64_t bytes) override;
@@ -45,6 +54,8 @@ class ProgressBar final : public Progress {
   void draw(Clock::TimePoint now);
   void draw_final(Clock::TimePoint now);
   std::string line(Clock::TimePoint now) const;
+  std::string parts_below() const;
+  std::string parts_behind() const;
 
   const std::string label_;
   const ProgressStyle style_;
@@ -54,8 +65,9 @@ class ProgressBar final : public Progress {
   std::atomic<uint64_t> done_bytes_{0};
   std::atomic<bool> running_{false};
   std::atomic<Clock::TimePoint> next_draw_{Clock::TimePoint{}};
-  std::mutex mutex_;  // guards start_ and the order of writes
+  std::mutex mutex_;  // guards what follows and the order of writes
   Clock::TimePoint start_;
+  std::vector<Part> parts_;
 };
 
 }  // namespace atl::cli

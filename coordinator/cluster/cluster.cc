@@ -119,6 +119,7 @@ Cluster::LoadState Cluster::load_state() {
     sum.bytes_loaded += state->bytes_loaded;
     sum.bytes_total += state->bytes_total;
     sum.resident_bytes += state->resident_bytes;
+    sum.nodes.push_back({node->name, state->bytes_loaded, state->bytes_total});
   }
   return sum;
 }

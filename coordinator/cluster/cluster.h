@@ -45,11 +45,16 @@ class Cluster final : public NodeWatch {
           const topology::Placement& placement, std::unique_ptr<NodeSource> source);
   ~Cluster() override;
 
+  struct NodeLoad {
+    std::string name;
+    uint64_t bytes_loaded = 0, bytes_total = 0;
+  };
   // How far the nodes are with loading, added up; LoadError if one failed before watch().
   struct LoadState {
     bool ready = false;  // every node can answer
     bool warm = false;   // and has in RAM what it is to keep there
     uint64_t bytes_loaded = 0, bytes_total = 0, resident_bytes = 0;
+    std::vector<NodeLoad> nodes;  // each of them
   };
   LoadState load_state();
 

@@ -40,6 +40,50 @@ TEST(ProgressBar, tells_share_bytes_rate_and_time_left_on_one_redrawn_line) {
             "ETA 3.00 s\x1b[K");
 }
 
+TEST(ProgressBar, shows_its_parts_below_and_goes_back_up) {
+  World world;
+  ProgressBar bar("loading", kTerminal, world.clock, world.write);
+  bar.start(100 * kMiB);
+  bar.set_parts({{"n0", 10 * kMiB, 50 * kMiB}, {"n1", 15 * kMiB, 50 * kMiB}});
+  world.clock.advance(1s);
+  bar.advance(25 * kMiB);
+  bar.finish();
+  EXPECT_THAT(world.draws,
+              ElementsAre("\rloading   25 % [#####---------------] 25.0 MiB of 100 MiB, 26.2 MB/s, "
+                          "ETA 3.00 s\x1b[K"
+                          "\n     n0   20 % [####----------------] 10.0 MiB of 50.0 MiB\x1b[K"
+                          "\n     n1   30 % [######--------------] 15.0 MiB of 50.0 MiB\x1b[K"
+                          "\x1b[2A",
+                          HasSubstr("not finished in 1.00 s, 26.2 MB/s\x1b[J\n")));
+}
+
+TEST(ProgressBar, shows_the_least_advanced_of_many_parts) {
+  World world;
+  ProgressBar bar("loading", kTerminal, world.clock, world.write);
+  bar.start(1000);
+  std::vector<ProgressBar::Part> parts;
+  for (uint64_t n = 0; n < 12; ++n) parts.push_back({"n" + std::to_string(n), 100 - n, 100});
+  bar.set_parts(parts);
+  world.clock.advance(1s);
+  bar.advance(1);
+  ASSERT_EQ(world.draws.size(), 1u);
+  EXPECT_THAT(world.draws[0], Not(HasSubstr("n3 ")));
+  EXPECT_THAT(world.draws[0], HasSubstr("\n     n4   96 % "));
+  EXPECT_THAT(world.draws[0], HasSubstr("\n    n11   89 % "));
+  EXPECT_THAT(world.draws[0], testing::EndsWith("\x1b[8A"));
+}
+
+TEST(ProgressBar, names_the_shares_of_its_parts_in_plain_lines) {
+  World world;
+  ProgressBar bar("loading", kPlain, world.clock, world.write);
+  bar.start(1000);
+  bar.set_parts({{"n0", 10, 500}, {"n1", 495, 500}});
+  world.clock.advance(5s);
+  bar.advance(505);
+  ASSERT_EQ(world.draws.size(), 1u);
+  EXPECT_THAT(world.draws[0], testing::EndsWith("; n0 2 %, n1 99 %\n"));
+}
+
 TEST(ProgressBar, redraws_at_most_every_100_ms) {
   World world;
   ProgressBar bar("x", kTerminal, world.clock, world.write);
