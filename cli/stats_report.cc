@@ -154,13 +154,14 @@ std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
     return (time->at_least ? "> " : "< ") + format_duration(time->seconds);
   };
   std::string text;
-  Table table({{"expert cache", Align::kLeft},
-               {"slots", Align::kRight},
-               {"used", Align::kRight},
-               {"hits", Align::kRight},
-               {"misses", Align::kRight},
-               {"late", Align::kRight},
-               {"hit rate", Align::kRight},
+  Table use({{"expert cache", Align::kLeft},
+             {"slots", Align::kRight},
+             {"used", Align::kRight},
+             {"hits", Align::kRight},
+             {"misses", Align::kRight},
+             {"late", Align::kRight},
+             {"hit rate", Align::kRight}});
+  Table reads({{"expert reads", Align::kLeft},
                {"read", Align::kRight},
                {"p50", Align::kRight},
                {"p99", Align::kRight},
@@ -172,13 +173,13 @@ std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
     const uint64_t asked = cache.hits + cache.misses;
     any = any || asked > 0;
     const double stall = num_steps ? stall_seconds(cache) / static_cast<double>(num_steps) : 0;
-    table.add_row({node.name, format_count(cache.slots), format_count(cache.slots_used),
-                   format_count(cache.hits), format_count(cache.misses), format_count(cache.late),
-                   asked ? fmt::format("{:.1f} %", 100 * rate(static_cast<double>(cache.hits),
-                                                              static_cast<double>(asked)))
-                         : "-",
-                   format_bytes(cache.bytes_read), latency(cache, 0.5), latency(cache, 0.99),
-                   format_duration(stall), format_count(cache.evictions)});
+    use.add_row({node.name, format_count(cache.slots), format_count(cache.slots_used),
+                 format_count(cache.hits), format_count(cache.misses), format_count(cache.late),
+                 asked ? fmt::format("{:.1f} %", 100 * rate(static_cast<double>(cache.hits),
+                                                            static_cast<double>(asked)))
+                       : "-"});
+    reads.add_row({node.name, format_bytes(cache.bytes_read), latency(cache, 0.5),
+                   latency(cache, 0.99), format_duration(stall), format_count(cache.evictions)});
     if (cache.tiles_reread || cache.tiles_bad) {
       text +=
           fmt::format("{}: {} tiles were read again because they were wrong, {} stayed so\n",
@@ -191,11 +192,11 @@ std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
                       format_count(cache.hints_wasted));
     }
   }
-  if (any) text = table.to_string("") + text;
+  if (any) text = use.to_string("") + "\n" + reads.to_string("") + text;
   if (hints.layers) {
     text += fmt::format(
-        "prefetch: {:.1f} % of the experts that the routers chose were foretold, {:.1f} % of those "
-        "foretold were not chosen\n",
+        "prefetch: {:.1f} % of the experts that the routers chose were foretold,\n"
+        "  {:.1f} % of those foretold were not chosen\n",
         100 * hints.recall(), 100 * hints.waste());
   }
   return text;
@@ -207,18 +208,29 @@ std::string nodes_json(Deployment& deployment) {
       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+std::string nodes_text(const std::vector<Deployment::NodeReport>& nodes) {
+  Table places({{"node"}, {"tiles", Align::kRight}, {"threads", Align::kRight}, {"links"}});
+  Table work({{"node"},
+              {"dispatches", Align::kRight},
+              {"rows", Align::kRight},
+              {"expert rows", Align::kRight},
+              {"in", Align::kRight},
+              {"out", Align::kRight},
+              {"compute", Align::kRight}});
+  for (const Deployment::NodeReport& node : nodes) {
+    const transport::NodeStats& stats = node.stats;
+    places.add_row(
+        {node.name, std::to_string(node.num_tiles), std::to_string(node.num_threads), stats.links});
+    work.add_row({node.name, format_count(stats.dispatches), format_count(stats.rows),
+                  format_count(stats.expert_rows), format_bytes(stats.bytes_in),
+                  format_bytes(stats.bytes_out), format_duration(stats.compute_seconds)});
+  }
+  return places.to_string("") + "\n" + work.to_string("");
+}
+
 void print_nodes(Deployment& deployment) {
   const std::vector<Deployment::NodeReport> nodes = deployment.node_reports();
-  fmt::print(stderr, "\n{:<8} {:>5} {:>7}  {:<18} {:>10} {:>10} {:>12} {:>10} {:>10} {:>10}\n",
-             "node", "tiles", "threads", "links", "dispatches", "rows", "expert rows", "in", "out",
-             "compute");
-  for (const Deployment::NodeReport& node : nodes) {
-    fmt::print(stderr, "{:<8} {:>5} {:>7}  {:<18} {:>10} {:>10} {:>12} {:>10} {:>10} {:>10}\n",
-               node.name, node.num_tiles, node.num_threads, node.stats.links,
-               format_count(node.stats.dispatches), format_count(node.stats.rows),
-               format_count(node.stats.expert_rows), format_bytes(node.stats.bytes_in),
-               format_bytes(node.stats.bytes_out), format_duration(node.stats.compute_seconds));
-  }
+  fmt::print(stderr, "\n{}", nodes_text(nodes));
   const std::string caches =
       cache_text(nodes, deployment.engine().hint_stats(), deployment.engine().times().steps);
   if (!caches.empty()) fmt::print(stderr, "\n{}", caches);
@@ -229,19 +241,18 @@ void print_placement(const Deployment& deployment) {
   const HugePageUse memory = huge_page_use();
   const double share =
       rate(static_cast<double>(memory.huge_bytes) * 100, static_cast<double>(memory.memory_bytes));
-  fmt::print(stderr, "\n{}; memory {}, {:.0f} % of it on huge pages\n",
+  fmt::print(stderr, "{}\nmemory {}, {:.0f} % of it on huge pages\n",
              topology::describe(deployment.threads()), format_bytes(memory.memory_bytes), share);
 }
 
 void print_stats(const RunFigures& figures, Deployment& deployment) {
-  fmt::print(
-      stderr,
-      "\nload {}; prompt {} tokens in {} ({:.1f} tokens/s); generated {} tokens, the last {} "
-      "at {:.1f} tokens/s\n",
-      format_duration(deployment.load_seconds()), figures.prompt_tokens,
-      format_duration(figures.prefill_seconds), figures.prefill_tokens_per_second(),
-      figures.generated_tokens, std::max<int64_t>(0, figures.generated_tokens - 1),
-      figures.decode_tokens_per_second());
+  fmt::print(stderr,
+             "\nload {}; prompt {} tokens in {} ({:.1f} tokens/s);\n"
+             "generated {} tokens, the last {} at {:.1f} tokens/s\n",
+             format_duration(deployment.load_seconds()), figures.prompt_tokens,
+             format_duration(figures.prefill_seconds), figures.prefill_tokens_per_second(),
+             figures.generated_tokens, std::max<int64_t>(0, figures.generated_tokens - 1),
+             figures.decode_tokens_per_second());
   print_placement(deployment);
   print_step_times(deployment.engine().times());
   print_nodes(deployment);

@@ -37,7 +37,9 @@ struct ReadLatency {
 std::optional<ReadLatency> read_latency(const ExpertCacheStats& stats, double q);
 double stall_seconds(const ExpertCacheStats& stats);  // of all layers
 
-// A table of what each node's cache of experts did, and what hints were worth; "" if no node has a
+// What each node has and did, in tables of at most 80 columns.
+std::string nodes_text(const std::vector<Deployment::NodeReport>& nodes);
+// Likewise what each node's cache of experts did, and what hints were worth; "" if no node has a
 // cache that was asked for anything.
 std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
                        const coordinator::HintStats& hints, uint64_t num_steps);
