@@ -18,6 +18,7 @@
 #include "base/units.h"
 #include "cli/bench_report.h"
 #include "cli/deployment.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/table.h"
 #include "kernels/attention.h"
@@ -697,6 +698,8 @@ void add_shared_options(CLI::App& command, EngineBenchOptions* options) {
       ->type_name("GB/s");
   command.add_option("--seed", options->seed, "Of the random tokens")->capture_default_str();
   command.add_flag("--json", options->json, "One JSON object in place of the table");
+  group_options(command, "Memory", {"--cold-start", "--disk-rate"});
+  group_options(command, "Report", {"--repeats", "--json"});
 }
 
 }  // namespace

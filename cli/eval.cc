@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
 #include "cli/stats_report.h"
@@ -211,6 +212,9 @@ void add_eval_command(CLI::App& app, int* exit_code) {
   add_cold_start_option(*command, &options->cold_start);
   command->add_flag("--stats", options->stats, "Time per part and work per node, on stderr");
   command->add_flag("--json", options->json, "One JSON object on stdout");
+  group_options(*command, "Text", {"--tokens", "--text", "--row-length", "--dtype"});
+  group_options(*command, "Report", {"--logits-out", "--stats", "--json"});
+  group_options(*command, "Memory", {"--cold-start"});
   command->footer(
       "Example:\n  atoll eval tests/models/tiny-fp8 --tokens tests/golden/ppl/kjv.ids.u16.bin "
       "--row-length 384 --json");

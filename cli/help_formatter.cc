@@ -26,6 +26,11 @@ class HelpFormatter final : public CLI::Formatter {
 
 }  // namespace
 
+void group_options(CLI::App& command, const std::string& heading,
+                   std::initializer_list<const char*> names) {
+  for (const char* name : names) command.get_option(name)->group(heading);
+}
+
 std::shared_ptr<CLI::FormatterBase> make_help_formatter() {
   return std::make_shared<HelpFormatter>();
 }

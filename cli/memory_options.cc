@@ -5,6 +5,7 @@
 #include <map>
 
 #include "cli/byte_size_option.h"
+#include "cli/help_formatter.h"
 
 namespace atl::cli {
 namespace {
@@ -84,6 +85,7 @@ void add_memory_options(CLI::App& command, MemoryOptions* options) {
       ->type_name("DIR")
       ->allow_extra_args(false);
   add_io_option(command, &options->io);
+  group_options(command, "Memory", {"--ram-budget", "--evict", "--usage-file", "--stripe", "--io"});
 }
 
 }  // namespace atl::cli

@@ -19,6 +19,7 @@
 #include "base/units.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
 #include "cli/thread_options.h"
@@ -210,6 +211,10 @@ void add_node_command(CLI::App& app, int* exit_code) {
   add_force_option(*command, &options->force);
   command->add_flag("--spin", options->spin,
                     "Wait by spinning for a while: only if every thread has a core of its own");
+  group_options(*command, "Nodes and threads",
+                {"--name", "--listen", "--transport", "--threads", "--pin", "--cpus", "--numa-node",
+                 "--rows-max", "--spin", "--control-fd"});
+  group_options(*command, "Memory", {"--force"});
   command->footer(
       "Example:\n  atoll node tests/models/tiny-fp8 --name n1 --listen 127.0.0.1:7001\n"
       "\nThe first line on stdout is 'listening HOST:PORT secret SECRET' once a coordinator may "

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include "base/result.h"
+#include "cli/help_formatter.h"
 
 namespace atl::cli {
 namespace {
@@ -123,6 +124,8 @@ void add_numerics_options(CLI::App& command, NumericsProfile* profile) {
           "i8 unless given")
       ->check(CLI::IsMember({"i8", "f32"}))
       ->type_name("i8|f32");
+  group_options(command, "Number formats",
+                {"--format", "--dense-format", "--activations", "--wire", "--kv"});
 }
 
 }  // namespace atl::cli

@@ -10,6 +10,7 @@
 #include "base/units.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/stats_report.h"
 #include "cli/text_input.h"
@@ -171,6 +172,11 @@ void add_run_command(CLI::App& app, int* exit_code) {
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-text token");
   command->add_flag("--stats", options->stats, "Speed, time per part and work per node, on stderr");
   command->add_flag("--json", options->json, "One JSON object on stdout instead of the text");
+  group_options(*command, "Prompt", {"--prompt", "--prompt-file", "--chat"});
+  group_options(
+      *command, "Sampling",
+      {"--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--seed", "--ignore-eos"});
+  group_options(*command, "Report", {"--stats", "--json"});
   command->footer(
       "Example:\n  atoll run tests/models/tiny-fp8 --prompt \"And God said,\" --nodes 3 "
       "--max-tokens 64 --stats\n"
