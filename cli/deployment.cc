@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "cli/help_formatter.h"
 #include "cli/node_arguments.h"
 #include "cli/progress_bar.h"
 #include "cli/thread_options.h"
@@ -35,12 +36,23 @@ topology::Placement make_placement(const DeploymentOptions& options, int num_til
     return topology::placement_from_tiles(num_tiles, options.scattered_tiles);
   }
   const int nodes = std::max(1, options.nodes);
-  if (options.tile_counts.empty()) return topology::equal_placement(num_tiles, nodes);
+  if (options.tile_counts.empty()) {
+    require_nodes(options.nodes, num_tiles);
+    return topology::equal_placement(num_tiles, nodes);
+  }
   if (static_cast<int>(options.tile_counts.size()) != nodes) {
     throw LoadError(fmt::format("--tiles names {} nodes, --nodes {}: give one count per node",
                                 options.tile_counts.size(), options.nodes));
   }
   return topology::placement_from_counts(num_tiles, options.tile_counts);
+}
+
+std::vector<ProgressBar::Part> parts_of(const coordinator::Cluster::LoadState& state) {
+  std::vector<ProgressBar::Part> parts;
+  for (const coordinator::Cluster::NodeLoad& node : state.nodes) {
+    parts.push_back({node.name, node.bytes_loaded, node.bytes_total});
+  }
+  return parts;
 }
 
 topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
@@ -58,6 +70,14 @@ topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
 }
 
 }  // namespace
+
+void require_nodes(int nodes, int num_tiles) {
+  if (nodes <= num_tiles) return;
+  throw LoadError(
+      fmt::format("--nodes {}: expected 0 to {}: an expert of this model has {} tiles, and a node "
+                  "without one has nothing to do; --tiles with zeros starts spare nodes",
+                  nodes, num_tiles, num_tiles));
+}
 
 std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir,
                                                std::span<const std::filesystem::path> stripe_dirs) {
@@ -217,7 +237,7 @@ void Deployment::check_memory(const topology::Placement& placement) const {
   request.memory = options_.memory;
   const auto shortage =
       memory_shortage(*model_, request, options_.cache_option, topology::memory_bounds());
-  if (shortage) throw LoadError(*shortage);
+  if (shortage) throw LoadError(*shortage + "; --force loads all the same");
 }
 
 // The coordinator's end of the transport, and the node at the other.
@@ -320,6 +340,7 @@ void Deployment::wait_for_nodes(const char* label, bool coordinator::Cluster::Lo
       shown = 0;
     }
     if (state.bytes_loaded != shown) last_progress = clock_.now();
+    if (bar && options_.nodes > 0) bar->set_parts(parts_of(state));
     if (bar && state.bytes_loaded > shown) bar->advance(state.bytes_loaded - shown);
     shown = state.bytes_loaded;
     if (state.*done) return;
@@ -339,6 +360,15 @@ void Deployment::wait_until_warm() {
 std::string Deployment::fingerprint() const {
   const transport::ModelIdentity identity = model_->identity(numerics_);
   return identity.checkpoint_fingerprint + ", " + identity.profile;
+}
+
+// FNV-1a, 64 bits, of which 48 are kept: no secret, only a name.
+std::string Deployment::short_fingerprint() const {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : fingerprint()) {
+    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  }
+  return fmt::format("{:012x}", hash >> 16);
 }
 
 std::vector<Deployment::NodeReport> Deployment::node_reports() {
@@ -383,7 +413,7 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
   command
       .add_option("--nodes", options->nodes,
                   "Expert nodes to start as child processes; 0: experts in this process")
-      ->check(CLI::Range(0, 256))
+      ->check(CLI::Range(0, kNodesMax))
       ->capture_default_str();
   command
       .add_option("--tiles", options->tile_counts,
@@ -423,6 +453,9 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
           "next-layer (in steps of up to 16 rows); off unless given")
       ->check(CLI::IsMember({"off", "next-layer"}))
       ->type_name("off|next-layer");
+  group_options(command, "Nodes and threads",
+                {"--nodes", "--tiles", "--transport", "--threads", "--pin", "--chunk"});
+  group_options(command, "Memory", {"--prefetch", "--force"});
 }
 
 void add_force_option(CLI::App& command, bool* force) {

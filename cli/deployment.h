@@ -1,4 +1,5 @@
-// Puts the parts together: model, expert nodes, engine. The only place that wires them.
+// Puts the parts of a coordinator together: model, expert nodes, engine. `atoll node` wires its
+// own.
 #pragma once
 
 #include <cstdint>
@@ -72,7 +73,7 @@ struct LoadedModel {
   model::ModelTensors tensors() const;  // what the coordinator loads
 };
 
-// Options that `run` and `eval` share.
+// Options of all commands that run a model: `run`, `serve`, `eval`, `bench decode|prefill`.
 struct DeploymentOptions {
   std::filesystem::path model_dir;
   int nodes = 0;                                  // 0: the expert node lives in this process
@@ -92,6 +93,11 @@ struct DeploymentOptions {
   CacheOption cache_option;                     // how the user gives cache_tokens
   std::string node_program = "/proc/self/exe";  // what child nodes are started with
 };
+
+// The most that --nodes takes, whatever the model.
+inline constexpr int kNodesMax = 256;
+// LoadError unless `nodes` equal nodes each get one of an expert's tiles; 0 is this process alone.
+void require_nodes(int nodes, int num_tiles);
 
 // Describes those options to the parser; *options is borrowed for the life of the program.
 void add_deployment_options(CLI::App& command, DeploymentOptions* options);
@@ -128,6 +134,7 @@ class Deployment {
   std::string device() const;
   // Of weights and numerics: equal ones give equal tokens.
   std::string fingerprint() const;
+  std::string short_fingerprint() const;  // 12 hexadecimal digits of it
   coordinator::Cluster& cluster() { return *cluster_; }
   const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
   // What each node did so far, with the traffic seen from here.

@@ -312,7 +312,7 @@ std::optional<std::string> memory_shortage(const LoadedModel& model, const Memor
   const std::vector<std::string> ways = WaysOut(model, request, cache, bounds).find();
   text += ways.empty() ? "nothing smaller fits either"
                        : fmt::format("what fits: {}", fmt::join(ways, ", or "));
-  return text + "; --force loads all the same";
+  return text;
 }
 
 void refuse_shortage_of_node(const MemoryNeed& need, const std::vector<MemoryBound>& bounds) {

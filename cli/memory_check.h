@@ -69,7 +69,7 @@ uint64_t kv_cache_bytes(const LoadedModel& model, const NumericsProfile& numeric
                         int64_t cache_tokens);
 
 // nullopt if all bounds are kept; else one line: what is needed and its parts, what is free, what
-// would fit, and --force.
+// would fit.
 std::optional<std::string> memory_shortage(const LoadedModel& model, const MemoryRequest& request,
                                            const CacheOption& cache,
                                            const std::vector<topology::MemoryBound>& bounds);

@@ -18,6 +18,7 @@
 #include "cli/byte_size_option.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
 #include "coordinator/api/api.h"
@@ -81,6 +82,10 @@ int64_t cache_tokens(const ServeOptions& options, const model::ModelConfig& conf
                                   coordinator::KvCache::blocks_for(config.max_position_embeddings));
   }
   const int64_t tokens = blocks * kernels::kAttentionBlock;
+  if (options.context > config.max_position_embeddings) {
+    throw LoadError(fmt::format("--context {}: the model has {} positions", options.context,
+                                config.max_position_embeddings));
+  }
   log_info("KV cache: {} tokens in {}", tokens,
            format_bytes(static_cast<uint64_t>(blocks) * block));
   if (options.context > tokens) {
@@ -257,7 +262,8 @@ void serve(ServeOptions options) {
 
   Deployment deployment(options.deployment);
   if (!options.cold_start) deployment.wait_until_warm();
-  api_settings.system_fingerprint = deployment.fingerprint();
+  api_settings.system_fingerprint = deployment.short_fingerprint();
+  api_settings.weights_and_numerics = deployment.fingerprint();
   coordinator::ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(),
                                       deployment.cluster(), clock);
   coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
@@ -323,6 +329,9 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
           "it at once")
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
+  group_options(command, "Service",
+                {"--host", "--port", "--model-name", "--api-key-file", "--max-connections",
+                 "--max-body", "--request-timeout", "--drain-timeout"});
 }
 
 void add_batch_options(CLI::App& command, ServeOptions* options) {
@@ -362,6 +371,10 @@ void add_batch_options(CLI::App& command, ServeOptions* options) {
   command.add_flag("--no-prefix-cache", options->no_prefix_cache,
                    "Compute every prompt from its beginning");
   add_cold_start_option(command, &options->cold_start);
+  group_options(command, "Batching and cache",
+                {"--kv-cache", "--context", "--max-tokens-default", "--max-sequences",
+                 "--max-queue", "--step-target", "--no-prefix-cache"});
+  group_options(command, "Memory", {"--cold-start"});
 }
 
 }  // namespace

@@ -255,7 +255,12 @@ void Api::Impl::get_ready(Exchange exchange) {
 }
 
 void Api::Impl::get_version(Exchange exchange) {
-  answer(exchange, json_response({{"version", options.version}}));
+  Json version = {{"version", options.version}};
+  if (!options.weights_and_numerics.empty()) {
+    version["system_fingerprint"] = options.system_fingerprint;
+    version["weights_and_numerics"] = options.weights_and_numerics;
+  }
+  answer(exchange, json_response(version));
 }
 
 Json Api::Impl::model_json() const {

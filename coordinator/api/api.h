@@ -47,7 +47,8 @@ struct ApiOptions {
   std::chrono::milliseconds probe_every{400}, late_after{1'400};
   std::chrono::milliseconds stream_begin_after{5'000};  // header of a stream that has no token yet
   std::string version;
-  std::string system_fingerprint;  // of weights and numerics; empty: from the version
+  std::string system_fingerprint;    // of weights and numerics; empty: from the version
+  std::string weights_and_numerics;  // what it stands for, in words, for /version
 };
 
 class Api {

@@ -222,9 +222,10 @@ TEST_F(PackDeployment, refuses_a_budget_that_is_too_small_and_names_the_least) {
   const auto budget = [](uint64_t bytes) {
     return [bytes](DeploymentOptions& options) { options.memory.ram_budget = bytes; };
   };
-  EXPECT_THAT(start_error(options(0), budget(1000)),
-              HasSubstr("--ram-budget 1000 B: expected at least "));
-  EXPECT_THAT(start_error(options(2), budget(1000)), HasSubstr("expert node n0"));
+  for (const int nodes : {0, 2}) {  // before a node is started
+    EXPECT_THAT(start_error(options(nodes), budget(1000)),
+                testing::StartsWith("--ram-budget 1000 B: expected at least "));
+  }
   const uint64_t least = budget_for(options(0), 0);
   EXPECT_THAT(start_error(options(0), budget(least - 1)), HasSubstr("--ram-budget"));
   EXPECT_EQ(start_error(options(0), budget(least)), "no error");

@@ -91,7 +91,7 @@ TEST_F(MemoryCheck, names_its_parts_and_the_bound_that_is_broken) {
       shortage(asked, bounds),
       HasSubstr(fmt::format("(experts {}, other weights {}, KV cache {}, buffers and program {}), "
                             "5.00 MiB are free (memory.max of cgroup /a of 64.0 MiB); nothing "
-                            "smaller fits either; --force loads all the same",
+                            "smaller fits either",
                             format_bytes(need.experts), format_bytes(need.weights),
                             format_bytes(need.kv_cache), format_bytes(need.buffers))));
 }
@@ -120,8 +120,8 @@ TEST_F(MemoryCheck, offers_int4_a_budget_and_a_smaller_cache_that_fit) {
     const std::string large = shortage(asked, machine_with(needed));
     const size_t cache = large.find("what fits: --kv-cache ");
     ASSERT_NE(cache, std::string::npos) << large;
-    const uint64_t bytes =
-        *parse_bytes(large.substr(cache + 22, large.find(';', cache) - cache - 22));
+    const uint64_t bytes = *parse_bytes(
+        large.substr(cache + 22, std::min(large.find(',', cache), large.size()) - cache - 22));
     EXPECT_LE(bytes, kv_cache_bytes(*model_, asked.numerics, 4096));
     EXPECT_GE(bytes + 2 * kMiB, kv_cache_bytes(*model_, asked.numerics, 4096));
   }
@@ -138,7 +138,7 @@ TEST_F(MemoryCheck, says_in_words_what_makes_the_cache_smaller_where_no_option_t
   MemoryRequest asked = request(0);
   asked.cache_tokens = int64_t{1} << 30;
   const auto text = memory_shortage(*model_, asked, {"", "fewer --max-tokens"}, machine_with(kGiB));
-  EXPECT_THAT(text.value_or(""), HasSubstr("what fits: fewer --max-tokens; --force"));
+  EXPECT_THAT(text.value_or(""), HasSubstr("what fits: fewer --max-tokens"));
 }
 
 TEST(MemoryNeed, is_what_the_coordinator_holds_in_every_format) {

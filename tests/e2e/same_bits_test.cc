@@ -115,7 +115,7 @@ TEST(SameBits, for_any_nodes_tiles_link_threads_and_chunk) {
       {.name = "3 nodes over TCP", .nodes = 3, .transport = TransportKind::kTcp},
       {.name = "uneven tiles 3+1", .nodes = 2, .counts = {3, 1}},
       {.name = "uneven tiles 1+0+3", .nodes = 3, .counts = {1, 0, 3}},
-      {.name = "more nodes than tiles", .nodes = 6},
+      {.name = "two spare nodes", .nodes = 6, .counts = {1, 1, 1, 1, 0, 0}},
   };
   const Rows rows = random_rows({70, 3, 130, 17}, 3328);
   const std::filesystem::path model = test::tests_dir() / "models/tiny-fp8";

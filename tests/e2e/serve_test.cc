@@ -157,8 +157,12 @@ TEST(Serve, gives_the_texts_of_run_one_by_one_and_together_on_any_layout) {
     for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(texts[i], expected[i % expected.size()]);
     const json answer = json::parse(server.ask(completion(requests()[3])).body);
     fingerprints.insert(answer["system_fingerprint"].get<std::string>());
+    const json version = json::parse(server.ask({.path = "/version"}).body);
+    EXPECT_EQ(version["system_fingerprint"], answer["system_fingerprint"]);
+    EXPECT_THAT(version["weights_and_numerics"].get<std::string>(),
+                HasSubstr("wire bf16, kv bf16, experts fp8"));
   }
-  EXPECT_THAT(fingerprints, ElementsAre(HasSubstr("wire bf16, kv bf16, experts fp8")));
+  EXPECT_THAT(fingerprints, ElementsAre(testing::MatchesRegex("[0-9a-f]{12}")));
 }
 
 // Streams of the requests, four of each, which all have to end well with these texts. `act` is
