@@ -15,10 +15,14 @@
 #include <vector>
 
 #include "base/units.h"
+#include "cli/byte_size_option.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
+#include "cli/help_formatter.h"
+#include "cli/memory_check.h"
 #include "cli/output.h"
 #include "cli/table.h"
+#include "kernels/attention.h"
 #include "kernels/tile.h"
 #include "model/config.h"
 #include "model/weights_map.h"
@@ -26,6 +30,8 @@
 #include "storage/pack/pack.h"
 #include "storage/tiles/tile_store.h"
 #include "text/tokenizer.h"
+#include "topology/machine.h"
+#include "topology/memory_bounds.h"
 #include "topology/placement.h"
 
 namespace atl::cli {
@@ -33,12 +39,18 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array kNodeCounts = {1, 2, 4, 8};
+constexpr std::array kNodeCounts = {1, 2, 4, 8};  // unless --nodes says another
+constexpr int64_t kDefaultContext = 8192;         // or what the model has
 
 struct InspectOptions {
   std::string model_dir;
   bool json = false;
   bool tensors = false;
+  NumericsProfile numerics;
+  std::optional<int> nodes;
+  std::optional<uint64_t> ram_budget;
+  std::optional<int64_t> context;
+  int64_t sequences = 1;
 };
 
 // What one of `nodes` equal nodes needs; the first one, whose share is never the smaller.
@@ -56,6 +68,7 @@ struct TileFacts {
   uint64_t bytes_max = 0;
   uint64_t expert_bytes = 0;  // all tiles of one expert
   uint64_t all_bytes = 0;     // all tiles of all experts
+  uint64_t panel_bytes = 0;   // of these, weights and scales; the rest is padding
   std::vector<NodeNeed> nodes;
 };
 
@@ -63,6 +76,18 @@ struct PackFacts {
   storage::PackParams params;
   uint64_t bytes = 0;  // of all its files
   int tiles_of_model = 0;
+};
+
+// What serving takes on this machine, as the options say, and what it has.
+struct MemoryFacts {
+  int nodes = 0;  // processes; 0: the experts are in the coordinator's
+  int64_t context = 0, sequences = 0;
+  DeploymentNeed need;
+  std::vector<topology::MemoryBound> bounds;
+  std::optional<std::string> shortage;
+  // The least number of equal nodes, each with what is free here for itself, that hold all experts;
+  // 0: more than there are tiles.
+  int machines = 0;
 };
 
 // All that inspect knows; the text and the JSON are two ways to say it.
@@ -77,6 +102,7 @@ struct Facts {
   std::vector<model::ComponentRow> components;
   std::optional<TileFacts> tiles;  // none: no routed experts
   std::optional<PackFacts> pack;   // none: an unpacked checkpoint
+  MemoryFacts memory;
 };
 
 std::string_view name_of(kernels::ScoringFunc scoring) {
@@ -121,27 +147,69 @@ NodeNeed need_of_node(const storage::TileStore& store, int num_nodes) {
           .read_bytes = store.read_bytes(tiles)};
 }
 
-TileFacts tile_facts(const LoadedModel& loaded) {
+TileFacts tile_facts(const LoadedModel& loaded, const NumericsProfile& numerics,
+                     std::optional<int> nodes) {
   const storage::ExpertCatalog& catalog = loaded.catalog;
-  const std::unique_ptr<storage::TileStore> tiles = loaded.tiles(loaded.settle({}), {});
+  const std::unique_ptr<storage::TileStore> tiles = loaded.tiles(numerics, {});
   const storage::TileStore& store = *tiles;
   TileFacts facts;
-  facts.format = catalog.format;
+  facts.format = numerics.experts().format_of(catalog.format);
   facts.count = store.num_tiles();
   facts.width = store.layout(0).width;
   facts.last_width = store.layout(facts.count - 1).width;
+  uint64_t panel_bytes = 0;  // of one expert
   for (int tile = 0; tile < facts.count; ++tile) {
-    facts.bytes_max = std::max<uint64_t>(facts.bytes_max, store.layout(tile).bytes);
-    facts.expert_bytes += store.layout(tile).bytes;
+    const kernels::TileLayout& layout = store.layout(tile);
+    facts.bytes_max = std::max<uint64_t>(facts.bytes_max, layout.bytes);
+    facts.expert_bytes += layout.bytes;
+    panel_bytes += 2 * (layout.gate_up.total_code_bytes() + layout.gate_up.total_scale_bytes()) +
+                   layout.down.total_code_bytes() + layout.down.total_scale_bytes();
   }
   std::vector<int> all_tiles(static_cast<size_t>(facts.count));
   std::iota(all_tiles.begin(), all_tiles.end(), 0);
   facts.all_bytes = store.resident_bytes(all_tiles);
-  for (const int num_nodes : kNodeCounts) facts.nodes.push_back(need_of_node(store, num_nodes));
+  facts.panel_bytes = facts.all_bytes / facts.expert_bytes * panel_bytes;
+  if (nodes) {
+    facts.nodes.push_back(need_of_node(store, std::max(1, *nodes)));
+  } else {
+    for (const int num_nodes : kNodeCounts) {
+      if (num_nodes <= facts.count) facts.nodes.push_back(need_of_node(store, num_nodes));
+    }
+  }
   return facts;
 }
 
-Facts gather(const LoadedModel& loaded) {
+MemoryFacts memory_facts(const LoadedModel& loaded, const InspectOptions& options) {
+  const int num_tiles = kernels::num_tiles(loaded.config.moe_intermediate_size);
+  const int cores = topology::this_machine().usable_cores;
+  MemoryFacts facts;
+  facts.nodes = options.nodes.value_or(0);
+  facts.sequences = options.sequences;
+  facts.context =
+      options.context.value_or(std::min(kDefaultContext, loaded.config.max_position_embeddings));
+  MemoryRequest request;
+  request.numerics = loaded.settle(options.numerics);
+  request.placement = topology::equal_placement(num_tiles, std::max(1, facts.nodes));
+  request.local_node = facts.nodes == 0;
+  request.coordinator_threads = cores;
+  request.node_threads = std::max(1, cores / std::max(1, facts.nodes));
+  request.cache_tokens = facts.sequences * round_up(facts.context, kernels::kAttentionBlock);
+  request.memory.ram_budget = options.ram_budget;
+  facts.need = memory_need(loaded, request);
+  facts.bounds = topology::memory_bounds();
+  facts.shortage = memory_shortage(loaded, request,
+                                   {"", "a shorter --context or fewer --sequences"}, facts.bounds);
+  const auto bound = tightest(facts.bounds, topology::MemoryBound::Of::kMachine);
+  request.local_node = false;
+  for (int n = 1; bound && n <= num_tiles && facts.machines == 0; ++n) {
+    request.placement = topology::equal_placement(num_tiles, n);
+    const uint64_t largest = memory_need(loaded, request).nodes.front().total();
+    if (largest <= bound->free_bytes) facts.machines = n;
+  }
+  return facts;
+}
+
+Facts gather(const LoadedModel& loaded, const InspectOptions& options) {
   const model::ModelConfig& config = loaded.config;
   const storage::Checkpoint& checkpoint = loaded.checkpoint;
   loaded.tensors();  // throws if a tensor is missing, strange or misshapen
@@ -159,7 +227,10 @@ Facts gather(const LoadedModel& loaded) {
     facts.tokenizer_tokens = text::Tokenizer::load(checkpoint.directory()).vocab_size();
   }
   facts.components = model::component_table(config, checkpoint);
-  if (facts.moe_layers > 0) facts.tiles = tile_facts(loaded);
+  if (facts.moe_layers > 0) {
+    facts.tiles = tile_facts(loaded, loaded.settle(options.numerics), options.nodes);
+  }
+  facts.memory = memory_facts(loaded, options);
   if (loaded.pack) {
     facts.pack = {.params = loaded.pack->params(),
                   .bytes = loaded.pack->total_bytes(),
@@ -281,7 +352,9 @@ std::string checkpoint_text(const Facts& facts) {
 
 std::string needs_text(const Facts& facts) {
   std::string text = "\nserving\n";
-  add_fact(&text, "coordinator", format_bytes(coordinator_bytes(facts)) + " of weights as stored");
+  add_fact(&text, "other weights",
+           fmt::format("{} as stored, {} as held", format_bytes(coordinator_bytes(facts)),
+                       format_bytes(facts.memory.need.coordinator.weights)));
   add_fact(&text, "KV cache",
            fmt::format("{} per token with --kv bf16, {} with --kv f32",
                        format_bytes(kv_bytes_per_token(facts.config, kernels::RowType::kBf16)),
@@ -297,18 +370,66 @@ std::string needs_text(const Facts& facts) {
   add_fact(&text, "bytes",
            fmt::format("{} a tile, {} an expert, {} all experts", format_bytes(tiles.bytes_max),
                        format_bytes(tiles.expert_bytes), format_bytes(tiles.all_bytes)));
+  add_fact(&text, "of these",
+           fmt::format("panels of weights and scales {}, padding {}: each tile begins on a page of",
+                       format_bytes(tiles.panel_bytes),
+                       format_bytes(tiles.all_bytes - tiles.panel_bytes)));
+  add_fact(&text, "", "4 KiB, so that a drive reads it to where it stays");
   Table table({{"equal nodes", Align::kRight},
                {"tiles each", Align::kRight},
                {"RAM each", Align::kRight},
-               {"read at load", Align::kRight},
-               {""}});
+               {"read at load", Align::kRight}});
   for (const NodeNeed& need : tiles.nodes) {
-    const int idle = std::max(0, need.nodes - tiles.count);
     table.add_row({std::to_string(need.nodes), std::to_string(need.tiles),
-                   format_bytes(need.resident_bytes), format_bytes(need.read_bytes),
-                   idle > 0 ? fmt::format("{} of them without a tile", idle) : ""});
+                   format_bytes(need.resident_bytes), format_bytes(need.read_bytes)});
   }
   return text + "\n" + table.to_string("  ");
+}
+
+// Process by process, what it all comes to, and whether this machine has it.
+std::string memory_text(const Facts& facts) {
+  const MemoryFacts& memory = facts.memory;
+  Table table({{"process"},
+               {"experts", Align::kRight},
+               {"other weights", Align::kRight},
+               {"KV cache", Align::kRight},
+               {"buffers", Align::kRight},
+               {"in all", Align::kRight}});
+  const auto add = [&](const std::string& name, const MemoryNeed& need) {
+    table.add_row({name, format_bytes(need.experts), format_bytes(need.weights),
+                   format_bytes(need.kv_cache), format_bytes(need.buffers),
+                   format_bytes(need.total())});
+  };
+  add("coordinator", memory.need.coordinator);
+  const std::vector<MemoryNeed>& nodes = memory.need.nodes;
+  for (size_t n = 0, end = 0; n < nodes.size(); n = end) {
+    for (end = n + 1; end < nodes.size() && nodes[end] == nodes[n];) ++end;
+    add(end == n + 1 ? fmt::format("n{}", n) : fmt::format("n{} to n{}, each", n, end - 1),
+        nodes[n]);
+  }
+  table.add_rule();
+  add("all", memory.need.sum());
+  const std::string where =
+      nodes.empty() ? "all in one process"
+                    : fmt::format("{} node{}", memory.nodes, memory.nodes == 1 ? "" : "s");
+  std::string text = fmt::format("\nmemory on this machine, {}, {} sequence{} of {} tokens\n\n",
+                                 where, memory.sequences, memory.sequences == 1 ? "" : "s",
+                                 format_count(static_cast<uint64_t>(memory.context)));
+  text += table.to_string("  ") + "\n";
+  if (!memory.shortage) {
+    const auto bound = tightest(memory.bounds, topology::MemoryBound::Of::kMachine);
+    add_fact(&text, "verdict",
+             bound ? fmt::format("fits: {} are free ({} of {})", format_bytes(bound->free_bytes),
+                                 bound->name, format_bytes(bound->limit_bytes))
+                   : "this machine does not tell what is free");
+    return text;
+  }
+  add_fact(&text, "verdict", *memory.shortage);
+  add_fact(&text, "experts alone",
+           memory.machines > 0 ? fmt::format("fit on {} machine{} with as much free memory",
+                                             memory.machines, memory.machines == 1 ? "" : "s")
+                               : "do not fit on any number of machines with as much free memory");
+  return text;
 }
 
 std::string tensors_text(const storage::Checkpoint& checkpoint) {
@@ -377,7 +498,37 @@ Json tiles_json(const TileFacts& tiles) {
           {"bytes_max", tiles.bytes_max},
           {"expert_bytes", tiles.expert_bytes},
           {"all_bytes", tiles.all_bytes},
+          {"panel_bytes", tiles.panel_bytes},
           {"equal_nodes", nodes}};
+}
+
+Json need_json(const MemoryNeed& need) {
+  return {{"experts", need.experts},
+          {"weights", need.weights},
+          {"kv_cache", need.kv_cache},
+          {"buffers", need.buffers},
+          {"total", need.total()}};
+}
+
+Json memory_json(const MemoryFacts& memory) {
+  Json nodes = Json::array(), bounds = Json::array();
+  for (const MemoryNeed& node : memory.need.nodes) nodes.push_back(need_json(node));
+  for (const topology::MemoryBound& bound : memory.bounds) {
+    const bool shared = bound.of == topology::MemoryBound::Of::kMachine;
+    bounds.push_back({{"name", bound.name},
+                      {"of", shared ? "machine" : "process"},
+                      {"limit_bytes", bound.limit_bytes},
+                      {"free_bytes", bound.free_bytes}});
+  }
+  return {{"context", memory.context},
+          {"sequences", memory.sequences},
+          {"coordinator", need_json(memory.need.coordinator)},
+          {"nodes", nodes},
+          {"total", memory.need.sum().total()},
+          {"bounds", bounds},
+          {"fits", !memory.shortage},
+          {"shortage", memory.shortage ? Json(*memory.shortage) : Json(nullptr)},
+          {"machines_for_experts", memory.machines > 0 ? Json(memory.machines) : Json(nullptr)}};
 }
 
 Json to_json(const Facts& facts) {
@@ -411,6 +562,7 @@ Json to_json(const Facts& facts) {
       {"bf16", kv_bytes_per_token(facts.config, kernels::RowType::kBf16)},
       {"f32", kv_bytes_per_token(facts.config, kernels::RowType::kF32)}};
   json["tiles"] = facts.tiles ? tiles_json(*facts.tiles) : Json(nullptr);
+  json["memory"] = memory_json(facts.memory);
   return json;
 }
 
@@ -429,14 +581,21 @@ Json tensors_json(const storage::Checkpoint& checkpoint) {
 int inspect(const InspectOptions& options) {
   const std::unique_ptr<LoadedModel> loaded = LoadedModel::open(options.model_dir);
   const storage::Checkpoint& checkpoint = loaded->checkpoint;
-  const Facts facts = gather(*loaded);
+  require_nodes(options.nodes.value_or(0),
+                kernels::num_tiles(loaded->config.moe_intermediate_size));
+  if (options.context && *options.context > loaded->config.max_position_embeddings) {
+    throw LoadError(fmt::format("--context {}: the model has {} positions", *options.context,
+                                loaded->config.max_position_embeddings));
+  }
+  const Facts facts = gather(*loaded, options);
   if (options.json) {
     Json json = to_json(facts);
     if (options.tensors) json["tensors"] = tensors_json(checkpoint);
     write_stdout(json.dump(2) + "\n");
     return 0;
   }
-  write_stdout(model_text(facts) + pack_text(facts) + checkpoint_text(facts) + needs_text(facts));
+  write_stdout(model_text(facts) + pack_text(facts) + checkpoint_text(facts) + needs_text(facts) +
+               memory_text(facts));
   if (options.tensors) write_stdout(tensors_text(checkpoint));
   return 0;
 }
@@ -456,7 +615,30 @@ void add_inspect_command(CLI::App& app, int* exit_code) {
                     "One JSON object in place of text; sizes in bytes; off unless given");
   command->add_flag("--tensors", options->tensors,
                     "List every tensor with its dtype, shape, bytes and file; off unless given");
-  command->footer("Example:\n  atoll inspect tests/models/tiny-fp8 --tensors");
+  add_numerics_options(*command, &options->numerics);
+  command
+      ->add_option("--nodes", options->nodes,
+                   "Expert nodes to count with; unless given, tables of several and the memory of "
+                   "one process")
+      ->check(CLI::Range(0, kNodesMax))
+      ->type_name("N");
+  command
+      ->add_option("--context", options->context,
+                   "Tokens of one sequence in the KV cache; 8192 or the model's unless given")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->type_name("TOKENS");
+  command->add_option("--sequences", options->sequences, "Sequences of that length at once")
+      ->check(CLI::Range(1, 4096))
+      ->type_name("N")
+      ->capture_default_str();
+  add_byte_size_option(*command, "--ram-budget",
+                       "RAM of each node for experts, as of run and serve; unless given, all",
+                       [options](uint64_t bytes) { options->ram_budget = bytes; });
+  group_options(*command, "Does it fit?", {"--nodes", "--context", "--sequences", "--ram-budget"});
+  group_options(*command, "Report", {"--json", "--tensors"});
+  command->footer(
+      "Example:\n  atoll inspect tests/models/tiny-fp8 --tensors\n"
+      "  atoll inspect MODEL_DIR --format int4 --nodes 4 --context 32768 --sequences 8");
   command->callback([options, exit_code] { *exit_code = inspect(*options); });
 }
 

@@ -114,6 +114,27 @@ TEST(CommandLine, help_says_once_what_a_value_may_be) {
   EXPECT_THAT(bench, HasSubstr("--disk-rate GB/s in [0.001 - "));
 }
 
+TEST(CommandLine, long_helps_have_their_options_under_headings) {
+  const std::string numbers = "Number formats:", memory = "Memory:", report = "Report:";
+  const std::string nodes = "Nodes and threads:";
+  const std::vector<std::pair<std::string, std::vector<std::string>>> headings = {
+      {"run", {nodes, numbers, memory, "Prompt:", "Sampling:", report}},
+      {"serve", {nodes, numbers, memory, "Service:", "Batching and cache:"}},
+      {"eval", {nodes, numbers, memory, "Text:", report}},
+      {"node", {nodes, numbers, memory}},
+      {"inspect", {"Does it fit?:", numbers, report}},
+  };
+  for (const auto& [command, expected] : headings) {
+    const std::string help = atoll({command, "--help"}).out;
+    for (const std::string& heading : expected) {
+      EXPECT_THAT(help, HasSubstr("\n" + heading + "\n  -")) << command;
+    }
+    const size_t options = help.find("\nOptions:\n");
+    const std::string rest = help.substr(options, help.find("\n\n", options) - options);
+    EXPECT_EQ(rest.find("\n  --"), std::string::npos) << command << " without a heading:" << rest;
+  }
+}
+
 TEST(CommandLine, every_subcommand_has_help_with_an_example) {
   const std::vector<std::string> names = subcommands();
   EXPECT_THAT(names, ::testing::IsSupersetOf({"inspect", "tokenize"}));
@@ -180,6 +201,37 @@ TEST(CommandLine, inspect_says_what_the_model_is) {
   EXPECT_THAT(result.out, HasSubstr("32 routed of 64, 4 per token; 1 shared"));
   EXPECT_THAT(result.out, HasSubstr("YaRN factor 4 over 512 positions"));
   EXPECT_THAT(result.out, HasSubstr("4 per expert, width 16, format fp8"));
+  EXPECT_THAT(result.out, HasSubstr("\n  verdict         fits: "));
+}
+
+// 5 layers of 32 experts with 3 x 64 x 256 weights in FP8 or int4, and their scales.
+TEST(CommandLine, inspect_answers_whether_it_fits_with_these_options) {
+  const auto inspect = [](std::vector<std::string> options) {
+    options.insert(options.begin(), {"inspect", kModel, "--json"});
+    const CommandResult result = atoll(options);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return nlohmann::json::parse(result.out);
+  };
+  const nlohmann::json plain = inspect({}), int4 = inspect({"--format", "int4"});
+  EXPECT_EQ(plain["memory"]["nodes"].size(), 0u);
+  EXPECT_EQ(plain["memory"]["context"], 2048);
+  EXPECT_TRUE(plain["memory"]["fits"]);
+  EXPECT_LT(int4["memory"]["total"], plain["memory"]["total"]);
+  for (const nlohmann::json& json : {plain, int4}) {
+    const uint64_t weights = uint64_t{5} * 32 * 3 * 64 * 256 / (json == int4 ? 2 : 1);
+    EXPECT_GT(json["tiles"]["panel_bytes"], weights);
+    EXPECT_LE(json["tiles"]["panel_bytes"], weights + weights / 4);
+    EXPECT_LE(json["tiles"]["panel_bytes"], json["tiles"]["all_bytes"]);
+    EXPECT_EQ(json["tiles"]["all_bytes"].get<uint64_t>() % 4096, 0u);
+  }
+  const nlohmann::json three = inspect({"--nodes", "3", "--context", "1000", "--sequences", "4"});
+  EXPECT_EQ(three["memory"]["nodes"].size(), 3u);
+  EXPECT_EQ(three["tiles"]["equal_nodes"][0]["nodes"], 3);
+  EXPECT_EQ(three["memory"]["coordinator"]["experts"], 0);
+  // 4 x 1024 positions and one spare block of 64, 960 bytes a position.
+  EXPECT_EQ(three["memory"]["coordinator"]["kv_cache"], (4 * 1024 + 64) * 960);
+  const nlohmann::json huge = inspect({"--context", "2048", "--sequences", "4096", "--kv", "f32"});
+  EXPECT_EQ(huge["memory"]["coordinator"]["kv_cache"], (4096 * 2048 + 64) * int64_t{1920});
 }
 
 // The figures follow from the model's config.json: 5 MoE layers of 32 experts of 3 x 64 x 256 FP8
