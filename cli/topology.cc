@@ -1,5 +1,6 @@
 // atoll topology: what this machine has and where threads would run.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <memory>
@@ -11,12 +12,15 @@
 #include "cli/output.h"
 #include "cli/table.h"
 #include "cli/thread_options.h"
+#include "kernels/cpu/dispatch.h"
 #include "topology/machine.h"
+#include "topology/memory_bounds.h"
 
 namespace atl::cli {
 namespace {
 
 using topology::Machine;
+using topology::MemoryBound;
 using topology::NumaNode;
 using topology::TeamPlan;
 using Json = nlohmann::ordered_json;
@@ -52,21 +56,38 @@ std::string device_text(const Machine& machine) {
   return table.to_string("");
 }
 
-std::string to_text(const Machine& machine, const TeamPlan& plan) {
+std::string memory_text(const std::vector<MemoryBound>& bounds) {
+  Table table({{"memory bound"}, {"free", Align::kRight}, {"of", Align::kRight}, {"for"}});
+  for (const MemoryBound& bound : bounds) {
+    table.add_row({bound.name, format_bytes(bound.free_bytes), format_bytes(bound.limit_bytes),
+                   bound.of == MemoryBound::Of::kMachine ? "all processes" : "each process"});
+  }
+  return table.to_string("");
+}
+
+std::string to_text(const Machine& machine, const TeamPlan& plan,
+                    const std::vector<MemoryBound>& bounds) {
   std::string text = fmt::format("{} package{}, {} cores, {} can be used{}\n", machine.num_packages,
                                  machine.num_packages == 1 ? "" : "s", machine.cores.size(),
                                  machine.usable_cores, machine.has_quota ? " (CPU quota)" : "");
   for (const topology::CacheLevel& cache : machine.caches) {
     text += fmt::format("L{}: {} of {}\n", cache.level, cache.count, format_bytes(cache.bytes));
   }
-  text += "\n" + domain_text(machine);
+  text += fmt::format("SIMD: {}\n", fmt::join(kernels::cpu_targets(), ", "));
+  text += "\n" + memory_text(bounds) + "\n" + domain_text(machine);
   if (!machine.devices.empty()) text += "\n" + device_text(machine);
   return text + fmt::format("\nplan: {}\n", topology::describe(plan));
 }
 
-Json to_json(const Machine& machine, const TeamPlan& plan) {
+Json to_json(const Machine& machine, const TeamPlan& plan, const std::vector<MemoryBound>& bounds) {
   Json cores = Json::array(), nodes = Json::array(), caches = Json::array();
-  Json devices = Json::array();
+  Json devices = Json::array(), memory = Json::array();
+  for (const MemoryBound& bound : bounds) {
+    memory.push_back({{"name", bound.name},
+                      {"of", bound.of == MemoryBound::Of::kMachine ? "machine" : "process"},
+                      {"limit_bytes", bound.limit_bytes},
+                      {"free_bytes", bound.free_bytes}});
+  }
   for (const topology::Core& core : machine.cores) {
     cores.push_back({{"cpu", core.cpu},
                      {"hardware_threads", core.num_cpus},
@@ -93,6 +114,8 @@ Json to_json(const Machine& machine, const TeamPlan& plan) {
           {"cores", cores},
           {"numa_nodes", nodes},
           {"caches", caches},
+          {"simd_targets", kernels::cpu_targets()},
+          {"memory_bounds", memory},
           {"devices", devices},
           {"plan",
            {{"threads", plan.num_threads}, {"pinned_to", plan.cpus}, {"text", describe(plan)}}}};
@@ -118,11 +141,12 @@ void add_topology_command(CLI::App& app, int* exit_code) {
   command->callback([options, exit_code] {
     const Machine machine = topology::this_machine(topology::Devices::kFind);
     const TeamPlan plan = topology::plan_team(machine, options->threads);
-    write_stdout(
-        options->json
-            ? to_json(machine, plan).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) +
-                  "\n"
-            : to_text(machine, plan));
+    const std::vector<MemoryBound> bounds = topology::memory_bounds();
+    write_stdout(options->json
+                     ? to_json(machine, plan, bounds)
+                               .dump(2, ' ', false, nlohmann::json::error_handler_t::replace) +
+                           "\n"
+                     : to_text(machine, plan, bounds));
     *exit_code = 0;
   });
 }

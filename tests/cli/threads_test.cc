@@ -131,7 +131,7 @@ TEST(Pin, changes_no_token_and_the_report_says_what_was_done) {
 
 TEST(Pin, statistics_tell_threads_and_huge_pages) {
   const auto result = run_tiny({"--pin", "off", "--threads", "2", "--stats"});
-  EXPECT_THAT(result.err, AllOf(HasSubstr("2 threads, not pinned: as asked; memory "),
+  EXPECT_THAT(result.err, AllOf(HasSubstr("2 threads, not pinned: as asked\nmemory "),
                                 HasSubstr("% of it on huge pages")));
 }
 
@@ -154,11 +154,12 @@ test::CommandResult topology_of_two_sockets(std::vector<std::string> arguments) 
 TEST(TopologyCommand, lists_domains_devices_and_the_plan) {
   const auto result = topology_of_two_sockets({"--threads", "2", "--numa-node", "1"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_EQ(result.out,
-            "2 packages, 4 cores, 4 can be used\n"
-            "L2: 4 of 1.00 MiB\n"
-            "L3: 2 of 32.0 MiB\n"
-            "\n"
+  EXPECT_THAT(result.out, testing::StartsWith("2 packages, 4 cores, 4 can be used\n"
+                                              "L2: 4 of 1.00 MiB\n"
+                                              "L3: 2 of 32.0 MiB\n"
+                                              "SIMD: "));
+  EXPECT_THAT(result.out, HasSubstr("\nMemAvailable  ")) << "of the machine that runs this";
+  EXPECT_EQ(result.out.substr(result.out.find("NUMA domain  cores")),
             "NUMA domain  cores   memory  processors\n"
             "-----------  -----  -------  ----------\n"
             "          0      2  384 GiB  0,1\n"
@@ -185,6 +186,12 @@ TEST(TopologyCommand, json_has_the_same) {
   EXPECT_EQ(machine["numa_nodes"][1]["memory_bytes"], 206158430208u);
   EXPECT_EQ(machine["devices"][4]["kind"], "gpu");
   EXPECT_EQ(machine["plan"]["threads"], 4);
+  EXPECT_GE(machine["simd_targets"].size(), 1u);
+  const nlohmann::json& memory = machine["memory_bounds"][0];
+  EXPECT_EQ(memory["name"], "MemAvailable");
+  EXPECT_EQ(memory["of"], "machine");
+  EXPECT_GT(memory["free_bytes"], 0);
+  EXPECT_LE(memory["free_bytes"], memory["limit_bytes"]);
 }
 
 }  // namespace
