@@ -22,6 +22,7 @@
 #include "cli/commands.h"
 #include "cli/line_input.h"
 #include "cli/output.h"
+#include "storage/checkpoint/model_dir.h"
 
 namespace atl::cli {
 namespace {
@@ -34,7 +35,9 @@ constexpr const char* kHelp =
     "/save FILE       write the conversation as JSON\n"
     "/quit            leave; so does Ctrl-D, and Ctrl-C twice on an empty line\n"
     "//TEXT           send a text that begins with a slash\n"
-    "A line that ends with \\ goes on in the next one. Ctrl-C stops a reply.\n";
+    "A line that ends with \\ goes on in the next one. Ctrl-C stops a reply; what is typed "
+    "meanwhile\n"
+    "stands in the next prompt.\n";
 
 struct ChatCommandOptions {
   std::string target;
@@ -156,6 +159,31 @@ ChildProcess start_server(const ChatCommandOptions& options, http::HttpUrl* url)
   }
 }
 
+// While it lives, what is typed is kept for whoever reads next and not shown: an answer is being
+// written there. Ctrl-C is a signal and throws nothing of it away.
+class KeysForLater {
+ public:
+  KeysForLater() {
+    known_ = tcgetattr(STDIN_FILENO, &before_) == 0;
+    if (!known_) return;
+    termios settings = before_;
+    settings.c_lflag &= ~static_cast<tcflag_t>(ICANON | ECHO);
+    settings.c_lflag |= NOFLSH;
+    settings.c_cc[VMIN] = 1;
+    settings.c_cc[VTIME] = 0;
+    tcsetattr(STDIN_FILENO, TCSANOW, &settings);
+  }
+  ~KeysForLater() {
+    if (known_) tcsetattr(STDIN_FILENO, TCSANOW, &before_);
+  }
+  KeysForLater(const KeysForLater&) = delete;
+  KeysForLater& operator=(const KeysForLater&) = delete;
+
+ private:
+  termios before_{};
+  bool known_ = false;
+};
+
 class Chat {
  public:
   Chat(ChatSession& session, ChatSignals& signals)
@@ -248,11 +276,14 @@ class Chat {
   void ask(const std::string& text) {
     at_line_start_ = true;
     dimmed_ = false;
+    std::optional<KeysForLater> keys;
+    if (input_->takes_ctrl_c()) keys.emplace();  // an editor will show them
     signals_.set_replying(true);
     const Result<ChatReply> reply = session_.ask(
         text, [this](std::string_view piece) { show_reasoning(piece); },
         [this](std::string_view piece) { show_text(piece); });
     signals_.set_replying(false);
+    keys.reset();
     set_dimmed(false);
     if (!at_line_start_ || !interactive_) write_stdout("\n");
     if (!reply) return complain(reply.error().message);
@@ -312,7 +343,8 @@ int run_chat(ChatCommandOptions options) {
   } else if (const char* key = std::getenv("ATOLL_API_KEY")) {
     options.chat.api_key = key;
   }
-  if (options.target.find("://") != std::string::npos) {
+  if (options.target.find("://") != std::string::npos &&
+      !storage::is_hugging_face_address(options.target)) {
     if (!options.serve_arguments.empty()) {
       throw LoadError("options of atoll serve belong to a MODEL_DIR, not to a URL");
     }
@@ -322,9 +354,10 @@ int run_chat(ChatCommandOptions options) {
   } else if (std::filesystem::is_directory(options.target)) {
     server = start_server(options, &options.chat.url);
   } else {
+    const auto hint = storage::download_hint(options.target);
     throw LoadError(fmt::format(
-        "'{}' is neither a URL such as http://127.0.0.1:8080 nor a directory with a model",
-        one_line(options.target)));
+        "'{}' is neither a URL such as http://127.0.0.1:8080 nor a directory with a model{}",
+        one_line(options.target), hint ? "; if this is a model on Hugging Face, " + *hint : ""));
   }
   ChatSession session(options.chat);
   const auto watched = signals.watch_session(session);

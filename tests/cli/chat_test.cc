@@ -169,6 +169,10 @@ TEST(ChatPipe, sends_the_key_of_a_file) {
 TEST(ChatPipe, what_it_can_not_talk_to_is_one_line) {
   EXPECT_THAT(chat({"https://x"}, "").err, HasSubstr("https is not supported"));
   EXPECT_THAT(chat({"/no/such/dir"}, "").err, HasSubstr("neither a URL"));
+  for (const char* name : {"org/name", "https://huggingface.co/org/name"}) {
+    EXPECT_THAT(chat({name}, "").err,
+                HasSubstr("huggingface-cli download org/name --local-dir name"));
+  }
   EXPECT_THAT(chat({"http://127.0.0.1:1"}, "").err, HasSubstr("refused"));
   EXPECT_EQ(chat({"http://127.0.0.1:1"}, "").exit_code, 1);
 }
@@ -304,6 +308,23 @@ TEST(ChatTerminal, Ctrl_C_stops_the_reply_and_not_the_program) {
   terminal.type("\x03");
   EXPECT_EQ(terminal.exit_code(), 0);
   EXPECT_EQ(parrot.api().bodies().size(), 2u);
+}
+
+TEST(ChatTerminal, what_is_typed_during_a_reply_stands_in_the_next_prompt) {
+  if (!ATOLL_HAS_LINE_EDITOR) GTEST_SKIP() << "built without libedit";
+  Parrot parrot;
+  Terminal terminal({ATOLL_BINARY, "chat", parrot.api().url()});
+  terminal.shown_until("> ");
+  terminal.type("hang\r");
+  ASSERT_NE(terminal.shown_until("partial"), "");
+  terminal.type("typed \xc3\xa4x\x7f ahead");
+  terminal.type("\x03");
+  const std::string shown = terminal.shown_until("> ");
+  EXPECT_THAT(shown, HasSubstr("(stopped)"));
+  EXPECT_THAT(shown, Not(HasSubstr("ahead"))) << "in the middle of the reply";
+  EXPECT_NE(terminal.shown_until(" ahead"), "");
+  terminal.type("\r");
+  EXPECT_NE(terminal.shown_until("you said typed \xc3\xa4 ahead\r\n"), "");
 }
 
 TEST(ChatTerminal, lines_that_end_with_a_backslash_go_on) {
