@@ -35,7 +35,16 @@ std::string in_quotes(std::string_view text) {
 
 std::string read_text(const std::filesystem::path& path) {
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) throw LoadError("no such file");
+  if (!std::filesystem::is_regular_file(path, error)) {
+    for (const char* other : {"tiktoken.model", "tokenizer.model"}) {
+      if (!std::filesystem::exists(path.parent_path() / other, error)) continue;
+      throw LoadError(
+          fmt::format("no such file, and {} is of another kind: expected the "
+                      "tokenizer.json of a fast tokenizer (transformers)",
+                      other));
+    }
+    throw LoadError("no such file");
+  }
   const uint64_t bytes = std::filesystem::file_size(path, error);
   if (error) throw LoadError(error.message());
   if (bytes > kFileBytesMax) {
