@@ -454,7 +454,7 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
       ->check(CLI::IsMember({"off", "next-layer"}))
       ->type_name("off|next-layer");
   group_options(command, "Nodes and threads",
-                {"--nodes", "--tiles", "--transport", "--threads", "--pin", "--chunk"});
+                {"--nodes", "--tiles", "--transport", "--threads", "--pin", "--chunk", "--device"});
   group_options(command, "Memory", {"--prefetch", "--force"});
 }
 
