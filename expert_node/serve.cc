@@ -20,6 +20,8 @@ constexpr size_t kAnswersWaiting = 3;
 constexpr auto kIdleWait = std::chrono::milliseconds(500);
 constexpr auto kWaitToSend = std::chrono::milliseconds(1);
 constexpr int kMessagesPerRound = 64;
+// Different refusals that are logged; a damaged file is met by every dispatch.
+constexpr size_t kRefusalsLogged = 1000;
 // Dispatches that have come in and are not computed yet, of each coordinator.
 constexpr uint64_t kDispatchesWaiting = 2;
 
@@ -230,8 +232,11 @@ size_t ExpertNode::send_partial(Session& session, const transport::DispatchNames
 
 void ExpertNode::send_refusal(Session& session, const transport::DispatchNames& names,
                               const Error& error) {
-  log_warn("dispatch {} of {}{}{} refused: {}", names.dispatch.value, session.coordinator,
-           session.requests.empty() ? "" : " for requests ", session.requests, error.message);
+  if (logged_refusals_.size() < kRefusalsLogged && logged_refusals_.insert(error.message).second) {
+    log_warn("dispatch {} of {}{}{} refused: {} (this is said once)", names.dispatch.value,
+             session.coordinator, session.requests.empty() ? "" : " for requests ",
+             session.requests, error.message);
+  }
   {
     std::lock_guard lock(mutex_);
     ++session.stats.refused;

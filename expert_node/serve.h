@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -112,8 +113,9 @@ class ExpertNode final : public transport::NodeControl {
   transport::Transport& transport_;
   const std::vector<std::byte> data_address_;
   Executor executor_;
-  std::vector<transport::SharedBuffer>
-      buffers_;  // data-plane thread; reused when nobody reads them
+  // Data-plane thread:
+  std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them
+  std::set<std::string> logged_refusals_;
 
   std::mutex mutex_;
   std::map<SessionId, std::shared_ptr<Session>> sessions_;

@@ -21,6 +21,8 @@ constexpr int64_t kCell = kernels::kPanelWidth;
 constexpr auto kWaitStep = std::chrono::milliseconds(100);
 // A wait that took longer than this was not a wait: the process was stopped or its machine paused.
 constexpr auto kStall = 10 * kWaitStep;
+// Different refusals that are logged; a damaged file is met by every dispatch.
+constexpr size_t kRefusalsLogged = 1000;
 
 kernels::RowType kernel_row_type(transport::WireRowType type) {
   return type == transport::WireRowType::kBf16 ? kernels::RowType::kBf16 : kernels::RowType::kF32;
@@ -188,7 +190,7 @@ Status Dispatcher::ask_for_the_rest() {
                                  nodes_[share.node].name,
                                  alive(share.node) ? share.refusal : last_loss(share.node))};
       }
-      if (*whom != share.node) {
+      if (*whom != share.node && share.refusal.empty()) {
         log_warn("tiles of node {} are asked from node {}, which reads them from disk",
                  nodes_[share.node].name, nodes_[*whom].name);
       }
@@ -425,7 +427,11 @@ void Dispatcher::take_refusal(Share& share, const Error& error) {
                                   error.code == ErrorCode::kCorrupt ||
                                   error.code == ErrorCode::kOverloaded;
   if (!for_want_of_a_tile) return lose_node(share.node, why);
-  log_warn("node {} at layer {}: {}", nodes_[share.node].name, layer_, why);
+  const std::string line =
+      fmt::format("node {} at layer {}: {}", nodes_[share.node].name, layer_, why);
+  if (logged_refusals_.size() < kRefusalsLogged && logged_refusals_.insert(line).second) {
+    log_warn("{}; asked from another node (this is said once)", line);
+  }
   share.refused_by.push_back(share.node);
   share.refusal = why;
   share.asked = false;

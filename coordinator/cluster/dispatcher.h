@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -156,6 +157,7 @@ class Dispatcher {
   std::vector<NodeState> states_;  // [node]
   LivePlacement placement_;
   std::vector<NodeTraffic> traffic_;
+  std::set<std::string> logged_refusals_;
   uint64_t next_id_ = 1;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
 

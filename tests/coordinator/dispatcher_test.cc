@@ -576,6 +576,27 @@ TEST_F(DispatcherTest, a_refusal_moves_no_tile_for_good) {
   EXPECT_EQ(dispatcher_->placement().tiles_of_node[1], (std::vector<transport::TileRange>{{1, 2}}));
 }
 
+// A damaged file is met by every dispatch that wants its expert.
+TEST_F(DispatcherTest, the_same_refusal_is_logged_once_for_each_node) {
+  for (uint32_t node = 0; node < 2; ++node) {
+    transport_.scripts[node] = [](PeerId peer, const Dispatch& dispatch) {
+      std::vector<std::byte> header;
+      transport::encode_refusal({dispatch.names, {ErrorCode::kCorrupt, "expert 3/1 bad"}}, &header);
+      std::vector<Event> events;
+      events.push_back(message_event(peer, header, {}));
+      return events;
+    };
+  }
+  testing::internal::CaptureStderr();
+  for (int again = 0; again < 20; ++again) {
+    ASSERT_TRUE(step());
+    expect_exact();
+  }
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), 2) << log;
+  EXPECT_THAT(log, testing::HasSubstr("node n0 at layer 3: refused: expert 3/1 bad"));
+}
+
 // The tiles are the first one's still: with two owners they would be added twice from then on.
 TEST_F(DispatcherTest, who_dies_with_tiles_that_another_refused_leaves_them_with_their_owner) {
   const auto answers = transport_.scripts;
