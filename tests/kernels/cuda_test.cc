@@ -56,7 +56,8 @@ class Cuda : public ::testing::TestWithParam<simt::Order> {
 };
 
 #ifdef ATOLL_ON_DEVICE
-INSTANTIATE_TEST_SUITE_P(Device, Cuda, ::testing::Values(simt::Order::kFirstIn));
+INSTANTIATE_TEST_SUITE_P(Device, Cuda, ::testing::Values(simt::Order::kFirstIn),
+                         [](const auto&) { return "InOrder"; });
 #else
 INSTANTIATE_TEST_SUITE_P(Orders, Cuda,
                          ::testing::Values(simt::Order::kFirstIn, simt::Order::kNewestFirst,
