@@ -33,7 +33,7 @@ struct RawResponse {
 
 class RawClient {
  public:
-  static constexpr std::chrono::milliseconds kPatience{10'000};
+  static constexpr std::chrono::milliseconds kPatience{60'000};
 
   explicit RawClient(uint16_t port, int receive_bytes = 0) {
     fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
