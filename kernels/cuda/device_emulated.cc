@@ -38,8 +38,12 @@ class EmulatedDevice final : public Device {
   }
   Result<void*> allocate_host(size_t bytes) override { return allocate(bytes); }
   void free_host(void* memory) override { free(memory); }
-  void upload(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-  void download(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void upload(void* to, const void* from, size_t bytes) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void download(void* to, const void* from, size_t bytes) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
   void clear(void* memory, size_t bytes) override { std::memset(memory, 0, bytes); }
   Status wait() override { return {}; }
   StreamHandle stream() override { return nullptr; }
