@@ -167,6 +167,7 @@ Deployment::Deployment(const DeploymentOptions& options)
   const auto start = clock_.now();
   const topology::Placement placement =
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
+  open_device();
   if (!options_.force) check_memory(placement);
   join_cluster(placement, options_.nodes == 0 ? local_node() : child_nodes());
   load_weights();
@@ -188,30 +189,36 @@ Deployment::~Deployment() {
   if (local_tiles_) local_tiles_->save_usage();
 }
 
-// With "auto" the CPU is what is left, and one line says why; a device that was named must do.
-std::unique_ptr<coordinator::Compute> Deployment::make_compute(const coordinator::KvCache& cache) {
+// Before anything is loaded. With "auto" the CPU is what is left; a device that was named must do.
+void Deployment::open_device() {
+  if (options_.device == "cpu") return;
   const bool automatic = options_.device == "auto";
-  if (options_.device == "cpu") return nullptr;
-  const auto use_cpu = [&](const Error& why) {
-    if (!automatic) {
-      throw LoadError(fmt::format("--device {}: {}", options_.device, why.message));
-    }
-    device_.reset();
-    if (why.code == ErrorCode::kUnavailable || why.code == ErrorCode::kUnsupported) {
-      log_debug("the coordinator computes on the CPU: {}", why.message);
-    } else {
-      log_warn("the coordinator computes on the CPU: {}", why.message);
-    }
-    return nullptr;
-  };
   auto device = kernels::cuda::open_device(automatic ? 0 : std::stoi(options_.device.substr(5)));
-  if (!device) return use_cpu(device.error());
-  device_ = std::move(*device);
+  if (device) {
+    device_ = std::move(*device);
+  } else if (automatic) {
+    log_debug("the coordinator computes on the CPU: {}", device.error().message);
+  } else {
+    throw LoadError(fmt::format("--device: {}; --device cpu computes on this machine's cores",
+                                device.error().message));
+  }
+}
+
+// nullptr: on the CPU, because of a line that says why or because there is no device.
+std::unique_ptr<coordinator::Compute> Deployment::make_compute(const coordinator::KvCache& cache) {
+  if (!device_) return nullptr;
   auto compute =
       coordinator::CudaCompute::make(model_->config, *weights_, cache, *device_, options_.chunk);
-  if (!compute) return use_cpu(compute.error());
-  log_info("the coordinator computes on {}", this->device());
-  return std::move(*compute);
+  if (compute) {
+    log_info("the coordinator computes on {}", this->device());
+    return std::move(*compute);
+  }
+  if (options_.device != "auto") {
+    throw LoadError(fmt::format("--device {}: {}", options_.device, compute.error().message));
+  }
+  log_warn("the coordinator computes on the CPU: {}", compute.error().message);
+  device_.reset();
+  return nullptr;
 }
 
 std::string Deployment::device() const {

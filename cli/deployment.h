@@ -161,6 +161,7 @@ class Deployment {
   void join_cluster(const topology::Placement& placement,
                     std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
+  void open_device();
   std::unique_ptr<coordinator::Compute> make_compute(const coordinator::KvCache& cache);
   void wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done);
 
