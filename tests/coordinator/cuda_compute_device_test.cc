@@ -1,1 +1,3 @@
-// cuda_compute_test.cc, built with ATOLL_ON_DEVICE and linked with the kernels for devices.
+// The tests of cuda_compute_test.cc on a device.
+#define ATOLL_ON_DEVICE
+#include "tests/coordinator/cuda_compute_test.cc"
