@@ -4,20 +4,15 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "kernels/ops.h"
-#include "kernels/tile.h"
 
 namespace atl::coordinator {
 namespace {
 
-constexpr int32_t kNoFailure = std::numeric_limits<int32_t>::max();
-// A node works in panels of this many outputs, so pieces begin and end on them.
-constexpr int64_t kCell = kernels::kPanelWidth;
 constexpr auto kWaitStep = std::chrono::milliseconds(100);
 // A wait that took longer than this was not a wait: the process was stopped or its machine paused.
 constexpr auto kStall = 10 * kWaitStep;
@@ -46,23 +41,20 @@ Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const 
       watch_(watch),
       states_(nodes_.size()),
       placement_(options_.epoch, owned_by(nodes_)),
-      traffic_(nodes_.size()) {}
+      traffic_(nodes_.size()) {
+  in_flight_.reserve(kInFlightMax);
+  idle_.reserve(kInFlightMax);
+}
 
-Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
-                            const float* weights) {
-  CHECK(shares_.empty());
+Result<Dispatcher::Ptr> Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows,
+                                             const int32_t* ids, const float* weights) {
+  CHECK_LT(in_flight_.size(), kInFlightMax);
   poll();
-  CHECK(num_rows >= 1 && num_rows <= options_.limits.rows_max);
   const int64_t hidden = options_.limits.hidden_size, top_k = options_.limits.top_k;
-  layer_ = layer;
-  num_rows_ = num_rows;
-
   const transport::DispatchPayloadLayout layout =
       transport::dispatch_payload_layout(num_rows, hidden, top_k, options_.limits.row_type);
-  payload_bytes_ = layout.bytes;
-  payload_.reset();
-  payload_ = free_buffer(layout.bytes);
-  std::byte* to = payload_->data();
+  transport::SharedBuffer payload = free_buffer(layout.bytes);
+  std::byte* to = payload->data();
   std::memcpy(to + layout.ids, ids, num_rows * top_k * sizeof(int32_t));
   std::memcpy(to + layout.weights, weights, num_rows * top_k * sizeof(float));
   const size_t choices_end = layout.weights + num_rows * top_k * sizeof(float);
@@ -74,23 +66,26 @@ Status Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows, 
                              to + layout.rows + row * row_bytes);
     }
   });
-  sums_.assign(num_rows * hidden, 0);
-  lowest_failed_.assign(num_rows, kNoFailure);
+  Ptr flight = begin(layer, num_rows, std::move(payload), layout.bytes);
+  ask_for_the_rest(*flight);
+  if (flight->failure()) return *flight->failure();
+  return flight;
+}
 
-  const PlacementView placement = placement_.view();
-  for (size_t node = 0; node < nodes_.size(); ++node) {
-    const auto tiles = placement.tiles(layer, node);
-    if (tiles.empty()) continue;
-    Share& share = shares_.emplace_back();
-    share.node = node;
-    share.epoch = placement.epoch;
-    share.tiles.assign(tiles.begin(), tiles.end());
-    share.missing = num_rows * ceil_div(hidden, kCell);
-    share.arrived.assign(share.missing, false);
-  }
-  const Status status = ask_for_the_rest();
-  if (!status) shares_.clear();
-  return status;
+Dispatcher::Ptr Dispatcher::begin(int32_t layer, int64_t num_rows, transport::SharedBuffer payload,
+                                  size_t payload_bytes) {
+  if (idle_.empty()) idle_.push_back(std::make_unique<DispatchInFlight>(options_.limits));
+  idle_.back()->begin(layer, num_rows, std::move(payload), payload_bytes, placement_.view());
+  in_flight_.push_back(idle_.back().release());
+  idle_.pop_back();
+  return Ptr(in_flight_.back(), End{this});
+}
+
+// Throws nothing: there is room for all that are ever made.
+void Dispatcher::end(DispatchInFlight* flight) {
+  CHECK_EQ(std::erase(in_flight_, flight), 1u);
+  flight->release_payload();
+  idle_.emplace_back(flight);
 }
 
 // A buffer that no send is reading any more, of at least `bytes`.
@@ -137,19 +132,15 @@ void Dispatcher::poll() {
   while (auto event = transport_.poll()) handle(std::move(*event));
 }
 
-Result<std::vector<RowFailure>> Dispatcher::combine(float* out) {
+Result<std::vector<RowFailure>> Dispatcher::combine(Ptr flight, float* out) {
   poll();
-  for (Share& share : shares_) share.last_progress = clock_.now();  // until now others had our time
+  excuse_silence();  // until now others had our time
   while (true) {
-    if (Status asked = ask_for_the_rest(); !asked) {
-      shares_.clear();
-      return asked.error();
-    }
-    if (done()) break;
+    for (size_t i = 0; i < in_flight_.size(); ++i) ask_for_the_rest(*in_flight_[i]);
+    if (flight->failure()) return *flight->failure();
+    if (flight->done()) return flight->finish(out, team_);
     await_answers();
   }
-  shares_.clear();
-  return add_sums(out);
 }
 
 // Only who is silent while this process listens is given up: nodes that were stopped with it, or
@@ -158,15 +149,13 @@ void Dispatcher::await_answers() {
   const auto start = clock_.now();
   transport_.wait(kWaitStep);
   poll();
-  const auto now = clock_.now();
-  if (now - start > kStall) {
-    for (Share& share : shares_) share.last_progress = now;
-  }
+  if (clock_.now() - start > kStall) excuse_silence();
   check_deadlines();
 }
 
-bool Dispatcher::done() const {
-  return std::all_of(shares_.begin(), shares_.end(), [](const Share& s) { return s.missing == 0; });
+void Dispatcher::excuse_silence() {
+  const auto now = clock_.now();
+  for (NodeState& state : states_) state.last_progress = now;
 }
 
 int Dispatcher::num_living() const {
@@ -176,29 +165,28 @@ int Dispatcher::num_living() const {
 
 // ---- Asking, and asking again ------------------------------------------------------------------
 
-// Finds somebody for every share that nobody has been asked for, or not by the right one.
-// kUnavailable if there is nobody.
-Status Dispatcher::ask_for_the_rest() {
-  for (size_t s = 0; s < shares_.size(); ++s) {
-    while (shares_[s].missing > 0 && !shares_[s].asked) {
-      Share& share = shares_[s];
+// Finds somebody for every share that nobody has been asked for, or not by the right one. With
+// nobody left for one of them the flight fails: kUnavailable.
+void Dispatcher::ask_for_the_rest(DispatchInFlight& flight) {
+  for (Share& share : flight.shares()) {
+    while (share.missing > 0 && !share.asked && !flight.failure()) {
       const std::optional<size_t> whom = whom_to_ask(share);
       if (!whom && await_return()) continue;
       if (!whom) {
-        return Error{ErrorCode::kUnavailable,
-                     fmt::format("no expert node is left to compute layer {}: node {}: {}", layer_,
-                                 nodes_[share.node].name,
-                                 alive(share.node) ? share.refusal : last_loss(share.node))};
+        flight.fail({ErrorCode::kUnavailable,
+                     fmt::format("no expert node is left to compute layer {}: node {}: {}",
+                                 flight.layer(), nodes_[share.node].name,
+                                 alive(share.node) ? share.refusal : last_loss(share.node))});
+        return;
       }
       if (*whom != share.node && share.refusal.empty()) {
         log_warn("tiles of node {} are asked from node {}, which reads them from disk",
                  nodes_[share.node].name, nodes_[*whom].name);
       }
       share.node = *whom;
-      (void)ask(share);  // a failure loses the node: the loop goes on
+      (void)ask(flight, share);  // a failure loses the node: the loop goes on
     }
   }
-  return {};
 }
 
 // Waits until one of the nodes is back, if all are lost and that may be hoped for.
@@ -233,24 +221,25 @@ std::optional<size_t> Dispatcher::whom_to_ask(const Share& share) const {
 }
 
 // Sends the share to its node under a fresh dispatch id. A node that can't be sent to is lost.
-Status Dispatcher::ask(Share& share) {
+Status Dispatcher::ask(const DispatchInFlight& flight, Share& share) {
+  const size_t node = share.node;
   transport::Dispatch dispatch;
   share.id = DispatchId{next_id_++};
   share.asked = true;
-  share.sent = share.last_progress = clock_.now();
-  dispatch.names = {options_.session, share.id, share.epoch, static_cast<uint32_t>(layer_)};
+  share.sent = states_[node].last_progress = clock_.now();
+  dispatch.names = {options_.session, share.id, share.epoch, static_cast<uint32_t>(flight.layer())};
   dispatch.row_type = options_.limits.row_type;
-  dispatch.num_rows = static_cast<uint32_t>(num_rows_);
+  dispatch.num_rows = static_cast<uint32_t>(flight.num_rows());
   dispatch.hidden_size = options_.limits.hidden_size;
   dispatch.top_k = options_.limits.top_k;
   dispatch.tiles = share.tiles;
   std::vector<std::byte> header;
   transport::encode_dispatch_header(dispatch, &header);
 
-  const size_t node = share.node;
   const auto deadline = clock_.now() + options_.progress_deadline;
   while (true) {
-    const Status sent = transport_.send(nodes_[node].peer, header, payload_, payload_bytes_);
+    const Status sent =
+        transport_.send(nodes_[node].peer, header, flight.payload(), flight.payload_bytes());
     if (sent.ok()) break;
     if (sent.error().code != ErrorCode::kOverloaded || clock_.now() > deadline) {
       lose_node(node, sent.error().message);
@@ -266,15 +255,15 @@ Status Dispatcher::ask(Share& share) {
   }
   NodeTraffic& traffic = traffic_[node];
   ++traffic.dispatches;
-  traffic.rows += num_rows_;
-  traffic.bytes_out += payload_bytes_;
+  traffic.rows += flight.num_rows();
+  traffic.bytes_out += flight.payload_bytes();
   return {};
 }
 
 // How long its node may be silent.
-std::chrono::nanoseconds Dispatcher::deadline_of(const Share& share) const {
+std::chrono::nanoseconds Dispatcher::deadline_of(const Share& share, int64_t num_rows) const {
   const std::chrono::nanoseconds longest = options_.progress_deadline;
-  const auto usual = states_[share.node].times.usual(num_rows_);
+  const auto usual = states_[share.node].times.usual(num_rows);
   if (!usual || !placement_.owns(share.node, share.tiles)) return longest;
   return std::min(longest, std::max<std::chrono::nanoseconds>(options_.progress_deadline_min,
                                                               kUsualTimes * *usual));
@@ -282,13 +271,16 @@ std::chrono::nanoseconds Dispatcher::deadline_of(const Share& share) const {
 
 void Dispatcher::check_deadlines() {
   const auto now = clock_.now();
-  for (const Share& share : shares_) {
-    if (share.missing == 0 || !share.asked) continue;
-    const auto deadline = deadline_of(share);
-    if (now - share.last_progress <= deadline) continue;
-    lose_node(share.node,
-              fmt::format("timeout after {} ms without an answer",
-                          std::chrono::duration_cast<std::chrono::milliseconds>(deadline).count()));
+  for (DispatchInFlight* flight : in_flight_) {
+    for (const Share& share : flight->shares()) {
+      if (share.missing == 0 || !share.asked) continue;
+      const auto deadline = deadline_of(share, flight->num_rows());
+      if (now - states_[share.node].last_progress <= deadline) continue;
+      lose_node(
+          share.node,
+          fmt::format("timeout after {} ms without an answer",
+                      std::chrono::duration_cast<std::chrono::milliseconds>(deadline).count()));
+    }
   }
 }
 
@@ -318,8 +310,10 @@ void Dispatcher::drop_node(size_t node, const std::string& why) {
   state.last_loss = why;
   place();
   transport_.close(nodes_[node].peer);
-  for (Share& share : shares_) {
-    if (share.node == node) share.asked = false;
+  for (DispatchInFlight* flight : in_flight_) {
+    for (Share& share : flight->shares()) {
+      if (share.node == node) share.asked = false;
+    }
   }
 }
 
@@ -327,18 +321,20 @@ void Dispatcher::lose_node(size_t node, const std::string& why) {
   if (!alive(node)) return;
   drop_node(node, why);
   if (watch_) return watch_->given_up(node, states_[node].life, why);
-  log_warn("node {} lost at layer {}: {}; {} of {} nodes left", nodes_[node].name, layer_, why,
-           num_living(), nodes_.size());
+  log_warn("node {} lost: {}; {} of {} nodes left", nodes_[node].name, why, num_living(),
+           nodes_.size());
 }
 
 // What it owes is asked from somebody whom nobody suspects, if there is one.
 void Dispatcher::suspect_node(size_t node) {
   states_[node].suspect = true;
   place();
-  for (Share& share : shares_) {
-    if (share.node != node || !share.asked || share.missing == 0) continue;
-    const std::optional<size_t> other = whom_to_ask(share);
-    if (other && !states_[*other].suspect) share.asked = false;
+  for (DispatchInFlight* flight : in_flight_) {
+    for (Share& share : flight->shares()) {
+      if (share.node != node || !share.asked || share.missing == 0) continue;
+      const std::optional<size_t> other = whom_to_ask(share);
+      if (other && !states_[*other].suspect) share.asked = false;
+    }
   }
 }
 
@@ -409,26 +405,30 @@ void Dispatcher::handle(transport::Event event) {
     return lose_node(*node, "could not read a dispatch: " + frame->refusal.error.message);
   }
   const transport::DispatchNames& names = refused ? frame->refusal.names : frame->partial.names;
-  const auto share = std::find_if(shares_.begin(), shares_.end(), [&](const Share& s) {
-    return s.node == *node && s.asked && s.missing > 0 &&
-           names == transport::DispatchNames{options_.session, s.id, s.epoch,
-                                             static_cast<uint32_t>(layer_)};
-  });
-  if (share == shares_.end()) return;  // late or double
-  if (refused) return take_refusal(*share, frame->refusal.error);
-  traffic_[*node].bytes_in += event.message->payload().size();
-  take_partial(*share, frame->partial);
+  for (DispatchInFlight* flight : in_flight_) {
+    for (Share& share : flight->shares()) {
+      if (share.node != *node || !share.asked || share.missing == 0 ||
+          names != transport::DispatchNames{options_.session, share.id, share.epoch,
+                                            static_cast<uint32_t>(flight->layer())}) {
+        continue;
+      }
+      if (refused) return take_refusal(flight->layer(), share, frame->refusal.error);
+      traffic_[*node].bytes_in += event.message->payload().size();
+      return take_partial(*flight, share, frame->partial);
+    }
+  }
+  // Late or double.
 }
 
 // A node without a tile can still compute others.
-void Dispatcher::take_refusal(Share& share, const Error& error) {
+void Dispatcher::take_refusal(int32_t layer, Share& share, const Error& error) {
   const std::string why = "refused: " + error.message;
   const bool for_want_of_a_tile = error.code == ErrorCode::kUnavailable ||
                                   error.code == ErrorCode::kCorrupt ||
                                   error.code == ErrorCode::kOverloaded;
   if (!for_want_of_a_tile) return lose_node(share.node, why);
   const std::string line =
-      fmt::format("node {} at layer {}: {}", nodes_[share.node].name, layer_, why);
+      fmt::format("node {} at layer {}: {}", nodes_[share.node].name, layer, why);
   if (logged_refusals_.size() < kRefusalsLogged && logged_refusals_.insert(line).second) {
     log_warn("{}; asked from another node (this is said once)", line);
   }
@@ -437,70 +437,18 @@ void Dispatcher::take_refusal(Share& share, const Error& error) {
   share.asked = false;
 }
 
-// Adds the cells of the rectangle that had not arrived yet.
-void Dispatcher::take_partial(Share& share, const transport::Partial& partial) {
-  const int64_t hidden = options_.limits.hidden_size;
-  const int64_t num_panels = ceil_div(hidden, kCell);
-  const int64_t output_end = partial.output_begin + partial.num_outputs;
-  if (partial.row_begin + partial.num_rows > num_rows_ || partial.output_begin % kCell != 0 ||
-      (output_end % kCell != 0 && output_end != hidden)) {
-    return lose_node(share.node,
-                     fmt::format("sent rows {}+{}, outputs {}+{}; expected panels of {} outputs "
-                                 "within {} rows x {} outputs",
-                                 partial.row_begin, partial.num_rows, partial.output_begin,
-                                 partial.num_outputs, kCell, num_rows_, hidden));
-  }
+void Dispatcher::take_partial(DispatchInFlight& flight, Share& share,
+                              const transport::Partial& partial) {
   const int64_t missing_before = share.missing;
-  const size_t element_bytes = partial.element_bits / 8;
-  const int64_t panel_end = ceil_div(output_end, kCell);
-  for (int64_t r = 0; r < partial.num_rows; ++r) {
-    const int64_t row = partial.row_begin + r;
-    const auto arrived = [&](int64_t panel) { return share.arrived[row * num_panels + panel]; };
-    for (int64_t panel = partial.output_begin / kCell; panel < panel_end;) {
-      if (arrived(panel)) {
-        ++panel;
-        continue;
-      }
-      const int64_t output = panel * kCell;  // the stretch of outputs that are new
-      for (; panel < panel_end && !arrived(panel); ++panel) {
-        share.arrived[row * num_panels + panel] = true;
-        --share.missing;
-      }
-      const int64_t n = std::min(panel * kCell, output_end) - output;
-      const size_t at = (r * partial.num_outputs + output - partial.output_begin) * element_bytes;
-      transport::add_elements(partial.elements.subspan(at, n * element_bytes), partial.element_bits,
-                              std::span(sums_).subspan(row * hidden + output, n));
-    }
+  if (Status added = flight.add(share, partial, team_); !added) {
+    return lose_node(share.node, added.error().message);
   }
-  if (share.missing < missing_before) share.last_progress = clock_.now();
+  if (share.missing == missing_before) return;
+  NodeState& state = states_[share.node];
+  state.last_progress = clock_.now();
   if (share.missing == 0 && placement_.owns(share.node, share.tiles)) {
-    states_[share.node].times.observe(num_rows_, share.last_progress - share.sent);
+    state.times.observe(flight.num_rows(), state.last_progress - share.sent);
   }
-  for (const transport::FailedRow& failed : partial.failed_rows) {
-    if (failed.row < num_rows_) {
-      lowest_failed_[failed.row] = std::min(lowest_failed_[failed.row], failed.expert);
-    }
-  }
-}
-
-std::vector<RowFailure> Dispatcher::add_sums(float* out) {
-  const int64_t hidden = options_.limits.hidden_size;
-  std::vector<uint8_t> in_range(num_rows_);
-  team_.parallel_for(num_rows_, 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row) {
-      in_range[row] =
-          kernels::add_fixed_point_row(&sums_[row * hidden], hidden, out + row * hidden);
-    }
-  });
-  std::vector<RowFailure> failures;
-  for (int64_t row = 0; row < num_rows_; ++row) {
-    if (lowest_failed_[row] != kNoFailure) {
-      failures.push_back({static_cast<uint32_t>(row), lowest_failed_[row]});
-    } else if (!in_range[row]) {
-      failures.push_back({static_cast<uint32_t>(row), -1});
-    }
-  }
-  return failures;
 }
 
 }  // namespace atl::coordinator

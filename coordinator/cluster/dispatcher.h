@@ -1,12 +1,12 @@
 // Dispatch and combine: rows out to the expert nodes, partial rows back and added.
 //
 // dispatch() rounds the rows to the wire type and sends each node the same payload with its own
-// tiles; combine() waits until every tile of every row has answered and adds the integers. Any
-// order of arrival gives the same bits. A node that is lost, refuses or makes no progress within
-// the deadline has its part asked again from another living node (a node computes any tile that it
-// can reach); only when none is left, or comes back soon, does combine() fail. Who refused because
-// of a tile lives on. A node that was lost and joins again has its tiles back from the next
-// dispatch on.
+// tiles; combine() waits until every tile of every row has answered and adds the integers. Two
+// dispatches may be in flight, of one layer or of two; they are combined in any order. A node that
+// is lost, refuses or makes no progress within the deadline has its part asked again from another
+// living node (a node computes any tile that it can reach); only when none is left, or comes back
+// soon, does combine() fail. Who refused because of a tile lives on. A node that was lost and joins
+// again has its tiles back from the next dispatch on.
 //
 // One thread uses a Dispatcher: the one that owns the Transport.
 #pragma once
@@ -24,6 +24,7 @@
 #include "base/result.h"
 #include "base/thread_team.h"
 #include "coordinator/cluster/answer_times.h"
+#include "coordinator/cluster/dispatch_in_flight.h"
 #include "coordinator/cluster/node_watch.h"
 #include "coordinator/cluster/placement_view.h"
 #include "transport/data/transport.h"
@@ -58,41 +59,46 @@ struct NodeTraffic {
   uint64_t bytes_out = 0, bytes_in = 0;
 };
 
-// A row that can't be answered: contributions of `expert` (or, at -1, the sum over all) were not
-// finite or out of range.
-struct RowFailure {
-  uint32_t row = 0;
-  int32_t expert = -1;
-};
-
 class Dispatcher {
  public:
+  // Most dispatches that may be in flight: while the nodes compute one, the coordinator computes
+  // what the other needs.
+  static constexpr size_t kInFlightMax = 2;
+
+  // Ends a dispatch: who drops one that was not combined gives it up, and its answers are dropped
+  // when they come.
+  struct End {
+    Dispatcher* dispatcher = nullptr;
+    void operator()(DispatchInFlight* flight) const { dispatcher->end(flight); }
+  };
+  using Ptr = std::unique_ptr<DispatchInFlight, End>;
+
   // `watch` is borrowed; without one, who is lost stays lost.
   Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
              DispatcherOptions options, std::vector<NodeLink> nodes, NodeWatch* watch = nullptr);
 
   const transport::WireLimits& limits() const { return options_.limits; }
 
-  // Starts one layer's dispatch; the previous one must have been combined.
+  // Starts one layer's dispatch; fewer than kInFlightMax are in flight. What is returned must be
+  // gone before this is.
   //   rows     [num_rows, hidden] FP32, borrowed until return
   //   ids      [num_rows, top_k], -1 for none; weights likewise
-  Status dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
-                  const float* weights);
+  Result<Ptr> dispatch(int32_t layer, int64_t num_rows, const float* rows, const int32_t* ids,
+                       const float* weights);
   // Tells every living node which experts of a layer will probably be asked for, so that it may
   // read its tiles of them ahead. At any time, also between dispatch() and combine(). A node that
   // can't take it now goes without: no result depends on a hint.
   //   experts  ascending, none twice, each in range; nothing is sent if there are none
   void hint(int32_t layer, std::span<const int32_t> experts);
   // Tells every living node for whom the dispatches from here on are, for its log: ids of requests.
-  // At any time between combine() and dispatch(); best effort, as hint().
+  // At any time; best effort, as hint().
   void announce(const std::string& request_ids);
   // Takes what has arrived; call now and then during long work between dispatch and combine.
   void poll();
-  // Waits for the rest, then out[row] += fp32(sum). Rows in the result are left unspecified.
+  // Waits for the rest of this one, then out[row] += fp32(sum). Rows in the result are left
+  // unspecified.
   //   out [num_rows, hidden] FP32
-  Result<std::vector<RowFailure>> combine(float* out);
-  // Gives up the dispatch under way, if there is one: its answers are dropped when they come.
-  void abandon() { shares_.clear(); }
+  Result<std::vector<RowFailure>> combine(Ptr flight, float* out);
 
   const std::vector<NodeLink>& nodes() const { return nodes_; }
   const std::vector<NodeTraffic>& traffic() const { return traffic_; }
@@ -110,31 +116,21 @@ class Dispatcher {
     uint64_t life = 1;
     std::string last_loss;
     AnswerTimes times;  // of this life
-  };
-  // One node's share of the dispatch under way: which cells (row x panel of 16 outputs) it still
-  // owes. Asked again elsewhere under a new dispatch id if that node fails.
-  struct Share {
-    DispatchId id;
-    Epoch epoch;
-    size_t node;         // asked, or asked last
-    bool asked = false;  // false: somebody is to be found
-    std::vector<transport::TileRange> tiles;
-    std::vector<bool> arrived;  // [num_rows, num_panels]
-    int64_t missing = 0;
-    Clock::TimePoint sent;
+    // Since when it is silent, if it owes an answer.
     Clock::TimePoint last_progress;
-    std::vector<size_t> refused_by;  // nodes that can't have one of its tiles
-    std::string refusal;             // the last one's words
   };
+  using Share = DispatchInFlight::Share;
 
   transport::SharedBuffer free_buffer(size_t bytes);
-  Status ask(Share& share);
-  Status ask_for_the_rest();
+  Ptr begin(int32_t layer, int64_t num_rows, transport::SharedBuffer payload, size_t payload_bytes);
+  void end(DispatchInFlight* flight);
+  Status ask(const DispatchInFlight& flight, Share& share);
+  void ask_for_the_rest(DispatchInFlight& flight);
   std::optional<size_t> whom_to_ask(const Share& share) const;
   bool await_return();
   void handle(transport::Event event);
-  void take_refusal(Share& share, const Error& error);
-  void take_partial(Share& share, const transport::Partial& partial);
+  void take_refusal(int32_t layer, Share& share, const Error& error);
+  void take_partial(DispatchInFlight& flight, Share& share, const transport::Partial& partial);
   void take_news();
   void place();
   void lose_node(size_t node, const std::string& why);
@@ -142,11 +138,10 @@ class Dispatcher {
   void suspect_node(size_t node);
   void join_node(const NodeNews& news);
   void await_answers();
-  std::chrono::nanoseconds deadline_of(const Share& share) const;
+  void excuse_silence();
+  std::chrono::nanoseconds deadline_of(const Share& share, int64_t num_rows) const;
   void check_deadlines();
-  bool done() const;
   std::optional<size_t> node_of(transport::PeerId peer) const;
-  std::vector<RowFailure> add_sums(float* out);
 
   transport::Transport& transport_;
   ThreadTeam& team_;
@@ -161,14 +156,8 @@ class Dispatcher {
   uint64_t next_id_ = 1;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
 
-  // The dispatch under way.
-  int32_t layer_ = -1;
-  int64_t num_rows_ = 0;
-  transport::SharedBuffer payload_;
-  size_t payload_bytes_ = 0;
-  std::vector<Share> shares_;
-  std::vector<int64_t> sums_;           // [num_rows, hidden]
-  std::vector<int32_t> lowest_failed_;  // [num_rows] lowest failed expert, or kNone
+  std::vector<DispatchInFlight*> in_flight_;             // in the order of their dispatch()
+  std::vector<std::unique_ptr<DispatchInFlight>> idle_;  // with their buffers, for the next ones
 };
 
 }  // namespace atl::coordinator

@@ -71,22 +71,20 @@ Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver*
   if (Status status = route(layer, weights); !status) return status;
   count_foretold();
   if (observer) observer->on_routes(layer, routed_.topk_ids, routed_.topk_weights);
-  {
+  auto sent = [&] {
     StageScope stage(timer_, Stage::kDispatch);
-    if (Status sent = experts_->dispatch(static_cast<int32_t>(layer), num_rows(),
-                                         compute_.host_rows(Activation::kH),
-                                         routed_.topk_ids.data(), routed_.topk_weights.data());
-        !sent) {
-      return sent;
-    }
-  }
+    return experts_->dispatch(static_cast<int32_t>(layer), num_rows(),
+                              compute_.host_rows(Activation::kH), routed_.topk_ids.data(),
+                              routed_.topk_weights.data());
+  }();
+  if (!sent) return sent.error();
   if (Status status = hint_next_layer(layer, observer); !status) return status;
   {
     StageScope stage(timer_, Stage::kSharedExperts);
     ffn(weights.ffn);
   }
   StageScope stage(timer_, Stage::kCombine);
-  auto failures = experts_->combine(compute_.begin_combine());
+  auto failures = experts_->combine(std::move(*sent), compute_.begin_combine());
   if (!failures) return failures.error();
   compute_.end_combine();
   note_failures(layer, *failures);

@@ -76,7 +76,6 @@ Status Engine::run(std::span<const StepRow> rows, const LogitsSink& sink,
   try {
     return step_.run(rows, sink, row_errors, observer);
   } catch (const std::bad_alloc&) {
-    if (experts_) experts_->abandon();
     return Error{ErrorCode::kUnavailable,
                  fmt::format("out of memory in a step of {} rows", rows.size())};
   }

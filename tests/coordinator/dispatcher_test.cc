@@ -235,13 +235,19 @@ class DispatcherTest : public testing::Test {
   }
 
   Result<std::vector<RowFailure>> step() {
+    auto sent = dispatch(3);
+    if (!sent) return sent.error();
+    return combine(*sent);
+  }
+  Result<Dispatcher::Ptr> dispatch(int32_t layer) {
     const std::vector<float> rows(kRows * kHidden, 1.0f);
     const std::vector<int32_t> ids = {0, 1, 2, 3, 4, -1};
     const std::vector<float> weights(ids.size(), 0.5f);
+    return dispatcher_->dispatch(layer, kRows, rows.data(), ids.data(), weights.data());
+  }
+  Result<std::vector<RowFailure>> combine(Dispatcher::Ptr& flight) {
     out_.assign(kRows * kHidden, 0.0f);
-    Status sent = dispatcher_->dispatch(3, kRows, rows.data(), ids.data(), weights.data());
-    if (!sent) return sent.error();
-    return dispatcher_->combine(out_.data());
+    return dispatcher_->combine(std::move(flight), out_.data());
   }
   void expect_exact() const {
     for (uint32_t row = 0; row < kRows; ++row) {
@@ -278,6 +284,112 @@ TEST_F(DispatcherTest, pieces_may_come_in_any_order_and_twice) {
   };
   ASSERT_TRUE(step());
   expect_exact();
+}
+
+TEST_F(DispatcherTest, two_in_flight_are_combined_in_any_order) {
+  for (const bool first_first : {true, false}) {
+    // Who is asked keeps its answer to the first until it is asked the second.
+    std::map<uint32_t, Event> kept;
+    for (uint32_t peer = 0; peer < 3; ++peer) {
+      transport_.scripts[peer] = [&](PeerId from, const Dispatch& dispatch) {
+        std::vector<Event> events;
+        if (kept.contains(from.value)) {
+          events.push_back(whole_partial(from, dispatch));
+          events.push_back(std::move(kept.at(from.value)));
+        } else {
+          kept.emplace(from.value, whole_partial(from, dispatch));
+        }
+        return events;
+      };
+    }
+    auto first = dispatch(3);
+    auto second = dispatch(first_first ? 3 : 4);  // of the same layer, or of the next
+    ASSERT_TRUE(first && second);
+    ASSERT_TRUE(combine(first_first ? *first : *second));
+    expect_exact();
+    ASSERT_TRUE(combine(first_first ? *second : *first));
+    expect_exact();
+  }
+}
+
+TEST_F(DispatcherTest, a_dispatch_that_is_dropped_makes_room_and_its_answers_are_for_nobody) {
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(dispatch(3));
+  auto first = dispatch(3);
+  auto second = dispatch(3);
+  ASSERT_TRUE(first && second);
+  first->reset();
+  ASSERT_TRUE(combine(*second));
+  expect_exact();
+}
+
+TEST_F(DispatcherTest, a_loss_is_about_all_that_is_in_flight) {
+  int asked = 0;
+  transport_.scripts[1] = [&](PeerId peer, const Dispatch&) {
+    std::vector<Event> events;
+    if (++asked == 2) events.push_back(lost_event(peer));
+    return events;
+  };
+  auto first = dispatch(3);
+  auto second = dispatch(4);
+  ASSERT_TRUE(first && second);
+  ASSERT_TRUE(combine(*second));
+  expect_exact();
+  ASSERT_TRUE(combine(*first));
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 2);
+}
+
+TEST_F(DispatcherTest, what_every_node_refuses_ends_one_dispatch_and_not_the_other) {
+  for (uint32_t peer = 0; peer < 3; ++peer) {
+    transport_.scripts[peer] = [](PeerId from, const Dispatch& dispatch) {
+      std::vector<Event> events;
+      if (dispatch.names.layer == 4) {
+        events.push_back(whole_partial(from, dispatch));
+        return events;
+      }
+      std::vector<std::byte> header;
+      transport::encode_refusal(
+          {dispatch.names, Error{ErrorCode::kCorrupt, "expert 3 of layer 3 does not verify"}},
+          &header);
+      events.push_back(message_event(from, std::move(header), {}));
+      return events;
+    };
+  }
+  auto first = dispatch(3);
+  auto second = dispatch(4);
+  ASSERT_TRUE(first && second);
+  ASSERT_TRUE(combine(*second));
+  expect_exact();
+  auto failed = combine(*first);
+  ASSERT_FALSE(failed);
+  EXPECT_THAT(failed.error().message, testing::HasSubstr("layer 3"));
+  EXPECT_EQ(dispatcher_->num_living(), 3);
+}
+
+// It computes one after the other: for what it owes of the second it is not silent while it answers
+// the first.
+TEST_F(DispatcherTest, a_node_that_answers_one_dispatch_is_not_silent_about_the_other) {
+  std::vector<Dispatch> owed;
+  transport_.scripts[2] = [&](PeerId, const Dispatch& dispatch) {
+    owed.push_back(dispatch);
+    return std::vector<Event>{};
+  };
+  auto first = dispatch(3);
+  auto second = dispatch(4);
+  ASSERT_TRUE(first && second);
+  const auto start = clock_.now();
+  uint32_t row = 0;
+  transport_.on_wait = [&] {  // a row each time, 3/4 of the deadline apart
+    const Dispatch& at = owed[row / kRows];
+    if (row < 2 * kRows && clock_.now() - start > (row + 1) * (kDeadline * 3 / 4)) {
+      transport_.events.push_back(partial_event(PeerId{2}, at, row++ % kRows, 1, 0, kHidden));
+    }
+  };
+  ASSERT_TRUE(combine(*second));  // waits for all of the first
+  expect_exact();
+  ASSERT_TRUE(combine(*first));
+  expect_exact();
+  EXPECT_TRUE(transport_.closed.empty());
 }
 
 TEST_F(DispatcherTest, answers_to_an_earlier_dispatch_are_dropped) {
