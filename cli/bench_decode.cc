@@ -168,10 +168,10 @@ WorkItem matrix_work(const kernels::PanelShape& shape, double passes, double row
 
 // One routed expert, read once for one row.
 WorkItem expert_work(const DeploymentOptions& options) {
-  const auto loaded = LoadedModel::open(options.model_dir);
+  const auto loaded = model::open(options.model_dir);
   WorkItem expert;
   if (loaded->catalog.moe_layers.empty()) return expert;
-  const auto tiles = loaded->tiles(loaded->settle(options.numerics), {});
+  const auto tiles = open_tiles(*loaded, loaded->settle(options.numerics), {});
   for (int tile = 0; tile < tiles->num_tiles(); ++tile) {
     const kernels::TileLayout& layout = tiles->layout(tile);
     for (const auto* shape : {&layout.gate_up, &layout.gate_up, &layout.down}) {

@@ -12,6 +12,7 @@
 #include "base/units.h"
 #include "cli/help_formatter.h"
 #include "cli/node_arguments.h"
+#include "cli/numerics.h"
 #include "cli/progress_bar.h"
 #include "cli/thread_options.h"
 #include "coordinator/cluster/child_nodes.h"
@@ -79,88 +80,9 @@ void require_nodes(int nodes, int num_tiles) {
                   nodes, num_tiles, num_tiles));
 }
 
-std::unique_ptr<LoadedModel> LoadedModel::open(const std::filesystem::path& model_dir,
-                                               std::span<const std::filesystem::path> stripe_dirs) {
-  std::optional<storage::Pack> pack;
-  if (storage::Pack::is_pack(model_dir)) pack = storage::Pack::open(model_dir);
-  if (!pack && !stripe_dirs.empty()) {
-    throw LoadError(
-        fmt::format("{}: not an expert pack: --stripe adds packs to a pack", model_dir.string()));
-  }
-  model::ModelConfig config = model::load_config(model_dir);
-  storage::Checkpoint checkpoint =
-      pack ? storage::Checkpoint::open(*pack) : storage::Checkpoint::open(model_dir);
-  auto loaded = std::unique_ptr<LoadedModel>(
-      new LoadedModel{std::move(config), std::move(pack), {}, std::move(checkpoint), {}});
-  for (const auto& dir : stripe_dirs) loaded->stripes.push_back(storage::Pack::open(dir));
-  loaded->catalog = loaded->pack ? model::map_packed_experts(loaded->config, *loaded->pack)
-                                 : model::map_experts(loaded->config, loaded->checkpoint);
-  return loaded;
-}
-
-NumericsProfile LoadedModel::settle(const NumericsProfile& numerics) const {
-  if (pack) return numerics.with_pack(*pack);
-  numerics.check();
-  return numerics;
-}
-
-transport::ModelIdentity LoadedModel::identity(const NumericsProfile& numerics) const {
-  transport::ModelIdentity identity;
-  identity.model = fmt::format("{}, {} layers, hidden {}, {} experts of {}", config.model_type,
-                               config.num_hidden_layers, config.hidden_size,
-                               config.n_routed_experts, config.moe_intermediate_size);
-  identity.checkpoint_fingerprint = fingerprint();
-  identity.profile = "f32 arithmetic, absorbed attention, " + numerics.describe(catalog.format);
-  return identity;
-}
-
-std::unique_ptr<storage::TileStore> LoadedModel::tiles(const NumericsProfile& numerics,
-                                                       const TileStorePlan& plan) const {
-  const MemoryOptions& memory = plan.memory;
-  storage::TileStoreOptions options;
-  if (memory.ram_budget) {
-    options.ram_bytes_max = *memory.ram_budget - std::min(*memory.ram_budget, plan.reserved_bytes);
-  }
-  options.eviction =
-      memory.evict == Evict::kLru ? storage::Eviction::kLru : storage::Eviction::kLfu;
-  options.usage_file = memory.usage_file;
-  options.checkpoint_fingerprint = fingerprint();
-  options.reader.io = memory.io;
-  options.reader.num_threads = plan.num_threads;
-  options.reader.window_bytes = kStagingWindowBytes;
-  options.admit = plan.admit;
-  std::unique_ptr<storage::TileStore> tiles;
-  if (pack) {
-    std::vector<const storage::Pack*> packs = {&*pack};
-    for (const storage::Pack& stripe : stripes) packs.push_back(&stripe);
-    tiles = std::make_unique<storage::TileStore>(packs, catalog, numerics.experts(), options);
-  } else {
-    tiles = std::make_unique<storage::TileStore>(checkpoint, catalog, numerics.experts(), options);
-  }
-  const uint64_t least = plan.reserved_bytes + tiles->ram_bytes_min();
-  if (memory.ram_budget && *memory.ram_budget < least) {
-    throw LoadError(fmt::format(
-        "--ram-budget {}: expected at least {}: {} for the buffers of a step, {} for tables, "
-        "reading and two tiles; fewer rows per step need less (--chunk, or --rows-max of a node)",
-        format_bytes(*memory.ram_budget), format_bytes(least), format_bytes(plan.reserved_bytes),
-        format_bytes(tiles->ram_bytes_min())));
-  }
-  return tiles;
-}
-
-std::string LoadedModel::fingerprint() const {
-  return pack ? pack->params().source_fingerprint : checkpoint.fingerprint();
-}
-
-model::ModelTensors LoadedModel::tensors() const {
-  return model::map_tensors(
-      config, checkpoint,
-      pack ? model::RoutedExperts::kInPack : model::RoutedExperts::kInCheckpoint);
-}
-
 Deployment::Deployment(const DeploymentOptions& options)
     : options_(options),
-      model_(LoadedModel::open(options.model_dir, options.memory.stripes)),
+      model_(model::open(options.model_dir, options.memory.stripes)),
       numerics_(model_->settle(options.numerics)),
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
@@ -254,14 +176,15 @@ std::unique_ptr<coordinator::NodeSource> Deployment::local_node() {
   local_end_ = std::move(pair.far_end);
   expert_node::NodeOptions node_options;
   node_options.name = "local";
-  node_options.identity = model_->identity(numerics_);
-  node_options.row_type = numerics_.wire_row_type();
+  node_options.identity = identity_of(*model_, numerics_);
+  node_options.row_type = wire_row_type(numerics_.wire);
   node_options.rows_max = static_cast<uint32_t>(options_.chunk);
-  local_tiles_ = model_->tiles(numerics_, {options_.memory,
-                                           expert_node::node_buffer_bytes(
-                                               node_options, model_->catalog, team_.num_threads()),
-                                           team_.num_threads(),
-                                           {}});
+  local_tiles_ = open_tiles(
+      *model_, numerics_,
+      {options_.memory,
+       expert_node::node_buffer_bytes(node_options, model_->catalog, team_.num_threads()),
+       team_.num_threads(),
+       {}});
   local_node_ =
       std::make_unique<expert_node::ExpertNode>(node_options, team_, *local_tiles_, *local_end_);
   transport::set_in_process_pump(*transport_, [this] { local_node_->serve_some(); });
@@ -297,7 +220,7 @@ void Deployment::join_cluster(const topology::Placement& placement,
                               std::unique_ptr<coordinator::NodeSource> nodes) {
   const model::ModelConfig& config = model_->config;
   coordinator::ClusterOptions cluster;
-  cluster.identity = model_->identity(numerics_);
+  cluster.identity = identity_of(*model_, numerics_);
   cluster.session = random_session();
   cluster.limits.rows_max = static_cast<uint32_t>(options_.chunk);
   cluster.limits.hidden_size = static_cast<uint32_t>(config.hidden_size);
@@ -306,7 +229,7 @@ void Deployment::join_cluster(const topology::Placement& placement,
   cluster.limits.n_routed_experts = static_cast<uint32_t>(config.n_routed_experts);
   cluster.limits.num_tiles =
       static_cast<uint32_t>(kernels::num_tiles(config.moe_intermediate_size));
-  cluster.limits.row_type = numerics_.wire_row_type();
+  cluster.limits.row_type = wire_row_type(numerics_.wire);
   cluster_ = std::make_unique<coordinator::Cluster>(*transport_, clock_, cluster, placement,
                                                     std::move(nodes));
   coordinator::DispatcherOptions dispatch;
@@ -365,7 +288,7 @@ void Deployment::wait_until_warm() {
 }
 
 std::string Deployment::fingerprint() const {
-  const transport::ModelIdentity identity = model_->identity(numerics_);
+  const transport::ModelIdentity identity = identity_of(*model_, numerics_);
   return identity.checkpoint_fingerprint + ", " + identity.profile;
 }
 

@@ -15,18 +15,16 @@
 #include "base/thread_team.h"
 #include "cli/memory_check.h"
 #include "cli/memory_options.h"
-#include "cli/numerics.h"
+#include "cli/model_parts.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/dispatcher.h"
 #include "coordinator/cluster/node_source.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/engine/weights.h"
-#include "kernels/cuda/device.h"
 #include "expert_node/serve.h"
-#include "model/config.h"
-#include "model/weights_map.h"
-#include "storage/checkpoint/checkpoint.h"
-#include "storage/pack/pack.h"
+#include "kernels/cuda/device.h"
+#include "model/numerics_profile.h"
+#include "model/open.h"
 #include "storage/tiles/tile_store.h"
 #include "topology/placement.h"
 #include "topology/thread_plan.h"
@@ -38,41 +36,6 @@ class App;
 
 namespace atl::cli {
 
-// Read from the checkpoint in steps of this size by each loading thread; at least one row of any
-// matrix must fit (dense down_proj of V3: 18432 bytes).
-inline constexpr size_t kStagingWindowBytes = size_t{8} << 20;
-
-// How a node keeps its tiles.
-struct TileStorePlan {
-  MemoryOptions memory;
-  uint64_t reserved_bytes = 0;  // of the budget, for what is not tiles
-  int num_threads = 1;          // that read a checkpoint
-  // TileStoreOptions::admit; may be empty.
-  std::function<void(uint64_t ram_bytes)> admit;
-};
-
-// A checkpoint or an expert pack opened and matched with its model; what coordinator and node both
-// start from.
-struct LoadedModel {
-  model::ModelConfig config;
-  std::optional<storage::Pack> pack;
-  std::vector<storage::Pack> stripes;  // further ones, on other drives
-  storage::Checkpoint checkpoint;      // with a pack: all but the routed experts
-  storage::ExpertCatalog catalog;
-
-  static std::unique_ptr<LoadedModel> open(const std::filesystem::path& model_dir,
-                                           std::span<const std::filesystem::path> stripe_dirs = {});
-  // The profile that the model runs with if this one is asked for. LoadError if it can't be.
-  NumericsProfile settle(const NumericsProfile& numerics) const;
-  // The following take a settled profile. Checkpoint and packs of it have the same identity.
-  transport::ModelIdentity identity(const NumericsProfile& numerics) const;
-  // LoadError if the model can't be kept as asked for.
-  std::unique_ptr<storage::TileStore> tiles(const NumericsProfile& numerics,
-                                            const TileStorePlan& plan) const;
-  std::string fingerprint() const;      // of the checkpoint
-  model::ModelTensors tensors() const;  // what the coordinator loads
-};
-
 // Options of all commands that run a model: `run`, `serve`, `eval`, `bench decode|prefill`.
 struct DeploymentOptions {
   std::filesystem::path model_dir;
@@ -80,7 +43,7 @@ struct DeploymentOptions {
   std::vector<int> tile_counts;                   // of each node; empty: equal shares
   std::vector<std::vector<int>> scattered_tiles;  // of each node; instead of tile_counts
   transport::TransportKind transport = transport::TransportKind::kAuto;
-  NumericsProfile numerics;
+  model::NumericsProfile numerics;
   int threads = 0;                                   // of the coordinator; 0: all usable cores
   topology::PinMode pin = topology::PinMode::kAuto;  // of the coordinator and child nodes
   std::string device = "auto";                       // of the coordinator: cpu, cuda:N, or auto
@@ -167,8 +130,8 @@ class Deployment {
 
   const DeploymentOptions options_;
   SteadyClock clock_;
-  std::unique_ptr<LoadedModel> model_;
-  const NumericsProfile numerics_;  // settled
+  std::unique_ptr<model::OpenedModel> model_;
+  const model::NumericsProfile numerics_;  // settled
   const topology::SharedPlan threads_;
   ThreadTeam team_;
   std::unique_ptr<transport::Transport> transport_;  // the coordinator's end

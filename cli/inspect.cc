@@ -20,6 +20,7 @@
 #include "cli/deployment.h"
 #include "cli/help_formatter.h"
 #include "cli/memory_check.h"
+#include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/table.h"
 #include "kernels/attention.h"
@@ -46,7 +47,7 @@ struct InspectOptions {
   std::string model_dir;
   bool json = false;
   bool tensors = false;
-  NumericsProfile numerics;
+  model::NumericsProfile numerics;
   std::optional<int> nodes;
   std::optional<uint64_t> ram_budget;
   std::optional<int64_t> context;
@@ -147,10 +148,10 @@ NodeNeed need_of_node(const storage::TileStore& store, int num_nodes) {
           .read_bytes = store.read_bytes(tiles)};
 }
 
-TileFacts tile_facts(const LoadedModel& loaded, const NumericsProfile& numerics,
+TileFacts tile_facts(const model::OpenedModel& loaded, const model::NumericsProfile& numerics,
                      std::optional<int> nodes) {
   const storage::ExpertCatalog& catalog = loaded.catalog;
-  const std::unique_ptr<storage::TileStore> tiles = loaded.tiles(numerics, {});
+  const std::unique_ptr<storage::TileStore> tiles = open_tiles(loaded, numerics, {});
   const storage::TileStore& store = *tiles;
   TileFacts facts;
   facts.format = numerics.experts().format_of(catalog.format);
@@ -179,7 +180,7 @@ TileFacts tile_facts(const LoadedModel& loaded, const NumericsProfile& numerics,
   return facts;
 }
 
-MemoryFacts memory_facts(const LoadedModel& loaded, const InspectOptions& options) {
+MemoryFacts memory_facts(const model::OpenedModel& loaded, const InspectOptions& options) {
   const int num_tiles = kernels::num_tiles(loaded.config.moe_intermediate_size);
   const int cores = topology::this_machine().usable_cores;
   MemoryFacts facts;
@@ -209,7 +210,7 @@ MemoryFacts memory_facts(const LoadedModel& loaded, const InspectOptions& option
   return facts;
 }
 
-Facts gather(const LoadedModel& loaded, const InspectOptions& options) {
+Facts gather(const model::OpenedModel& loaded, const InspectOptions& options) {
   const model::ModelConfig& config = loaded.config;
   const storage::Checkpoint& checkpoint = loaded.checkpoint;
   loaded.tensors();  // throws if a tensor is missing, strange or misshapen
@@ -579,7 +580,7 @@ Json tensors_json(const storage::Checkpoint& checkpoint) {
 }
 
 int inspect(const InspectOptions& options) {
-  const std::unique_ptr<LoadedModel> loaded = LoadedModel::open(options.model_dir);
+  const std::unique_ptr<model::OpenedModel> loaded = model::open(options.model_dir);
   const storage::Checkpoint& checkpoint = loaded->checkpoint;
   require_nodes(options.nodes.value_or(0),
                 kernels::num_tiles(loaded->config.moe_intermediate_size));

@@ -8,7 +8,8 @@
 #include <memory>
 
 #include "base/units.h"
-#include "cli/deployment.h"
+#include "cli/model_parts.h"
+#include "cli/numerics.h"
 #include "coordinator/engine/kv_cache.h"
 #include "coordinator/engine/weights.h"
 #include "expert_node/serve.h"
@@ -24,27 +25,27 @@ constexpr uint64_t kSmallCacheBytes = kGiB;
 
 // What the coordinator has in flight beside the step's own buffers: integer sums, an answer of each
 // node, and the message that all of them read (its buffers are powers of two).
-uint64_t exchange_bytes(const LoadedModel& model, const MemoryRequest& request) {
+uint64_t exchange_bytes(const model::OpenedModel& model, const MemoryRequest& request) {
   transport::WireLimits limits;
   limits.rows_max = static_cast<uint32_t>(request.rows_max);
   limits.hidden_size = static_cast<uint32_t>(model.config.hidden_size);
   limits.top_k = static_cast<uint32_t>(model.config.num_experts_per_tok);
-  limits.row_type = request.numerics.wire_row_type();
+  limits.row_type = wire_row_type(request.numerics.wire);
   const uint64_t sums =
       static_cast<uint64_t>(request.rows_max * model.config.hidden_size) * sizeof(int64_t);
   return sums * (1 + request.placement.tiles_of_node.size()) +
          2 * std::bit_ceil(limits.dispatch_payload_bytes_max());
 }
 
-MemoryNeed need_of_node(const LoadedModel& model, const MemoryRequest& request,
+MemoryNeed need_of_node(const model::OpenedModel& model, const MemoryRequest& request,
                         const std::vector<int>& tiles) {
   expert_node::NodeOptions node;
-  node.row_type = request.numerics.wire_row_type();
+  node.row_type = wire_row_type(request.numerics.wire);
   node.rows_max = static_cast<uint32_t>(request.rows_max);
   MemoryNeed need;
   need.buffers = expert_node::node_buffer_bytes(node, model.catalog, request.node_threads);
   need.experts =
-      model.tiles(request.numerics, {request.memory, need.buffers, request.node_threads, {}})
+      open_tiles(model, request.numerics, {request.memory, need.buffers, request.node_threads, {}})
           ->ram_bytes(tiles);
   return need;
 }
@@ -129,7 +130,7 @@ std::vector<Change> all_changes() {
 // Tries changes against one model, request and set of bounds.
 class WaysOut {
  public:
-  WaysOut(const LoadedModel& model, const MemoryRequest& request, const CacheOption& cache,
+  WaysOut(const model::OpenedModel& model, const MemoryRequest& request, const CacheOption& cache,
           const std::vector<MemoryBound>& bounds)
       : model_(model), request_(request), cache_(cache), bounds_(bounds) {}
 
@@ -152,7 +153,7 @@ class WaysOut {
 
  private:
   bool is_possible(const Change& change) const {
-    const NumericsProfile& numerics = request_.numerics;
+    const model::NumericsProfile& numerics = request_.numerics;
     const bool experts_are_int4 =
         numerics.format.value_or(model_.catalog.format) == WeightFormat::kInt4;
     if (change.int4 && (model_.pack || experts_are_int4)) return false;
@@ -194,8 +195,8 @@ class WaysOut {
   uint64_t least_budget(MemoryRequest request) const {
     request.memory.ram_budget.reset();
     const MemoryNeed node = need_of_node(model_, request, request.placement.tiles_of_node[0]);
-    const auto tiles =
-        model_.tiles(request.numerics, {request.memory, node.buffers, request.node_threads, {}});
+    const auto tiles = open_tiles(model_, request.numerics,
+                                  {request.memory, node.buffers, request.node_threads, {}});
     return node.buffers + tiles->ram_bytes_min();
   }
 
@@ -227,7 +228,7 @@ class WaysOut {
     return true;
   }
 
-  const LoadedModel& model_;
+  const model::OpenedModel& model_;
   const MemoryRequest& request_;
   const CacheOption& cache_;
   const std::vector<MemoryBound>& bounds_;
@@ -266,7 +267,7 @@ MemoryNeed DeploymentNeed::sum() const {
   return sum;
 }
 
-uint64_t kv_cache_bytes(const LoadedModel& model, const NumericsProfile& numerics,
+uint64_t kv_cache_bytes(const model::OpenedModel& model, const model::NumericsProfile& numerics,
                         int64_t cache_tokens) {
   const model::ModelConfig& config = model.config;
   const kernels::LatentShape shape{config.kv_lora_rank, config.qk_rope_head_dim, numerics.cache};
@@ -274,16 +275,16 @@ uint64_t kv_cache_bytes(const LoadedModel& model, const NumericsProfile& numeric
          coordinator::KvCache::block_bytes(config.num_hidden_layers, shape);
 }
 
-DeploymentNeed memory_need(const LoadedModel& model, const MemoryRequest& request) {
+DeploymentNeed memory_need(const model::OpenedModel& model, const MemoryRequest& request) {
   DeploymentNeed need;
   MemoryNeed& coordinator = need.coordinator;
   coordinator.weights =
       coordinator::Weights::held_bytes(model.config, model.tensors(), request.numerics.dense());
   coordinator.kv_cache = kv_cache_bytes(model, request.numerics, request.cache_tokens);
-  coordinator.buffers =
-      coordinator::CpuCompute::buffer_bytes(model.config, request.rows_max) +
-      exchange_bytes(model, request) +
-      static_cast<uint64_t>(request.coordinator_threads) * kStagingWindowBytes + kProgramBytes;
+  coordinator.buffers = coordinator::CpuCompute::buffer_bytes(model.config, request.rows_max) +
+                        exchange_bytes(model, request) +
+                        static_cast<uint64_t>(request.coordinator_threads) * kStagingWindowBytes +
+                        kProgramBytes;
   for (const std::vector<int>& tiles : request.placement.tiles_of_node) {
     MemoryNeed node = need_of_node(model, request, tiles);
     if (request.local_node) {
@@ -296,8 +297,8 @@ DeploymentNeed memory_need(const LoadedModel& model, const MemoryRequest& reques
   return need;
 }
 
-std::optional<std::string> memory_shortage(const LoadedModel& model, const MemoryRequest& request,
-                                           const CacheOption& cache,
+std::optional<std::string> memory_shortage(const model::OpenedModel& model,
+                                           const MemoryRequest& request, const CacheOption& cache,
                                            const std::vector<MemoryBound>& bounds) {
   const DeploymentNeed need = memory_need(model, request);
   const std::optional<Broken> broken = broken_bound(need, bounds);

@@ -10,14 +10,12 @@
 #include <vector>
 
 #include "cli/memory_options.h"
-#include "cli/numerics.h"
 #include "coordinator/engine/decode_step.h"
+#include "model/open.h"
 #include "topology/memory_bounds.h"
 #include "topology/placement.h"
 
 namespace atl::cli {
-
-struct LoadedModel;
 
 // Of one process, in bytes.
 struct MemoryNeed {
@@ -39,7 +37,7 @@ struct DeploymentNeed {
 
 // All that decides what a deployment takes.
 struct MemoryRequest {
-  NumericsProfile numerics;  // settled
+  model::NumericsProfile numerics;  // settled
   topology::Placement placement;
   bool local_node = true;  // the one node lives in the coordinator's process
   int coordinator_threads = 1;
@@ -50,8 +48,8 @@ struct MemoryRequest {
   MemoryOptions memory;
 };
 
-// LoadError if the model can't be kept so (LoadedModel::tiles()).
-DeploymentNeed memory_need(const LoadedModel& model, const MemoryRequest& request);
+// LoadError if the model can't be kept so (open_tiles()).
+DeploymentNeed memory_need(const model::OpenedModel& model, const MemoryRequest& request);
 
 // Program, libraries, tokenizer, thread stacks and the transport's own queues, of one process.
 // Measured on x86-64 with the tiny model: 28 MiB a node, 47 MiB a coordinator that serves; a
@@ -65,13 +63,13 @@ struct CacheOption {
 };
 
 // Of the model's KV cache: one block more than `cache_tokens` need, as the engine takes it.
-uint64_t kv_cache_bytes(const LoadedModel& model, const NumericsProfile& numerics,
+uint64_t kv_cache_bytes(const model::OpenedModel& model, const model::NumericsProfile& numerics,
                         int64_t cache_tokens);
 
 // nullopt if all bounds are kept; else one line: what is needed and its parts, what is free, what
 // would fit.
-std::optional<std::string> memory_shortage(const LoadedModel& model, const MemoryRequest& request,
-                                           const CacheOption& cache,
+std::optional<std::string> memory_shortage(const model::OpenedModel& model,
+                                           const MemoryRequest& request, const CacheOption& cache,
                                            const std::vector<topology::MemoryBound>& bounds);
 
 // Of `atoll node`, which knows its tiles when a coordinator tells it. For TileStoreOptions::admit.

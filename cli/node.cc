@@ -20,6 +20,7 @@
 #include "cli/commands.h"
 #include "cli/deployment.h"
 #include "cli/help_formatter.h"
+#include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
 #include "cli/thread_options.h"
@@ -36,7 +37,7 @@ struct NodeCommandOptions {
   std::string listen = "127.0.0.1:0";
   std::optional<int> control_fd;  // instead
   transport::TransportKind transport = transport::TransportKind::kAuto;
-  NumericsProfile numerics;
+  model::NumericsProfile numerics;
   MemoryOptions memory;
   uint32_t rows_max = 512;
   topology::TeamRequest threads;
@@ -111,15 +112,15 @@ void serve(const NodeCommandOptions& options) {
   init_log(log_level(), "node " + options.name);
   // First of all: the memory of everything that follows is to come from the domain.
   const topology::TeamPlan threads = place_threads(options);
-  const std::unique_ptr<LoadedModel> model =
-      LoadedModel::open(options.model_dir, options.memory.stripes);
-  const NumericsProfile numerics = model->settle(options.numerics);
+  const std::unique_ptr<model::OpenedModel> model =
+      model::open(options.model_dir, options.memory.stripes);
+  const model::NumericsProfile numerics = model->settle(options.numerics);
   StopSignals signals;
   ThreadTeam team(threads.num_threads, threads.cpus);
   expert_node::NodeOptions node_options;
   node_options.name = options.name;
-  node_options.identity = model->identity(numerics);
-  node_options.row_type = numerics.wire_row_type();
+  node_options.identity = identity_of(*model, numerics);
+  node_options.row_type = wire_row_type(numerics.wire);
   node_options.rows_max = options.rows_max;
   MemoryNeed need;
   need.buffers = expert_node::node_buffer_bytes(node_options, model->catalog, team.num_threads());
@@ -132,7 +133,7 @@ void serve(const NodeCommandOptions& options) {
       refuse_shortage_of_node(with_tiles, topology::memory_bounds());
     };
   }
-  const std::unique_ptr<storage::TileStore> tiles = model->tiles(numerics, plan);
+  const std::unique_ptr<storage::TileStore> tiles = open_tiles(*model, numerics, plan);
   if (plan.admit && options.memory.ram_budget) plan.admit(tiles->ram_bytes({}));
   transport::UcxOptions ucx;
   ucx.kind = options.transport;

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include "base/log.h"
+#include "cli/numerics.h"
 
 namespace atl::cli {
 namespace {
@@ -29,7 +30,7 @@ std::vector<std::string> arguments_of_node(const NodeArguments& node) {
   const auto add = [&arguments](const std::vector<std::string>& more) {
     arguments.insert(arguments.end(), more.begin(), more.end());
   };
-  add(node.numerics.arguments());
+  add(numerics_arguments(node.numerics));
   add(node.memory.arguments());
   add({"--rows-max", std::to_string(node.rows_max)});
   add(arguments_of_threads(node.threads));

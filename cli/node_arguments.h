@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cli/memory_options.h"
-#include "cli/numerics.h"
+#include "model/numerics_profile.h"
 #include "topology/thread_plan.h"
 #include "transport/data/transport.h"
 
@@ -19,7 +19,7 @@ struct NodeArguments {
   topology::TeamPlan threads;
   bool spin = false;
   transport::TransportKind transport = transport::TransportKind::kAuto;
-  NumericsProfile numerics;
+  model::NumericsProfile numerics;
   MemoryOptions memory;  // of this node
   int64_t rows_max = 512;
 };

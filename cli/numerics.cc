@@ -4,7 +4,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include "base/result.h"
 #include "cli/help_formatter.h"
 
 namespace atl::cli {
@@ -45,66 +44,24 @@ std::string format_name(const std::optional<WeightFormat>& format) {
 
 }  // namespace
 
-storage::HeldFormat NumericsProfile::experts() const {
-  return {format, activations.value_or(kInt4Activations)};
-}
-storage::HeldFormat NumericsProfile::dense() const {
-  return {dense_format, activations.value_or(kInt4Activations)};
+transport::WireRowType wire_row_type(RowType type) {
+  return type == RowType::kBf16 ? transport::WireRowType::kBf16 : transport::WireRowType::kF32;
 }
 
-transport::WireRowType NumericsProfile::wire_row_type() const {
-  return wire == RowType::kBf16 ? transport::WireRowType::kBf16 : transport::WireRowType::kF32;
-}
-
-void NumericsProfile::check() const {
-  if (!activations || format == WeightFormat::kInt4 || dense_format == WeightFormat::kInt4) return;
-  throw LoadError(fmt::format(
-      "--activations {} is for matrices in int4, and none is asked for: add --format int4 or "
-      "--dense-format int4",
-      kernels::to_string(*activations)));
-}
-
-NumericsProfile NumericsProfile::with_pack(const storage::Pack& pack) const {
-  const storage::PackParams& packed = pack.params();
-  if (format && *format != packed.format) {
-    throw LoadError(fmt::format(
-        "{}: the pack holds experts in {}, not in {}: leave --format out, or pack again with it",
-        pack.directory().string(), kernels::to_string(packed.format), kernels::to_string(*format)));
-  }
-  NumericsProfile profile = *this;
-  profile.format = packed.format;
-  if (packed.format == WeightFormat::kInt4) {
-    profile.activations = activations.value_or(packed.activations);
-  }
-  profile.check();
-  return profile;
-}
-
-std::string NumericsProfile::describe(WeightFormat experts_in_checkpoint) const {
-  const auto with_rows = [this](WeightFormat held) {
-    std::string text(kernels::to_string(held));
-    if (held != WeightFormat::kInt4) return text;
-    return fmt::format("{} with {} rows", text,
-                       kernels::to_string(activations.value_or(kInt4Activations)));
-  };
-  return fmt::format("wire {}, kv {}, experts {}, dense {}", kernels::to_string(wire),
-                     kernels::to_string(cache), with_rows(format.value_or(experts_in_checkpoint)),
-                     dense_format ? with_rows(*dense_format) : "as in the checkpoint");
-}
-
-std::vector<std::string> NumericsProfile::arguments() const {
-  std::vector<std::string> arguments = {"--wire",         std::string(kernels::to_string(wire)),
-                                        "--kv",           std::string(kernels::to_string(cache)),
-                                        "--format",       format_name(format),
-                                        "--dense-format", format_name(dense_format)};
-  if (activations) {
+std::vector<std::string> numerics_arguments(const model::NumericsProfile& profile) {
+  std::vector<std::string> arguments = {
+      "--wire",         std::string(kernels::to_string(profile.wire)),
+      "--kv",           std::string(kernels::to_string(profile.cache)),
+      "--format",       format_name(profile.format),
+      "--dense-format", format_name(profile.dense_format)};
+  if (profile.activations) {
     arguments.insert(arguments.end(),
-                     {"--activations", std::string(kernels::to_string(*activations))});
+                     {"--activations", std::string(kernels::to_string(*profile.activations))});
   }
   return arguments;
 }
 
-void add_numerics_options(CLI::App& command, NumericsProfile* profile) {
+void add_numerics_options(CLI::App& command, model::NumericsProfile* profile) {
   add_row_type_option(command, "--wire", "Rows sent to the experts are rounded to this",
                       &profile->wire);
   add_row_type_option(command, "--kv", "Entries of the KV cache are rounded to this",

@@ -1,14 +1,11 @@
-// The numerics profile of a deployment: which number formats enter the arithmetic. Part of the
-// model's identity, equal on the coordinator and all nodes.
+// The numerics profile on the command line, and as the data plane names it.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/numeric_types.h"
-#include "storage/checkpoint/matrix_source.h"
-#include "storage/pack/pack.h"
+#include "model/numerics_profile.h"
 #include "transport/data/wire.h"
 
 namespace CLI {
@@ -17,35 +14,12 @@ class App;
 
 namespace atl::cli {
 
-struct NumericsProfile {
-  kernels::RowType wire = kernels::RowType::kBf16;
-  kernels::RowType cache = kernels::RowType::kBf16;
-  std::optional<kernels::WeightFormat> format;        // of routed experts; as in the checkpoint
-  std::optional<kernels::WeightFormat> dense_format;  // of all other linear layers; likewise
-  // Of matrices in int4, which alone have a choice; nullopt: kInt4Activations.
-  std::optional<kernels::Activations> activations;
-
-  storage::HeldFormat experts() const;
-  storage::HeldFormat dense() const;
-  transport::WireRowType wire_row_type() const;
-  // LoadError if activations are named and no matrix is asked for in int4.
-  void check() const;
-  // The profile with what a pack decides unless the user does: format and activations of the
-  // routed experts. LoadError if another format is asked for, and as check().
-  NumericsProfile with_pack(const storage::Pack& pack) const;
-  // "wire bf16, kv bf16, experts int4 with i8 rows, dense as in the checkpoint".
-  std::string describe(kernels::WeightFormat experts_in_checkpoint) const;
-  // As options of a command line.
-  std::vector<std::string> arguments() const;
-};
-
-// What int4 matrices do with rows unless the user says: 2.8 times the speed of FP32 rows with
-// 256 of them (docs/benchmarks.md), for a perplexity that differs by less than what int4 itself
-// costs (docs/numbers.md, "Converted weights").
-inline constexpr kernels::Activations kInt4Activations = kernels::Activations::kI8;
-
 // --wire, --kv, --format, --dense-format and --activations into *profile, borrowed for the life of
 // the program.
-void add_numerics_options(CLI::App& command, NumericsProfile* profile);
+void add_numerics_options(CLI::App& command, model::NumericsProfile* profile);
+// The options that give this profile.
+std::vector<std::string> numerics_arguments(const model::NumericsProfile& profile);
+
+transport::WireRowType wire_row_type(kernels::RowType type);
 
 }  // namespace atl::cli

@@ -13,7 +13,7 @@
 #include "base/result.h"
 #include "base/units.h"
 #include "cli/commands.h"
-#include "cli/deployment.h"
+#include "cli/model_parts.h"
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
@@ -81,7 +81,7 @@ void write(const PackCommandOptions& options) {
   model::map_tensors(config, checkpoint);  // throws if a tensor is missing, strange or misshapen
   const storage::ExpertCatalog catalog =
       model::map_experts(config, checkpoint, model::MtpLayers::kInclude);
-  NumericsProfile numerics;
+  model::NumericsProfile numerics;
   numerics.format = kernels::parse_weight_format(options.format);
   storage::PackOptions pack;
   pack.format = numerics.experts();

@@ -118,11 +118,11 @@ Outcome decode(const DeploymentOptions& options) {
 // RAM of a node for this share of the tiles that it owns but two at least, beside what it needs for
 // a step.
 uint64_t budget_for(const DeploymentOptions& options, double share) {
-  const auto model = LoadedModel::open(options.model_dir);
+  const auto model = model::open(options.model_dir);
   expert_node::NodeOptions node;
   node.rows_max = static_cast<uint32_t>(options.chunk);
   const uint64_t reserved = expert_node::node_buffer_bytes(node, model->catalog, 1);
-  const auto tiles = model->tiles(model->settle(options.numerics), {});
+  const auto tiles = open_tiles(*model, model->settle(options.numerics), {});
   const uint64_t of_node = kAllTiles * tiles->layout(0).bytes / std::max(1, options.nodes);
   const uint64_t two = 2 * tiles->layout(0).bytes;
   return reserved + tiles->ram_bytes_min() - two +
@@ -208,7 +208,7 @@ TEST_F(PackDeployment, refuses_more_memory_than_there_is_unless_it_is_forced) {
   ASSERT_TRUE(bound);
   for (const int nodes : {0, 2}) {
     DeploymentOptions large = options(nodes);
-    const auto model = LoadedModel::open(large.model_dir);
+    const auto model = model::open(large.model_dir);
     const uint64_t block = kv_cache_bytes(*model, model->settle({}), 0);
     large.cache_tokens =
         static_cast<int64_t>(bound->limit_bytes / block * 2) * kernels::kAttentionBlock;

@@ -33,7 +33,7 @@ class MemoryCheck : public ::testing::Test {
   static void SetUpTestSuite() {
     dir_ = new test::TempDir;
     test::write_small_model(dir_->path(), 1024, 4096);
-    model_ = LoadedModel::open(dir_->path());
+    model_ = model::open(dir_->path());
   }
   static void TearDownTestSuite() {
     model_.reset();
@@ -55,7 +55,7 @@ class MemoryCheck : public ::testing::Test {
   }
 
   static inline test::TempDir* dir_ = nullptr;
-  static inline std::unique_ptr<LoadedModel> model_;
+  static inline std::unique_ptr<model::OpenedModel> model_;
 };
 
 TEST_F(MemoryCheck, fits_to_the_byte) {
@@ -154,7 +154,7 @@ TEST(MemoryNeed, is_what_the_coordinator_holds_in_every_format) {
       options.chunk = 16;
       options.progress = false;
       Deployment deployment(options);
-      const auto model = LoadedModel::open(options.model_dir);
+      const auto model = model::open(options.model_dir);
       MemoryRequest request;
       request.numerics = model->settle(options.numerics);
       request.placement =

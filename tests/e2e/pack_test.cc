@@ -122,12 +122,13 @@ TEST(Pack, has_the_identity_of_its_checkpoint) {
   const TempDir dir;
   pack(kTinyFp8, dir / "pack");
   pack(kTinyFp8, dir / "int4", {"--format", "int4"});
-  const auto checkpoint = cli::LoadedModel::open(kTinyFp8);
-  cli::NumericsProfile as_it_is, int4;
+  const auto checkpoint = model::open(kTinyFp8);
+  model::NumericsProfile as_it_is, int4;
   int4.format = WeightFormat::kInt4;
   for (const auto& [name, asked] : {std::pair("pack", as_it_is), std::pair("int4", int4)}) {
-    const auto packed = cli::LoadedModel::open(dir / name);
-    const auto a = packed->identity(packed->settle({})), b = checkpoint->identity(asked);
+    const auto packed = model::open(dir / name);
+    const auto a = cli::identity_of(*packed, packed->settle({})),
+               b = cli::identity_of(*checkpoint, asked);
     EXPECT_EQ(a.model, b.model);
     EXPECT_EQ(a.checkpoint_fingerprint, b.checkpoint_fingerprint);
     EXPECT_EQ(a.profile, b.profile);

@@ -1,0 +1,45 @@
+#include "model/open.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "base/result.h"
+
+namespace atl::model {
+
+std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,
+                                  std::span<const std::filesystem::path> stripe_dirs) {
+  std::optional<storage::Pack> pack;
+  if (storage::Pack::is_pack(model_dir)) pack = storage::Pack::open(model_dir);
+  if (!pack && !stripe_dirs.empty()) {
+    throw LoadError(
+        fmt::format("{}: not an expert pack: --stripe adds packs to a pack", model_dir.string()));
+  }
+  ModelConfig config = load_config(model_dir);
+  storage::Checkpoint checkpoint =
+      pack ? storage::Checkpoint::open(*pack) : storage::Checkpoint::open(model_dir);
+  auto opened = std::unique_ptr<OpenedModel>(
+      new OpenedModel{std::move(config), std::move(pack), {}, std::move(checkpoint), {}});
+  for (const auto& dir : stripe_dirs) opened->stripes.push_back(storage::Pack::open(dir));
+  opened->catalog = opened->pack ? map_packed_experts(opened->config, *opened->pack)
+                                 : map_experts(opened->config, opened->checkpoint);
+  return opened;
+}
+
+NumericsProfile OpenedModel::settle(const NumericsProfile& numerics) const {
+  if (pack) return numerics.with_pack(*pack);
+  numerics.check();
+  return numerics;
+}
+
+std::string OpenedModel::fingerprint() const {
+  return pack ? pack->params().source_fingerprint : checkpoint.fingerprint();
+}
+
+ModelTensors OpenedModel::tensors() const {
+  return map_tensors(config, checkpoint,
+                     pack ? RoutedExperts::kInPack : RoutedExperts::kInCheckpoint);
+}
+
+}  // namespace atl::model
