@@ -10,6 +10,7 @@
 #include "base/units.h"
 #include "cli/model_parts.h"
 #include "cli/numerics.h"
+#include "coordinator/engine/cpu_compute.h"
 #include "coordinator/engine/kv_cache.h"
 #include "coordinator/engine/weights.h"
 #include "expert_node/serve.h"

@@ -26,6 +26,7 @@ constexpr int64_t kRowsAtOnce = 8;
 
 void DispatchInFlight::begin(int32_t layer, int64_t num_rows, transport::SharedBuffer payload,
                              size_t payload_bytes, const PlacementView& placement) {
+  CHECK(payload != nullptr && payload->size() >= payload_bytes);
   CHECK(num_rows >= 1 && num_rows <= limits_.rows_max);
   layer_ = layer;
   num_rows_ = num_rows;
@@ -65,6 +66,9 @@ Status DispatchInFlight::add(Share& share, const transport::Partial& partial, Th
                              partial.row_begin, partial.num_rows, partial.output_begin,
                              partial.num_outputs, kCell, num_rows_, hidden)};
   }
+  CHECK_EQ(partial.elements.size(),
+           transport::partial_elements_bytes(partial.num_rows, partial.num_outputs,
+                                             partial.element_bits));
   const size_t element_bytes = partial.element_bits / 8;
   const int64_t panel_begin = partial.output_begin / kCell;
   const int64_t panel_end = ceil_div(output_end, kCell);

@@ -223,6 +223,7 @@ std::optional<size_t> Dispatcher::whom_to_ask(const Share& share) const {
 // Sends the share to its node under a fresh dispatch id. A node that can't be sent to is lost.
 Status Dispatcher::ask(const DispatchInFlight& flight, Share& share) {
   const size_t node = share.node;
+  CHECK(!share.asked && alive(node));
   transport::Dispatch dispatch;
   share.id = DispatchId{next_id_++};
   share.asked = true;
@@ -306,6 +307,7 @@ void Dispatcher::place() {
 // What it still owes and its tiles are asked from others from now on.
 void Dispatcher::drop_node(size_t node, const std::string& why) {
   NodeState& state = states_[node];
+  CHECK(state.alive);
   state.alive = state.suspect = false;
   state.last_loss = why;
   place();
@@ -339,7 +341,9 @@ void Dispatcher::suspect_node(size_t node) {
 }
 
 void Dispatcher::join_node(const NodeNews& news) {
+  CHECK_LT(news.node, states_.size());
   NodeState& state = states_[news.node];
+  CHECK_GT(news.life, state.life);  // a life begins once
   if (state.alive) drop_node(news.node, "it began anew");
   state.life = news.life;
   auto peer = transport_.connect(news.data_address, nodes_[news.node].name);

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/check.h"
+
 namespace atl::coordinator {
 
 void Member::joined(Clock::TimePoint now) {
@@ -36,12 +38,14 @@ void Member::back_off(Clock::TimePoint now) {
   const auto pause =
       failures_ == 0 ? std::chrono::milliseconds(0)
                      : std::min(times_.backoff_max, times_.backoff_min * (int64_t{1} << doublings));
+  CHECK(state_ != State::kBackingOff);
   ++failures_;
   retry_at_ = now + pause;
   state_ = State::kBackingOff;
 }
 
 Member::Order Member::tick(Clock::TimePoint now) {
+  CHECK(now >= last_tick_);
   const auto passed = std::min<std::chrono::nanoseconds>(now - last_tick_, 2 * times_.heartbeat);
   last_tick_ = now;
   switch (state_) {

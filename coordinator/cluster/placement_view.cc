@@ -27,12 +27,14 @@ int PlacementView::num_tiles(size_t node) const {
 
 LivePlacement::LivePlacement(Epoch epoch, std::vector<std::vector<int>> owned)
     : owned_(std::move(owned)), there_(owned_.size(), true) {
+  CHECK(!owned_.empty());
   for (size_t node = 0; node < owned_.size(); ++node) holder_.push_back(node);
   rebuild();
   view_.epoch = epoch;
 }
 
 void LivePlacement::take_out(size_t node) {
+  CHECK_LT(node, there_.size());
   if (!there_[node]) return;
   there_[node] = false;
   for (size_t owner = 0; owner < owned_.size(); ++owner) {
@@ -49,6 +51,7 @@ void LivePlacement::take_out(size_t node) {
 }
 
 void LivePlacement::put_back(size_t node) {
+  CHECK_LT(node, there_.size());
   if (there_[node]) return;
   there_[node] = true;
   for (size_t owner = 0; owner < owned_.size(); ++owner) {
@@ -77,6 +80,7 @@ size_t LivePlacement::holder_of(int tile) const {
 
 void LivePlacement::rebuild() {
   view_.tiles_of_node.assign(owned_.size(), {});
+  size_t num_owned = 0, num_held = 0;
   for (size_t node = 0; node < owned_.size(); ++node) {
     std::vector<int> held;
     for (size_t owner = 0; owner < owned_.size(); ++owner) {
@@ -85,7 +89,10 @@ void LivePlacement::rebuild() {
     }
     std::sort(held.begin(), held.end());
     view_.tiles_of_node[node] = to_ranges(held);
+    num_owned += owned_[node].size();
+    num_held += held.size();
   }
+  CHECK_EQ(num_held, num_owned);  // every tile is at one node
 }
 
 }  // namespace atl::coordinator

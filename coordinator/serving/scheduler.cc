@@ -234,7 +234,36 @@ bool Scheduler::step() {
   publish_stats();
   deliver();
   if (options_.after_step) options_.after_step();
+  check_state();
   return computed;
+}
+
+// What holds between steps.
+void Scheduler::check_state() const {
+  CHECK_LE(std::ssize(running_), options_.sequences_max);
+  CHECK(std::is_sorted(running_.begin(), running_.end(), came_before));
+  std::map<std::string_view, std::pair<int64_t, int64_t>> seen;  // of a client: present, admitted
+  const auto look = [&](const Generation& generation, bool admitted) {
+    CHECK(!generation.ended && !generation.event);
+    CHECK_EQ(generation.admission > 0, admitted);
+    CHECK_LT(generation.num_generated(), generation.request.max_tokens);
+    auto& [present, let_in] = seen[generation.request.client];
+    ++present;
+    let_in += admitted;
+  };
+  for (const GenerationPtr& generation : running_) {
+    look(*generation, true);
+    // Its last token is not in the cache, unless its next one is being chosen.
+    CHECK(generation->pending() >= 1 || !generation->held_logits.empty());
+  }
+  for (const GenerationPtr& generation : preempted_) {
+    look(*generation, true);
+    CHECK(generation->sequence.blocks.empty());
+  }
+  for (const auto& [name, client] : clients_) {
+    for (const GenerationPtr& generation : client.waiting) look(*generation, false);
+    CHECK(seen[name] == std::pair(client.present, client.admitted));
+  }
 }
 
 void Scheduler::take_messages() {
@@ -442,6 +471,9 @@ void Scheduler::share_rows() {
   const StepLimits limits{engine_.options().rows_max, options_.step_target_s,
                           decoding.rows > 0 ? kSlowdownBesideDecoding : kSlowdown};
   if (share_step(step_cost_, decoding, limits, prompts)) ++counts_.steps_cut;
+  int64_t rows = decoding.rows;
+  for (const PromptRows& prompt : prompts) rows += prompt.rows;
+  CHECK_LE(rows, limits.rows_max);
   auto prompt = prompts.begin();
   for (const GenerationPtr& generation : running_) {
     if (!generation->held_logits.empty()) continue;
@@ -479,6 +511,7 @@ void Scheduler::find_room() {
 }
 
 void Scheduler::preempt(size_t index) {
+  CHECK_LT(index, running_.size());
   GenerationPtr generation = std::move(running_[index]);
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(index));
   log_debug("request {}: preempted after {} of {} tokens", generation->request.request_id,
@@ -587,6 +620,7 @@ void Scheduler::sample_all(const std::vector<Generation*>& stepped) {
 // Chooses the next token from the logits of the last one.
 void Scheduler::sample(Generation& generation, std::span<const float> logits,
                        Workspace& workspace) {
+  CHECK(!generation.ended);
   GenerationRequest& request = generation.request;
   std::span<const float> adjusted = logits;
   if (!request.logits.idle()) {
@@ -617,6 +651,8 @@ void Scheduler::sample(Generation& generation, std::span<const float> logits,
     generation.sample_error = token.error();
     return;
   }
+  CHECK(*token >= 0 && *token < options_.vocab_limit);
+  CHECK(allowed.empty() || allowed[static_cast<size_t>(*token)]);
   generation.sampled = *token;
   if (request.top_logprobs >= 0) {
     const double total = log_sum_exp(logits);
@@ -678,6 +714,7 @@ void Scheduler::advance(Generation& generation) {
 }
 
 void Scheduler::take_token(Generation& generation) {
+  CHECK(generation.sampled && generation.pending() == 0);
   const int32_t token = *generation.sampled;
   generation.sampled.reset();
   generation.tokens.push_back(token);
@@ -761,6 +798,7 @@ void Scheduler::remove_ended() {
 
 void Scheduler::deliver() {
   for (const GenerationPtr& generation : running_) generation->event.reset();
+  for (const GenerationPtr& generation : preempted_) generation->event.reset();
   if (events_.empty()) return;
   sink_(std::exchange(events_, {}));
 }

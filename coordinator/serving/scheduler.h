@@ -112,6 +112,7 @@ class Scheduler final : public GenerationBackend {
   int64_t missing_blocks(const Generation& generation, int64_t num_tokens) const;
   void remove_ended();
   void deliver();
+  void check_state() const;
   void publish_stats();
   std::optional<Clock::TimePoint> next_deadline() const;
   template <typename Visit>

@@ -23,6 +23,8 @@ ExpertCache::ExpertCache(size_t num_experts, int num_tiles, size_t num_slots, Ev
       states_(num_experts * static_cast<size_t>(num_tiles), TileState::kAbsent),
       slots_(num_experts * static_cast<size_t>(num_tiles), -1) {
   CHECK_LT(num_slots, size_t{1} << 31);
+  CHECK_GT(num_tiles, 0);
+  CHECK_GT(half_life, 0);
   free_.reserve(num_slots);
   for (size_t slot = num_slots; slot > 0; --slot) free_.push_back(static_cast<int32_t>(slot - 1));
 }
@@ -37,10 +39,11 @@ template <typename Change>
 void ExpertCache::change(size_t expert, Change change) {
   Expert& e = experts_[expert];
   if (may_go(e)) {
-    queue_.erase({e.order, expert});
+    CHECK_EQ(queue_.erase({e.order, expert}), 1u);
     evictable_slots_ -= static_cast<size_t>(e.held);
   }
   change(e);
+  CHECK(e.pins >= 0 && e.reading >= 0 && e.reading <= e.held && e.held <= num_tiles_);
   if (may_go(e)) {
     queue_.insert({e.order, expert});
     evictable_slots_ += static_cast<size_t>(e.held);
@@ -92,6 +95,7 @@ void ExpertCache::unpin(size_t expert) {
 bool ExpertCache::make_room(size_t slots, std::vector<size_t>* evicted) {
   if (free_.size() + evictable_slots_ < slots) return false;
   while (free_.size() < slots) {
+    CHECK(!queue_.empty());
     const size_t expert = queue_.begin()->second;
     evict(expert);
     evicted->push_back(expert);
@@ -110,6 +114,7 @@ void ExpertCache::evict(size_t expert) {
     }
     e.held = 0;
   });
+  CHECK_LE(free_.size(), num_slots_);
   ++evictions_;
 }
 
@@ -129,6 +134,7 @@ int32_t ExpertCache::start_reading(size_t expert, int tile) {
 
 void ExpertCache::end_reading(size_t expert, int tile, TileState outcome) {
   CHECK(state(expert, tile) == TileState::kReading);
+  CHECK(outcome != TileState::kReading);
   const size_t at = index(expert, tile);
   change(expert, [&](Expert& e) {
     --e.reading;

@@ -69,6 +69,7 @@ TileStore::TileStore(std::unique_ptr<TileSource> source, const ExpertCatalog& ca
   for (const kernels::TileLayout& layout : layouts_) {
     slot_bytes_ = std::max<uint64_t>(slot_bytes_, layout.bytes);
   }
+  CHECK_GT(slot_bytes_, 0u);
   place_of_layer_.assign(static_cast<size_t>(catalog.num_layers), -1);
   for (size_t place = 0; place < catalog.moe_layers.size(); ++place) {
     place_of_layer_.at(static_cast<size_t>(catalog.moe_layers[place])) = static_cast<int>(place);
@@ -173,6 +174,7 @@ void TileStore::plan(std::span<const int> tiles) {
   reader->use_memory(arena.span());
 
   const std::lock_guard lock(mutex_);
+  CHECK(reading_.empty());  // nothing is read into the memory that went
   arena_ = std::move(arena);
   cache_.emplace(
       experts, num_tiles(), slots, options_.eviction,
@@ -338,6 +340,7 @@ bool TileStore::try_start(size_t index, std::span<const int> tiles, ReadUrgency 
     targets.push_back({&layouts_[static_cast<size_t>(tile)], data});
   }
   const auto experts = static_cast<size_t>(catalog_.n_routed_experts);
+  CHECK(!reading_.contains(index));
   Reading& reading = reading_[index];
   reading.start = clock_.now();
   reading.ticket =
@@ -365,6 +368,7 @@ void TileStore::tile_done(size_t index, int tile, const Status& status) {
   }
   if (cache_->is_reading(index)) return;
   const auto reading = reading_.find(index);
+  CHECK(reading != reading_.end());
   ++stats_.read_latency[latency_bucket(seconds_between(reading->second.start, clock_.now()))];
   reading_.erase(reading);
   changed_.notify_all();
@@ -490,10 +494,12 @@ Result<std::vector<size_t>> TileBatch::next() {
         seconds_between(*stalled, store.clock_.now());
   }
   num_handed_out_ += ready.size();
+  CHECK_LE(num_handed_out_, experts_.size());
   return ready;
 }
 
 kernels::TileView TileBatch::tile(size_t expert, size_t tile) const {
+  CHECK(expert < experts_.size() && tile < tiles_.size());
   const Expert& e = experts_[expert];
   CHECK(e.phase == Phase::kHandedOut);
   const int number = tiles_[tile];
@@ -502,7 +508,10 @@ kernels::TileView TileBatch::tile(size_t expert, size_t tile) const {
           store_->slot_data(store_->cache_->slot(e.index, number))};
 }
 
-void TileBatch::release() { store_->release(*this); }
+void TileBatch::release() {
+  CHECK(store_ != nullptr);
+  store_->release(*this);
+}
 
 void TileStore::release(TileBatch& batch) {
   const std::lock_guard lock(mutex_);

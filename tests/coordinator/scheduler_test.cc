@@ -628,9 +628,12 @@ TEST_F(SchedulerTest, a_constraint_is_asked_before_and_told_after_every_token) {
 // As Alternating, and every mask takes until it is released.
 class Dear final : public constrain::TokenConstraint {
  public:
-  Dear(std::vector<int64_t>* asked, std::shared_future<void> released)
-      : cheap_(asked), released_(std::move(released)) {}
+  // begun: set when its first mask is begun; may be null.
+  Dear(std::vector<int64_t>* asked, std::shared_future<void> released,
+       std::promise<void>* begun = nullptr)
+      : cheap_(asked), released_(std::move(released)), begun_(begun) {}
   Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
+    if (begun_) std::exchange(begun_, nullptr)->set_value();
     released_.wait();
     return cheap_.mask(tokens_left, allowed);
   }
@@ -645,6 +648,7 @@ class Dear final : public constrain::TokenConstraint {
  private:
   Alternating cheap_;
   const std::shared_future<void> released_;
+  mutable std::promise<void>* begun_;
 };
 
 TEST_F(SchedulerTest, a_dear_mask_holds_up_nobody_else_and_changes_no_token) {
@@ -696,6 +700,46 @@ TEST_F(SchedulerTest, a_sequence_whose_mask_is_being_found_can_be_cancelled) {
   finish_all();
   EXPECT_TRUE(outcomes_[next].ended());
   EXPECT_FALSE(outcomes_[id].ended());
+}
+
+// Its mask is found, so that it has a token, and in the same step it gives way to a newcomer.
+TEST_F(SchedulerTest, who_gets_a_token_and_gives_way_in_one_step_goes_on_as_alone) {
+  SchedulerOptions options;
+  options.sequences_max = 2;
+  open(4096, 64, options);
+  std::vector<int64_t> asked;
+  GenerationRequest cheap = request(prompt(5, 0), 10);
+  cheap.constraint = std::make_unique<Alternating>(&asked);
+  const GenerationId cheap_id = submit(std::move(cheap));
+  finish_all();
+  const std::vector<int32_t> expected = outcomes_[cheap_id].tokens;
+
+  std::promise<void> release, found;
+  const auto released = release.get_future().share();
+  std::vector<int64_t> first_asked, second_asked;
+  std::vector<GenerationId> ids;
+  for (std::vector<int64_t>* one : {&first_asked, &second_asked}) {
+    GenerationRequest dear = request(prompt(one == &first_asked ? 5 : 20, 0), 10);
+    dear.client = "many";
+    dear.constraint = std::make_unique<Dear>(one, released, one == &first_asked ? nullptr : &found);
+    ids.push_back(submit(std::move(dear)));
+  }
+  steps(3);
+  release.set_value();
+  found.get_future().wait();  // the second mask is asked for, so the first is there
+  const GenerationRequest other = request(prompt(6, 1), 8);
+  GenerationRequest newcomer = copy_of(other);
+  newcomer.client = "one";
+  ids.push_back(submit(std::move(newcomer)));
+  steps(1);
+  EXPECT_EQ(outcomes_[ids[0]].tokens.size(), 1u);
+  EXPECT_EQ(scheduler_->stats().preempted, 1u);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!outcomes_[ids[0]].ended() && std::chrono::steady_clock::now() < until) {
+    scheduler_->step();
+  }
+  EXPECT_EQ(outcomes_[ids[0]].tokens, expected);
+  EXPECT_EQ(outcomes_[ids[2]].tokens, alone(other));
 }
 
 TEST_F(SchedulerTest, serves_threads_that_submit_and_cancel_while_it_runs) {
