@@ -6,26 +6,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/nearest.h"
 #include "cli/output.h"
 
 namespace atl::cli {
 namespace {
-
-// Levenshtein distance: insertions, deletions and replacements of one character.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
-    }
-  }
-  return row[b.size()];
-}
 
 // The innermost command that the line names, and all names on the way to it.
 const CLI::App& chosen(const CLI::App& app) {
@@ -76,19 +61,6 @@ std::string unexpected_argument(const CLI::App& app, const std::string& word) {
 }
 
 }  // namespace
-
-std::string nearest(std::string_view word, std::span<const std::string> candidates) {
-  size_t best_distance = std::min<size_t>(3, word.size() / 3 + 1);  // exclusive
-  std::string best;
-  for (const std::string& candidate : candidates) {
-    const size_t distance = edit_distance(word, candidate);
-    if (distance < best_distance) {
-      best_distance = distance;
-      best = candidate;
-    }
-  }
-  return best;
-}
 
 std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> extras = app.remaining(true);
