@@ -17,6 +17,7 @@ const std::map<std::string, std::set<std::string>, std::less<>> kMayInclude = {
     {"kernels", {}},
     {"transport", {}},
     {"topology", {}},
+    {"config", {}},
     {"text", {}},
     {"constrain", {"text"}},
     {"storage", {"kernels"}},
@@ -27,7 +28,7 @@ const std::map<std::string, std::set<std::string>, std::less<>> kMayInclude = {
      {"model", "text", "constrain", "http", "storage", "kernels", "transport", "topology"}},
     {"cli",
      {"coordinator", "expert_node", "model", "text", "constrain", "http", "storage", "kernels",
-      "transport", "topology"}},
+      "transport", "topology", "config"}},
 };
 // Outside of the library: they include what they try, nothing includes them.
 const std::set<std::string, std::less<>> kOuterFolders = {"tests", "bench"};
@@ -46,7 +47,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"kj/", {"transport/"}, true},
     {"capnp/", {"transport/"}, true},
     {"hwloc", {"topology/"}},
-    {"yaml-cpp/", {"topology/"}},
+    {"yaml-cpp/", {"config/"}},
     {"hwy/", {"kernels/", "topology/"}, true},
     {"liburing", {"storage/"}},
     {"xxhash.h", {"storage/"}},
@@ -59,7 +60,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"nlohmann/json_fwd.hpp", {"base/", "constrain/"}, true},
     {"nlohmann/",
      {"base/", "text/", "constrain/", "model/", "storage/", "topology/", "transport/",
-      "coordinator/", "cli/"}},
+      "config/", "coordinator/", "cli/"}},
     {"gtest/", {}},
     {"gmock/", {}},
     {"benchmark/", {}},

@@ -1,0 +1,303 @@
+#include "config/keys.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+#include "base/units.h"
+#include "config/cluster_config.h"
+
+namespace atl::config {
+namespace {
+
+using enum ValueType;
+
+constexpr double kBytesMax = 0x1p50, kRateMax = 1e15, kDayMs = 86'400'000;
+
+void add_machine_keys(std::vector<Key>* keys, const std::string& section, bool has_drives) {
+  const std::string path = section + "machine.";
+  keys->push_back({path + "ram", kBytes, "", "RAM that it has; for planning only", 1, kBytesMax});
+  keys->push_back({path + "cores", kInteger, "", "cores that it has; for planning only", 1, 4096});
+  keys->push_back(
+      {path + "mem_bw", kRate, "", "rate of its memory; for planning only", 1, kRateMax});
+  if (has_drives) {
+    keys->push_back({path + "drives", kRates, "",
+                     "rate of each drive, one or a list; for planning only", 1, kRateMax});
+  }
+  keys->push_back({path + "nic", kRate, "", "rate of its network; for planning only", 1, kRateMax});
+}
+
+// What nodes[] and node_defaults have in common.
+void add_node_keys(std::vector<Key>* keys, const std::string& section) {
+  const auto add = [&](Key key) {
+    key.path = section + key.path;
+    keys->push_back(std::move(key));
+  };
+  add({"model", kPaths, "",
+       "checkpoint or pack there, or a list of packs on several drives; the file's `model` if not "
+       "said"});
+  add({"ram", kBytes, "", "budget of the node's memory; not said: all its tiles stay in RAM", 1,
+       kBytesMax});
+  add({"threads", kInteger, "0", "compute threads; 0: one per core", 0, 4096});
+  add({"numa_node", kInteger, "", "NUMA domain to run in (the kernel's number)", 0, 65536});
+  add({"tiles", kInteger, "", "tiles of each expert that it keeps; for all nodes or for none", 0,
+       65535});
+  add({"share", kNumber, "1", "its share of the tiles in proportion to the others'", 0, 1e6});
+  add({"device", kText, "", "network device of its rows, as UCX names it: `eth1`, `mlx5_0:1`"});
+  add_machine_keys(keys, section, true);
+}
+
+std::vector<Key> make_keys() {
+  const std::vector<std::string> formats = {"auto", "fp8", "bf16", "f32", "int4"};
+  std::vector<Key> keys = {
+      {"cluster", kName, "atoll", "the cluster's name, in logs"},
+      {"model", kPaths, "", "checkpoint or pack, or a list of packs on several drives; required"},
+      {"numerics.format", kChoice, "auto",
+       "weights of routed experts are converted to this; `auto`: as in the checkpoint", 0, 0,
+       formats},
+      {"numerics.dense_format", kChoice, "auto",
+       "weights of all other linear layers are converted to this", 0, 0, formats},
+      {"numerics.activations",
+       kChoice,
+       "",
+       "rows that meet int4 weights; `i8` if not said",
+       0,
+       0,
+       {"i8", "f32"}},
+      {"numerics.wire",
+       kChoice,
+       "bf16",
+       "rows sent to nodes are rounded to this",
+       0,
+       0,
+       {"bf16", "f32"}},
+      {"numerics.kv",
+       kChoice,
+       "bf16",
+       "entries of the KV cache are rounded to this",
+       0,
+       0,
+       {"bf16", "f32"}},
+      {"coordinator.listen", kAddress, "127.0.0.1:8080", "address of the HTTP API"},
+      {"coordinator.admin", kAddress, "",
+       "address of `atoll cluster`, on loopback; not said: there is none"},
+      {"coordinator.device", kDevice, "auto",
+       "what it computes on: `auto` (a GPU if there is one), `cpu`, `cuda:N`"},
+      {"coordinator.threads", kInteger, "0", "compute threads; 0: one per core", 0, 4096},
+      {"coordinator.kv_cache", kBytes, "",
+       "memory of the KV cache; not said: 16 contexts, at most 4GiB", 1, kBytesMax},
+      {"coordinator.context", kInteger, "0",
+       "most tokens of a request; 0: what model and KV cache hold", 0, 0x1p30},
+      {"coordinator.chunk", kInteger, "512", "rows of a step and of a dispatch", 1, 65536},
+      {"coordinator.api_keys", kPath, "", "file of the API's keys, a `name key` per line"},
+      {"coordinator.model_name", kText, "",
+       "name that clients ask for; the directory's if not said"},
+      {"network.trust",
+       kChoice,
+       "trusted",
+       "`trusted`: rows travel in the clear; `encrypted`: they don't",
+       0,
+       0,
+       {"trusted", "encrypted"}},
+      {"network.transport",
+       kChoice,
+       "auto",
+       "link of rows: shared memory on one machine, or TCP",
+       0,
+       0,
+       {"auto", "shm", "tcp"}},
+      {"network.device", kText, "",
+       "network device of rows, as UCX names it; not said: `lo` on one machine, else UCX's choice"},
+      {"security.keys", kPath, "", "directory of certificates, for nodes on other machines"},
+      {"security.secret_file", kPath, "",
+       "without keys: secret of coordinator and nodes, made if it isn't there; FILE.secret if not "
+       "said"},
+      {"redundancy", kInteger, "1", "nodes that keep each tile in RAM", 1, 8},
+      {"timeouts.heartbeat", kDuration, "100ms", "a node is asked so often whether it lives", 10,
+       60'000},
+      {"timeouts.suspect", kDuration, "300ms", "after so long without an answer others are asked",
+       20, 600'000},
+      {"timeouts.lost", kDuration, "1s", "after so long it counts as lost", 50, kDayMs},
+      {"timeouts.grace", kDuration, "10s",
+       "after so long a lost node's tiles are planned onto others, which load them", 0, kDayMs},
+      {"timeouts.backoff_max", kDuration, "30s", "longest pause before a lost node is tried again",
+       250, kDayMs},
+      {"timeouts.comeback", kDuration, "5s",
+       "a request waits so long for a node's return when none is left", 0, 600'000},
+  };
+  add_machine_keys(&keys, "coordinator.", false);
+  add_node_keys(&keys, "node_defaults.");
+  keys.push_back({"nodes[].name", kName, "", "the node's name: `atoll node --name`; required"});
+  keys.push_back({"nodes[].control", kAddress, "",
+                  "HOST:PORT where it listens and the coordinator dials; required"});
+  add_node_keys(&keys, "nodes[].");
+  return keys;
+}
+
+Status invalid(std::string_view expected, std::string_view found) {
+  return Error{ErrorCode::kInvalid, fmt::format("expected {}, found '{}'", expected, found)};
+}
+
+// A number and what stands behind it, without spaces between.
+struct NumberWithUnit {
+  double number = 0;
+  std::string_view unit;
+};
+std::optional<NumberWithUnit> split_number(std::string_view text) {
+  NumberWithUnit split;
+  const char* end = text.data() + text.size();
+  const auto [rest, status] =
+      std::from_chars(text.data(), end, split.number, std::chars_format::fixed);
+  if (status != std::errc() || !std::isfinite(split.number) || split.number < 0) return {};
+  split.unit = std::string_view(rest, static_cast<size_t>(end - rest));
+  while (split.unit.starts_with(' ')) split.unit.remove_prefix(1);
+  return split;
+}
+
+Status check_range(const Key& key, double value, std::string_view text, std::string low,
+                   std::string high) {
+  if (value >= key.min && value <= key.max) return {};
+  return invalid(fmt::format("{} to {}", low, high), text);
+}
+
+std::string format_ms(double ms) {
+  return ms < 1000
+             ? fmt::format("{}ms", ms)
+             : (ms < 60'000 ? fmt::format("{}s", ms / 1000) : fmt::format("{}min", ms / 60'000));
+}
+
+bool is_name(std::string_view text) {
+  return !text.empty() && text.size() <= 63 && text != "." && text != ".." &&
+         std::all_of(text.begin(), text.end(), [](unsigned char c) {
+           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                  c == '-' || c == '_' || c == '.';
+         });
+}
+
+bool is_device(std::string_view text) {
+  return text == "auto" || text == "cpu" ||
+         (text.starts_with("cuda:") && text.size() > 5 && text.size() <= 8 &&
+          text.find_first_not_of("0123456789", 5) == std::string_view::npos);
+}
+
+}  // namespace
+
+std::span<const Key> keys() {
+  static const std::vector<Key> table = make_keys();
+  return table;
+}
+
+const Key* find_key(std::string_view path) {
+  const auto all = keys();
+  const auto found =
+      std::find_if(all.begin(), all.end(), [&](const Key& key) { return key.path == path; });
+  return found == all.end() ? nullptr : &*found;
+}
+
+std::vector<std::string> names_below(std::string_view section) {
+  const std::string prefix = section.empty() ? "" : std::string(section) + ".";
+  std::vector<std::string> names;
+  for (const Key& key : keys()) {
+    if (!key.path.starts_with(prefix)) continue;
+    const std::string name =
+        key.path.substr(prefix.size(), key.path.find_first_of(".[", prefix.size()) - prefix.size());
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+  return names;
+}
+
+std::string Key::environment() const {
+  if (path.starts_with("node_defaults.") || path == "nodes[].name") return "";
+  std::string name = "ATOLL_" + (is_of_node() ? "node." + path.substr(8) : path);
+  for (char& c : name) c = c == '.' ? '_' : static_cast<char>(std::toupper(c));
+  return name;
+}
+
+Result<int64_t> parse_duration_ms(std::string_view text) {
+  constexpr std::pair<std::string_view, double> kUnits[] = {
+      {"ms", 1}, {"s", 1000}, {"min", 60'000}, {"h", 3'600'000}};
+  if (const auto split = split_number(text)) {
+    for (const auto& [unit, factor] : kUnits) {
+      const double ms = split->number * factor;
+      if (split->unit == unit && ms < 1e15) return std::llround(ms);
+    }
+  }
+  return Error{ErrorCode::kInvalid,
+               fmt::format("expected a duration such as 100ms, 1.5s, 2min, found '{}'", text)};
+}
+
+Result<double> parse_rate(std::string_view text) {
+  constexpr std::pair<std::string_view, double> kUnits[] = {
+      {"kB/s", 1e3},       {"MB/s", 1e6},        {"GB/s", 1e9},     {"TB/s", 1e12},
+      {"KiB/s", 0x1p10},   {"MiB/s", 0x1p20},    {"GiB/s", 0x1p30}, {"Mbit/s", 1e6 / 8},
+      {"Gbit/s", 1e9 / 8}, {"Tbit/s", 1e12 / 8}, {"B/s", 1}};
+  if (const auto split = split_number(text)) {
+    for (const auto& [unit, factor] : kUnits) {
+      if (split->unit == unit) return split->number * factor;
+    }
+  }
+  return Error{ErrorCode::kInvalid,
+               fmt::format("expected a rate such as 250GB/s or 100Gbit/s, found '{}'", text)};
+}
+
+Status check_value(const Key& key, std::string_view text) {
+  if (text.empty()) return Error{ErrorCode::kInvalid, "has no value: leave the key out"};
+  switch (key.type) {
+    case kText:
+    case kPath:
+    case kPaths:
+      return {};
+    case kName:
+      if (is_name(text)) return {};
+      return invalid("a name of up to 63 letters, digits, - _ and .", text);
+    case kAddress: {
+      const auto address = parse_address(text, key.path == "coordinator.listen");
+      return address ? Status() : Status(address.error());
+    }
+    case kChoice:
+      if (std::find(key.choices.begin(), key.choices.end(), text) != key.choices.end()) return {};
+      return invalid(fmt::format("one of {}", fmt::join(key.choices, ", ")), text);
+    case kDevice:
+      if (is_device(text)) return {};
+      return invalid("auto, cpu or cuda:N", text);
+    case kInteger: {
+      int64_t value = 0;
+      const char* end = text.data() + text.size();
+      const auto [rest, status] = std::from_chars(text.data(), end, value);
+      const std::string low = fmt::format("a whole number from {:.0f}", key.min);
+      const std::string high = fmt::format("{:.0f}", key.max);
+      if (status != std::errc() || rest != end) return invalid(low + " to " + high, text);
+      return check_range(key, static_cast<double>(value), text, low, high);
+    }
+    case kNumber: {
+      const auto split = split_number(text);
+      const std::string low = fmt::format("a number from {}", key.min);
+      const std::string high = fmt::format("{}", key.max);
+      if (!split || !split->unit.empty()) return invalid(low + " to " + high, text);
+      return check_range(key, split->number, text, low, high);
+    }
+    case kBytes: {
+      const auto bytes = parse_bytes(text);
+      if (!bytes) return invalid("a size with its unit such as 24GiB", text);
+      return check_range(key, static_cast<double>(*bytes), text, "a size from 1B", "1024TiB");
+    }
+    case kDuration: {
+      const auto ms = parse_duration_ms(text);
+      if (!ms) return ms.error();
+      return check_range(key, static_cast<double>(*ms), text, format_ms(key.min),
+                         format_ms(key.max));
+    }
+    case kRate:
+    case kRates: {
+      const auto rate = parse_rate(text);
+      if (!rate) return rate.error();
+      return check_range(key, *rate, text, "a rate from 1B/s", "1000TB/s");
+    }
+  }
+  return {};
+}
+
+}  // namespace atl::config

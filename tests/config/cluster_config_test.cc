@@ -1,0 +1,141 @@
+// What a file says as plain values, and which values don't go together.
+#include "config/cluster_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace atl::config {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+ClusterConfig load(const std::string& text) {
+  return make_cluster_config(Settings::parse(text, "/etc/atoll/cluster.yaml", {}));
+}
+
+std::string error_of(const std::string& text) {
+  try {
+    (void)load(text);
+  } catch (const LoadError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+std::string nodes(const std::string& entries) { return "model: /m\nnodes: [" + entries + "]\n"; }
+
+TEST(ClusterConfig, is_what_the_file_says) {
+  const ClusterConfig config = load(R"(
+cluster: lab
+model: models/v3
+numerics: {format: int4, wire: f32}
+coordinator: {listen: "0.0.0.0:80", admin: "127.0.0.1:7900", device: cpu, kv_cache: 8GiB, chunk: 64}
+security: {secret_file: secret}
+timeouts: {heartbeat: 50ms, suspect: 200ms, lost: 2s, grace: 1min}
+nodes:
+  - {name: n1, control: "127.0.0.1:7001", ram: 24GiB, threads: 3, numa_node: 1,
+     machine: {drives: [7GB/s, 3GB/s], nic: 100Gbit/s}}
+  - {name: n2, control: "[::1]:7002", model: [/nvme0/p, q]}
+)");
+  EXPECT_EQ(config.cluster, "lab");
+  EXPECT_EQ(config.model, "/etc/atoll/models/v3");
+  EXPECT_EQ(config.numerics.format, "int4");
+  EXPECT_EQ(config.numerics.wire, "f32");
+  EXPECT_EQ(config.coordinator.listen, (Address{"0.0.0.0", 80}));
+  EXPECT_EQ(config.coordinator.admin, (Address{"127.0.0.1", 7900}));
+  EXPECT_EQ(config.coordinator.kv_cache_bytes, uint64_t{8} << 30);
+  EXPECT_EQ(config.coordinator.chunk, 64);
+  EXPECT_EQ(config.security.secret_file, "/etc/atoll/secret");
+  EXPECT_EQ(config.timeouts.grace, std::chrono::minutes(1));
+  ASSERT_EQ(config.nodes.size(), 2u);
+  EXPECT_EQ(config.nodes[0].ram_bytes, uint64_t{24} << 30);
+  EXPECT_EQ(config.nodes[0].threads, 3);
+  EXPECT_EQ(config.nodes[0].numa_node, 1);
+  EXPECT_EQ(config.nodes[0].model, "/etc/atoll/models/v3");
+  EXPECT_THAT(config.nodes[0].machine.drive_bytes_per_second, ElementsAre(7e9, 3e9));
+  EXPECT_DOUBLE_EQ(config.nodes[0].machine.nic_bytes_per_second, 12.5e9);
+  EXPECT_EQ(config.nodes[1].control, (Address{"::1", 7002}));
+  EXPECT_EQ(config.nodes[1].control.text(), "[::1]:7002");
+  EXPECT_EQ(config.nodes[1].model, "/nvme0/p");
+  EXPECT_THAT(config.nodes[1].stripes, ElementsAre("/etc/atoll/q"));
+  EXPECT_EQ(config.node("n2"), &config.nodes[1]);
+  EXPECT_EQ(config.node("n3"), nullptr);
+  EXPECT_THAT(not_built(config), IsEmpty());
+}
+
+TEST(ClusterConfig, keeps_its_secret_beside_the_file_unless_told) {
+  EXPECT_EQ(load("model: /m\n").security.secret_file, "/etc/atoll/cluster.yaml.secret");
+}
+
+TEST(ClusterConfig, reads_every_key_of_the_table) {
+  const Settings settings =
+      Settings::parse(nodes("{name: a, control: '127.0.0.1:1'}"), "c.yaml", {});
+  (void)make_cluster_config(settings);
+  EXPECT_THAT(settings.unread(), IsEmpty());
+}
+
+TEST(ClusterConfig, refuses_what_does_not_go_together) {
+  EXPECT_THAT(error_of("cluster: a\n"), HasSubstr("cluster.yaml: no `model`"));
+  EXPECT_THAT(
+      error_of(nodes("{name: a, control: '127.0.0.1:1'}, {name: a, control: '127.0.0.1:2'}")),
+      HasSubstr("nodes[1].name: 'a' is the name of nodes[0], too"));
+  EXPECT_THAT(
+      error_of(nodes("{name: a, control: '127.0.0.1:1'}, {name: b, control: '127.0.0.1:1'}")),
+      HasSubstr("nodes[1].control: '127.0.0.1:1' is the address of node a, too"));
+  EXPECT_THAT(error_of(nodes("{name: a, control: '127.0.0.1:8080'}")),
+              HasSubstr("'127.0.0.1:8080' is coordinator.listen, too"));
+  EXPECT_THAT(error_of(nodes("{name: a, control: '127.0.0.1:1', tiles: 2}, "
+                             "{name: b, control: '127.0.0.1:2'}")),
+              HasSubstr("b has no `tiles` and another node has: expected all or none"));
+  EXPECT_THAT(error_of("model: /m\ntimeouts: {suspect: 150ms}\n"),
+              HasSubstr("timeouts.suspect: 150 ms: expected at least two heartbeats, 200 ms"));
+  EXPECT_THAT(error_of("model: /m\ntimeouts: {lost: 300ms}\n"),
+              HasSubstr("timeouts.lost: 300 ms: expected more than timeouts.suspect, 300 ms"));
+  EXPECT_THAT(error_of("model: /m\ncoordinator: {admin: '10.0.0.1:7900'}\n"),
+              HasSubstr("coordinator.admin: '10.0.0.1:7900' can be reached from other machines"));
+}
+
+TEST(ClusterConfig, lets_nodes_listen_beyond_loopback_only_with_keys) {
+  EXPECT_THAT(error_of(nodes("{name: a, control: '10.0.0.1:7000'}")),
+              HasSubstr("'10.0.0.1:7000' can be reached from other machines and needs "
+                        "security.keys"));
+  EXPECT_EQ(error_of("security: {keys: /k}\n" + nodes("{name: a, control: '10.0.0.1:7000'}")),
+            "no error");
+  for (const char* host : {"127.0.0.1", "127.9.9.9", "localhost", "[::1]"}) {
+    EXPECT_EQ(error_of(nodes(std::string("{name: a, control: '") + host + ":7000'}")), "no error");
+  }
+}
+
+TEST(ClusterConfig, names_what_is_asked_for_and_not_built) {
+  EXPECT_THAT(not_built(load("model: /m\nredundancy: 2\n")),
+              ElementsAre(HasSubstr("redundancy: 2: keeping a tile on several nodes isn't built")));
+  EXPECT_THAT(not_built(load("model: /m\nnetwork: {trust: encrypted}\n")),
+              ElementsAre(HasSubstr("network.trust: encrypted: an encrypted link for rows isn't "
+                                    "built")));
+  EXPECT_THROW(require_built(load("model: /m\nredundancy: 2\n")), LoadError);
+  EXPECT_NO_THROW(require_built(load("model: /m\n")));
+}
+
+std::vector<int> tiles(const std::string& entries, int num_tiles) {
+  return tiles_of_nodes(load(nodes(entries)), num_tiles);
+}
+
+TEST(TilesOfNodes, follow_the_shares) {
+  const std::string a = "{name: a, control: '127.0.0.1:1'", b = "{name: b, control: '127.0.0.1:2'",
+                    c = "{name: c, control: '127.0.0.1:3'";
+  EXPECT_THAT(tiles(a + "}, " + b + "}, " + c + "}", 16), ElementsAre(6, 5, 5));
+  EXPECT_THAT(tiles(a + "}, " + b + ", share: 3}", 16), ElementsAre(4, 12));
+  EXPECT_THAT(tiles(a + ", share: 0}, " + b + "}", 16), ElementsAre(0, 16));
+  EXPECT_THAT(tiles(a + "}, " + b + ", share: 1000}", 4), ElementsAre(1, 3));
+  EXPECT_THAT(tiles(a + "}, " + b + "}, " + c + "}", 2), ElementsAre(1, 1, 0));
+  EXPECT_THAT(tiles(a + ", tiles: 5}, " + b + ", tiles: 11}", 16), ElementsAre(5, 11));
+  EXPECT_THROW(tiles(a + ", tiles: 5}, " + b + ", tiles: 10}", 16), LoadError);
+  EXPECT_THROW(tiles(a + ", share: 0}", 16), LoadError);
+}
+
+}  // namespace
+}  // namespace atl::config
