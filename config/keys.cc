@@ -91,7 +91,7 @@ std::vector<Key> make_keys() {
        "memory of the KV cache; not said: 16 contexts, at most 4GiB", 1, kBytesMax},
       {"coordinator.context", kInteger, "0",
        "most tokens of a request; 0: what model and KV cache hold", 0, 0x1p30},
-      {"coordinator.chunk", kInteger, "512", "rows of a step and of a dispatch", 1, 65536},
+      {"coordinator.chunk", kInteger, "512", "rows of a step and of a dispatch", 1, 8192},
       {"coordinator.api_keys", kPath, "", "file of the API's keys, a `name key` per line"},
       {"coordinator.model_name", kText, "",
        "name that clients ask for; the directory's if not said"},
