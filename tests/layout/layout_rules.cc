@@ -46,6 +46,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"uct/", {"transport/"}},
     {"kj/", {"transport/"}, true},
     {"capnp/", {"transport/"}, true},
+    {"openssl/", {"transport/"}, true},
     {"hwloc", {"topology/"}},
     {"yaml-cpp/", {"config/"}},
     {"hwy/", {"kernels/", "topology/"}, true},
