@@ -1,5 +1,4 @@
 // atoll node: one expert node.
-#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sched.h>
@@ -36,6 +35,8 @@ struct NodeCommandOptions {
   std::string name = "n0";
   std::string listen = "127.0.0.1:0";
   std::optional<int> control_fd;  // instead
+  std::filesystem::path keys;     // folder of certificates; "": none
+  std::vector<std::string> coordinators = transport::kCoordinatorNames;
   transport::TransportKind transport = transport::TransportKind::kAuto;
   model::NumericsProfile numerics;
   MemoryOptions memory;
@@ -45,13 +46,6 @@ struct NodeCommandOptions {
   bool spin = false;
   bool force = false;
 };
-
-bool is_loopback(std::string_view host) {
-  if (host == "localhost" || host == "::1" || host == "[::1]") return true;
-  in_addr address;
-  return inet_pton(AF_INET, std::string(host).c_str(), &address) == 1 &&
-         ntohl(address.s_addr) >> 24 == 127;
-}
 
 // The problem with a --listen address, "" if there is none.
 std::string check_listen(const std::string& text) {
@@ -64,14 +58,19 @@ std::string check_listen(const std::string& text) {
       port > 65535) {
     return fmt::format("'{}' is no address, expected HOST:PORT with a port of 0 to 65535", text);
   }
-  if (!is_loopback(text.substr(0, colon))) {
-    return fmt::format(
-        "'{}' can be reached from other machines, and neither control calls nor rows are "
-        "authenticated yet: expected an address of this machine alone, 127.x.x.x, [::1] or "
-        "localhost",
-        text);
-  }
   return "";
+}
+
+// Certificates, or a secret for whoever reads our stdout.
+transport::ControlSecurity security_of(const NodeCommandOptions& options) {
+  transport::ControlSecurity security;
+  security.coordinators = options.coordinators;
+  if (!options.keys.empty()) {
+    security.keys = transport::TlsKeys::load(options.keys, options.name);
+  } else {
+    security.secret = transport::random_secret();
+  }
+  return security;
 }
 
 // LoadError names the first of --cpus that this process may not run on, and those that it may.
@@ -110,6 +109,7 @@ topology::TeamPlan place_threads(const NodeCommandOptions& options) {
 
 void serve(const NodeCommandOptions& options) {
   init_log(log_level(), "node " + options.name);
+  const transport::ControlSecurity security = security_of(options);
   // First of all: the memory of everything that follows is to come from the domain.
   const topology::TeamPlan threads = place_threads(options);
   const std::unique_ptr<model::OpenedModel> model =
@@ -149,13 +149,14 @@ void serve(const NodeCommandOptions& options) {
   const std::unique_ptr<transport::Transport> transport = transport::make_ucx_transport(ucx);
 
   expert_node::ExpertNode node(node_options, team, *tiles, *transport);
-  const std::string secret = transport::random_secret();
   const std::unique_ptr<transport::ControlServer> control =
       options.control_fd ? transport::serve_control_over(*options.control_fd, node)
-                         : transport::serve_control(options.listen, secret, node);
+                         : transport::serve_control(options.listen, security, node);
   if (!options.control_fd) {
     const std::string host = options.listen.substr(0, options.listen.rfind(':'));
-    write_stdout(fmt::format("listening {}:{} secret {}\n", host, control->port(), secret));
+    std::string line = fmt::format("listening {}:{}", host, control->port());
+    if (!security.keys) line += " secret " + security.secret;
+    write_stdout(line + "\n");
   }
   signals.watch([&node] { node.stop(); });
   const std::unique_ptr<ScopedThreadPin> pin = team.pin_caller();  // all other threads are there
@@ -187,6 +188,20 @@ void add_node_command(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(3, 1 << 20))
       ->type_name("N")
       ->excludes("--listen");
+  command
+      ->add_option("--keys", options->keys,
+                   "Folder with ca.pem, NAME.pem and NAME.key ('atoll keys' makes them): control "
+                   "over TLS, with certificates from both sides. Without it the node listens on "
+                   "loopback only")
+      ->type_name("DIR")
+      ->excludes("--control-fd");
+  command
+      ->add_option("--coordinators", options->coordinators,
+                   "Names of the coordinators that may command this node; with --keys")
+      ->delimiter(',')
+      ->needs("--keys")
+      ->type_name("NAME,NAME,...")
+      ->capture_default_str();
   add_transport_option(*command, &options->transport);
   add_numerics_options(*command, &options->numerics);
   add_threads_option(*command, "Compute threads", &options->threads.num_threads);
@@ -213,14 +228,24 @@ void add_node_command(CLI::App& app, int* exit_code) {
   command->add_flag("--spin", options->spin,
                     "Wait by spinning for a while: only if every thread has a core of its own");
   group_options(*command, "Nodes and threads",
-                {"--name", "--listen", "--transport", "--threads", "--pin", "--cpus", "--numa-node",
-                 "--rows-max", "--spin", "--control-fd"});
+                {"--name", "--listen", "--keys", "--coordinators", "--transport", "--threads",
+                 "--pin", "--cpus", "--numa-node", "--rows-max", "--spin", "--control-fd"});
   group_options(*command, "Memory", {"--force"});
   command->footer(
       "Example:\n  atoll node tests/models/tiny-fp8 --name n1 --listen 127.0.0.1:7001\n"
-      "\nThe first line on stdout is 'listening HOST:PORT secret SECRET' once a coordinator may "
-      "dial; it\nhas to know the secret.");
+      "  atoll node MODEL_DIR --name n1 --listen 10.0.0.1:7001 --keys keys\n"
+      "\nThe first line on stdout is 'listening HOST:PORT' once a coordinator may dial; without "
+      "--keys\n' secret SECRET' follows, which it has to know.");
   command->callback([options, exit_code] {
+    const std::string host = options->listen.substr(0, options->listen.rfind(':'));
+    if (options->keys.empty() && !transport::is_loopback(host)) {
+      throw CLI::ValidationError(
+          "--listen",
+          fmt::format("'{}' can be reached from other machines, and without --keys anybody could "
+                      "command this node: expected --keys DIR ('atoll keys' makes them) or an "
+                      "address of this machine alone, 127.x.x.x, [::1] or localhost",
+                      options->listen));
+    }
     serve(*options);
     *exit_code = 0;
   });

@@ -1,117 +1,28 @@
 #include "transport/control/control.h"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <condition_variable>
-#include <functional>
 #include <future>
 #include <map>
-#include <mutex>
 #include <random>
 #include <thread>
+
+#include "tests/transport/fake_node.h"
 
 namespace atl::transport {
 namespace {
 
 using namespace std::chrono_literals;
-constexpr auto kPatience = 30s;
-const std::string kSecret = random_secret();
-
-ModelIdentity test_identity() {
-  return {"deepseek_v3 6 layers, 32 experts, hidden 256", "xxh3:0123456789abcdef",
-          "f32/absorbed/wire-bf16/kv-bf16/experts-fp8"};
-}
-
-// A node that remembers what it was told.
-class FakeNode final : public NodeControl {
- public:
-  Result<HelloReply> hello(const Hello& hello) override {
-    if (const Status same = check_identity(test_identity(), hello.identity); !same)
-      return same.error();
-    std::lock_guard lock(mutex);
-    last_hello = hello;
-    open[hello.session] = {};
-    return HelloReply{"n1", 8, 64ull << 30, {std::byte{1}, std::byte{0}, std::byte{3}}};
-  }
-  Status apply_plan(SessionId session, const Plan& plan) override {
-    std::lock_guard lock(mutex);
-    if (plan.epoch.value == 666) return Error{ErrorCode::kCorrupt, "expert 3/1: checksum is wrong"};
-    open[session] = plan;
-    return {};
-  }
-  NodeState state(SessionId session) override {
-    hold.wait();
-    std::lock_guard lock(mutex);
-    return {NodeState::Phase::kFailed, open[session].epoch, 5, 7, 1ull << 40, "disk full"};
-  }
-  NodeStats stats(SessionId) override {
-    NodeStats stats;
-    stats.dispatches = 1;
-    stats.rows = 2;
-    stats.expert_rows = 3;
-    stats.bytes_in = 4;
-    stats.bytes_out = 5;
-    stats.tiles_computed = 6;
-    stats.cache.misses = 7;
-    stats.cache.read_latency[23] = 9;
-    stats.cache.stall_seconds = {0.25, 0.5};
-    stats.refused = 8;
-    stats.compute_seconds = 0.125;
-    stats.links = "posix";
-    return stats;
-  }
-  void close_session(SessionId session) override {
-    std::lock_guard lock(mutex);
-    open.erase(session);
-    closed.push_back(session);
-    changed.notify_all();
-  }
-  void stop() override {
-    std::lock_guard lock(mutex);
-    is_stopped = true;
-  }
-
-  bool wait_until_closed(SessionId session) {
-    std::unique_lock lock(mutex);
-    return changed.wait_for(lock, kPatience, [&] {
-      return std::find(closed.begin(), closed.end(), session) != closed.end();
-    });
-  }
-
-  // state() waits for it: ready unless a test puts another one here.
-  std::shared_future<void> hold = [] {
-    std::promise<void> promise;
-    promise.set_value();
-    return promise.get_future().share();
-  }();
-  std::mutex mutex;
-  std::condition_variable changed;
-  Hello last_hello;
-  std::map<SessionId, Plan> open;
-  std::vector<SessionId> closed;
-  bool is_stopped = false;
-};
-
-Hello test_hello(uint64_t session = 0xfedcba9876543210) {
-  Hello hello;
-  hello.coordinator = "coordinator on host a";
-  hello.identity = test_identity();
-  hello.limits = {512, 7168, 8, 61, 256, 16, WireRowType::kBf16};
-  hello.session = SessionId(session);
-  hello.data_address = {std::byte{0}, std::byte{255}, std::byte{7}};
-  return hello;
-}
+const ControlSecurity kInTheClear{nullptr, kCoordinatorNames, random_secret()};
+const std::string& kSecret = kInTheClear.secret;
 
 class ControlTest : public testing::Test {
  protected:
   std::string address() const { return "127.0.0.1:" + std::to_string(server->port()); }
   std::unique_ptr<NodeClient> dial(std::chrono::milliseconds timeout = kPatience) {
-    auto client = dial_node(address(), kSecret, timeout);
+    auto client = dial_node(address(), "n1", kInTheClear, timeout);
     EXPECT_TRUE(client.has_value()) << (client ? "" : client.error().message);
     return client ? std::move(*client) : nullptr;
   }
@@ -121,7 +32,7 @@ class ControlTest : public testing::Test {
   }
 
   FakeNode node;
-  std::unique_ptr<ControlServer> server = serve_control("127.0.0.1:0", kSecret, node);
+  std::unique_ptr<ControlServer> server = serve_control("127.0.0.1:0", kInTheClear, node);
 };
 
 TEST_F(ControlTest, a_session_from_hello_to_stop) {
@@ -222,7 +133,7 @@ TEST_F(ControlTest, tells_nothing_to_whoever_does_not_know_the_secret) {
   almost.back() = almost.back() == '0' ? '1' : '0';
   for (const std::string& secret : {std::string(), almost, kSecret + "0", std::string(5000, 'x')}) {
     for (const Hello& hello : {test_hello(), other_model, other_version, absurd}) {
-      auto client = dial_node(address(), secret, kPatience);
+      auto client = dial_node(address(), "n1", ControlSecurity{nullptr, {}, secret}, kPatience);
       ASSERT_TRUE(client.has_value());
       const auto reply = (*client)->hello(hello);
       ASSERT_FALSE(reply.has_value());
@@ -348,7 +259,7 @@ TEST_F(ControlTest, a_node_that_goes_away_is_unavailable) {
   ASSERT_FALSE(state.has_value());
   EXPECT_EQ(state.error().code, ErrorCode::kUnavailable) << state.error().message;
   expect_contains(state.error(), {where});
-  auto again = dial_node(where, kSecret, kPatience);
+  auto again = dial_node(where, "n1", kInTheClear, kPatience);
   ASSERT_FALSE(again.has_value());
   EXPECT_EQ(again.error().code, ErrorCode::kUnavailable);
   expect_contains(again.error(), {where, "refused"});
@@ -365,12 +276,6 @@ TEST_F(ControlTest, a_node_that_does_not_answer_is_a_timeout) {
   expect_contains(state.error(), {address(), "100 ms"});
   hold.set_value();
   EXPECT_TRUE(client->stats(test_hello().session).has_value());
-}
-
-bool eventually(const std::function<bool()>& holds) {
-  const auto deadline = std::chrono::steady_clock::now() + kPatience;
-  while (!holds() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
-  return holds();
 }
 
 TEST_F(ControlTest, heartbeats_count_up_until_the_connection_breaks) {
@@ -446,39 +351,18 @@ TEST_F(ControlPairTest, errors_name_the_node_and_its_end_is_noticed) {
 
 TEST_F(ControlTest, bad_addresses_are_one_line) {
   for (const char* bad : {"", "no.such.host.invalid:1", "127.0.0.1:notaport", "[::"}) {
-    auto client = dial_node(bad, kSecret, kPatience);
+    auto client = dial_node(bad, "n1", kInTheClear, kPatience);
     ASSERT_FALSE(client.has_value()) << bad;
     EXPECT_EQ(client.error().message.find('\n'), std::string::npos) << client.error().message;
     expect_contains(client.error(), {bad});
   }
   FakeNode other;
   try {
-    serve_control(address(), kSecret, other);  // taken
+    serve_control(address(), kInTheClear, other);  // taken
     ADD_FAILURE() << "listened twice on " << address();
   } catch (const LoadError& e) {
     EXPECT_NE(std::string(e.what()).find(address()), std::string::npos) << e.what();
     EXPECT_NE(std::string(e.what()).find("in use"), std::string::npos) << e.what();
-  }
-}
-
-// A stranger's socket to the server.
-int stranger(uint16_t port) {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(port);
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
-  return fd;
-}
-
-// True if the server drops it.
-bool is_dropped(int fd) {
-  char buffer[4096];
-  for (;;) {
-    pollfd ready{fd, POLLIN, 0};
-    if (::poll(&ready, 1, 30000) != 1) return false;
-    if (::recv(fd, buffer, sizeof buffer, 0) <= 0) return true;
   }
 }
 
@@ -529,7 +413,7 @@ TEST_F(ControlTest, more_connections_than_the_limit_are_dropped_and_room_comes_b
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
   bool is_back = false;
   while (!is_back && std::chrono::steady_clock::now() < deadline) {
-    auto again = dial_node(address(), kSecret, kPatience);
+    auto again = dial_node(address(), "n1", kInTheClear, kPatience);
     is_back = again && (*again)->hello(test_hello(9)).has_value();
   }
   EXPECT_TRUE(is_back);

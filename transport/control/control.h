@@ -1,6 +1,7 @@
 // Control RPC between coordinator and expert nodes: Cap'n Proto over TCP or, with child processes,
 // a pair of sockets; schema in control.capnp.
 //
+// Between machines the connection is TLS 1.3 with a certificate from either side (ControlSecurity).
 // The coordinator dials a node, says hello (protocol version, model, checkpoint and profile
 // fingerprint; a mismatch is refused with both values named), gives it a session key and the data
 // plane's address, hands it the plan (epoch, tiles), polls its state and at last closes the session
@@ -11,12 +12,14 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/cache_stats.h"
 #include "base/ids.h"
 #include "base/result.h"
 #include "transport/data/wire.h"
+#include "transport/tls/tls_keys.h"
 
 namespace atl::transport {
 
@@ -39,7 +42,8 @@ Status check_control_version(uint32_t theirs);
 
 struct Hello {
   uint32_t version = kControlVersion;
-  std::string coordinator;  // name for logs
+  // For logs. A server with keys puts the name of the peer's certificate in its place.
+  std::string coordinator;
   ModelIdentity identity;
   WireLimits limits;
   SessionId session;                    // random key, also in every Dispatch
@@ -97,23 +101,39 @@ class NodeControl {
   virtual void stop() = 0;
 };
 
-// What a coordinator has to know to be spoken to by a node that listens: 32 hexadecimal digits, new
-// for every node.
+// 32 hexadecimal digits, new for every node.
 std::string random_secret();
 
+// How the two sides of a control connection know each other.
+struct ControlSecurity {
+  // TLS 1.3 with certificates of both sides. Null: in the clear, on loopback only; then a
+  // coordinator has to know the node's secret.
+  std::shared_ptr<const TlsKeys> keys;
+  // With keys: the names that a node's server takes from coordinators.
+  std::vector<std::string> coordinators = kCoordinatorNames;
+  std::string secret;  // without keys
+  // Of a server: who has not shaken hands within it is dropped.
+  std::chrono::milliseconds handshake_time{10'000};
+};
+
+// True for 127.x.x.x, ::1 and localhost.
+bool is_loopback(std::string_view host);
+
 // Serves NodeControl on its own thread until destroyed (not from inside a NodeControl call).
-// listen is "host:port", port 0 for any. LoadError if it can't listen. A hello without the secret
-// is answered "refused", whatever else is wrong with it, and the log says why. A connection that
-// sends garbage, more than 8 MiB at once, no good hello within 10 s or nothing for a minute is
-// dropped; the 65th one, too. A connection may have 16 sessions, and stop the node if no other has
-// any.
+// listen is "host:port", port 0 for any. LoadError if it can't listen, or without keys if the host
+// is none of this machine alone. A peer without a good certificate of one of the names is told so
+// by TLS and nothing else; a hello without the secret is answered "refused", whatever else is wrong
+// with it; the log says why. A connection that sends garbage, more than 8 MiB at once, no handshake
+// or no good hello in time (10 s) or nothing for a minute is dropped; the 65th one, too; and the
+// oldest of more than 32 that are in their handshake. A connection may have 16 sessions, and stop
+// the node if no other has any.
 class ControlServer {
  public:
   virtual ~ControlServer() = default;
   virtual uint16_t port() const = 0;
 };
-std::unique_ptr<ControlServer> serve_control(const std::string& listen, const std::string& secret,
-                                             NodeControl& node);
+std::unique_ptr<ControlServer> serve_control(const std::string& listen,
+                                             const ControlSecurity& security, NodeControl& node);
 // Serves whoever holds the other end of this connected stream socket, and nobody else: a child and
 // its parent. When that connection ends the node is stopped. Owns fd; port() is 0.
 std::unique_ptr<ControlServer> serve_control_over(int fd, NodeControl& node);
@@ -139,10 +159,13 @@ class NodeClient {
   };
   virtual Pulse pulse() const = 0;  // doesn't block
 };
-// Connects to "host:port" within `timeout`, which is also the deadline of each later call. A
-// refused connection is kUnavailable at once: whether to try again is the caller's decision. The
-// secret goes with every hello, in the clear: over loopback only.
-Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& secret,
+// Connects to the node that `name` is and that listens on "host:port", within `timeout`, which is
+// also the deadline of each later call. A refused connection is kUnavailable at once: whether to
+// try again is the caller's decision. With keys the node's certificate must have the name, and
+// kInvalid says which of the two sides refused the other and why; without, the secret goes with
+// every hello, in the clear: over loopback only.
+Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& name,
+                                              const ControlSecurity& security,
                                               std::chrono::milliseconds timeout);
 // The same over a connected stream socket, which it owns; `name` stands for the address in errors.
 Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,

@@ -9,6 +9,7 @@
 #include "transport/control/control.h"
 #include "transport/control/control_convert.h"
 #include "transport/control/control_loop.h"
+#include "transport/control/tls_stream.h"
 
 namespace atl::transport {
 
@@ -46,9 +47,11 @@ struct Connection {
 
 class Client final : public NodeClient {
  public:
-  Client(std::string address, std::string secret, milliseconds timeout)
+  // name: of the node; address stands in errors.
+  Client(std::string address, std::string name, ControlSecurity security, milliseconds timeout)
       : address_(std::move(address)),
-        secret_(std::move(secret)),
+        name_(std::move(name)),
+        security_(std::move(security)),
         timeout_(timeout),
         loop_([this](kj::AsyncIoContext& io, kj::Promise<void> stopped,
                      const std::function<void()>& ready) {
@@ -70,7 +73,16 @@ class Client final : public NodeClient {
           .then([](kj::Own<kj::NetworkAddress>&& address) {
             return address->connect().attach(kj::mv(address));
           })
-          .then([this](kj::Own<kj::AsyncIoStream>&& stream) { return take(kj::mv(stream)); });
+          .then([this](kj::Own<kj::AsyncIoStream>&& stream) -> kj::Promise<Result<bool>> {
+            if (!security_.keys) return take(kj::mv(stream));
+            return tls_connect(kj::mv(stream), *security_.keys, name_)
+                .then([this](TlsStream&& tls) { return take(kj::mv(tls.stream)); },
+                      [](kj::Exception&& e) -> Result<bool> {
+                        const bool refused = e.getType() == kj::Exception::Type::FAILED;
+                        return Error{refused ? ErrorCode::kInvalid : ErrorCode::kUnavailable,
+                                     e.getDescription().cStr()};
+                      });
+          });
     }));
   }
 
@@ -85,10 +97,15 @@ class Client final : public NodeClient {
       auto request = connection_->node.helloRequest();
       auto out = request.initHello();
       write_hello(out, hello);
-      out.setSecret(secret_.c_str());
-      return request.send().then([](auto&& response) -> Result<HelloReply> {
+      out.setSecret(security_.secret.c_str());
+      return request.send().then([this](auto&& response) -> Result<HelloReply> {
         if (response.hasError()) return read_error(response.getError());
-        return read_reply(response.getReply());
+        auto reply = read_reply(response.getReply());
+        if (reply && security_.keys && reply->node != name_)
+          return Error{
+              ErrorCode::kInvalid,
+              fmt::format("it calls itself {}, and its certificate {}", reply->node, name_)};
+        return reply;
       });
     });
   }
@@ -203,7 +220,8 @@ class Client final : public NodeClient {
   }
 
   const std::string address_;
-  const std::string secret_;
+  const std::string name_;
+  const ControlSecurity security_;
   const milliseconds timeout_;
   std::atomic<uint64_t> heartbeats_{0};
   std::atomic<bool> connected_{true};
@@ -218,16 +236,18 @@ class Client final : public NodeClient {
 
 }  // namespace
 
-Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& secret,
+Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& name,
+                                              const ControlSecurity& security,
                                               milliseconds timeout) {
-  auto client = std::make_unique<Client>(address, secret, timeout);
+  CHECK(security.keys == nullptr || security.secret.empty());
+  auto client = std::make_unique<Client>(address, name, security, timeout);
   if (const Status status = client->connect(); !status) return status.error();
   return std::unique_ptr<NodeClient>(std::move(client));
 }
 
 Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,
                                                  milliseconds timeout) {
-  auto client = std::make_unique<Client>(name, "", timeout);
+  auto client = std::make_unique<Client>(name, name, ControlSecurity{}, timeout);
   if (const Status status = client->connect_over(fd); !status) return status.error();
   return std::unique_ptr<NodeClient>(std::move(client));
 }

@@ -1,10 +1,13 @@
 // The node's side of the control protocol: one kj thread, one NodeServer for each connection.
+#include <arpa/inet.h>
 #include <capnp/rpc-twoparty.h>
 #include <fmt/core.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <map>
 #include <optional>
 #include <random>
 #include <set>
@@ -14,6 +17,7 @@
 #include "transport/control/control.h"
 #include "transport/control/control_convert.h"
 #include "transport/control/control_loop.h"
+#include "transport/control/tls_stream.h"
 
 namespace atl::transport {
 
@@ -23,6 +27,10 @@ namespace {
 constexpr uint64_t kMessageWordsMax = (8u << 20) / 8;
 constexpr int kNestingMax = 16;
 constexpr int kConnectionsMax = 64;
+// In their handshake: nobody yet, and cheap to be. More than coordinators ever are at once.
+constexpr size_t kHandshakesMax = 32;
+// A stranger can make us write this often about it.
+constexpr auto kStrangerLines = 1 * kj::SECONDS;
 constexpr auto kHelloTimeMax = 10 * kj::SECONDS;
 // A coordinator pings all the time; TCP alone would hold the sessions of one that hangs for ever.
 constexpr auto kSilenceMax = 60 * kj::SECONDS;
@@ -34,6 +42,18 @@ capnp::ReaderOptions reader_options() {
   options.traversalLimitInWords = kMessageWordsMax;
   options.nestingLimit = kNestingMax;
   return options;
+}
+
+// "10.0.0.7:41512", or "somebody".
+std::string address_of_peer(kj::AsyncIoStream& stream) {
+  sockaddr_storage address{};
+  kj::uint bytes = sizeof address;
+  stream.getpeername(reinterpret_cast<sockaddr*>(&address), &bytes);
+  char host[NI_MAXHOST], port[NI_MAXSERV];
+  if (::getnameinfo(reinterpret_cast<sockaddr*>(&address), bytes, host, sizeof host, port,
+                    sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+    return "somebody";
+  return fmt::format("{}:{}", host, port);
 }
 
 // A coordinator's machine that vanishes without a word is noticed in about 11 s.
@@ -60,7 +80,7 @@ bool is_same(std::string_view ours, std::string_view theirs) {
 // What all connections share; loop thread only.
 struct Shared {
   NodeControl& node;
-  std::string secret;            // "": whoever is connected is known
+  ControlSecurity security;      // neither keys nor secret: whoever is connected is known
   std::set<SessionId> sessions;  // open ones
   int num_connections = 0;
 };
@@ -68,7 +88,8 @@ struct Shared {
 // The methods of one connection. Its sessions end with it.
 class NodeServer final : public schema::Node::Server {
  public:
-  explicit NodeServer(Shared& shared) : shared_(shared) {}
+  // peer: by its certificate; "" without one.
+  NodeServer(Shared& shared, std::string peer) : shared_(shared), peer_(std::move(peer)) {}
   ~NodeServer() noexcept(false) {
     for (const SessionId session : own_) close(session);
   }
@@ -80,13 +101,15 @@ class NodeServer final : public schema::Node::Server {
   kj::Promise<void> hello(HelloContext context) override {
     const schema::Hello::Reader told = context.getParams().getHello();
     const auto theirs = told.getSecret();
-    if (!shared_.secret.empty() && !is_same(shared_.secret, {theirs.begin(), theirs.size()})) {
+    const std::string& ours = shared_.security.secret;
+    if (!ours.empty() && !is_same(ours, {theirs.begin(), theirs.size()})) {
       log_warn("control: refused a hello that {} secret", theirs.size() ? "has another" : "has no");
       write_error(context.getResults().initError(), {ErrorCode::kInvalid, "refused"});
       return kj::READY_NOW;
     }
     ++calls_;
     auto hello = read_hello(told);
+    if (hello && !peer_.empty()) hello->coordinator = peer_;
     auto reply = hello ? open(*hello) : Result<HelloReply>(hello.error());
     if (reply)
       write_reply(context.getResults().initReply(), *reply);
@@ -180,17 +203,18 @@ class NodeServer final : public schema::Node::Server {
   }
 
   Shared& shared_;
+  const std::string peer_;
   std::set<SessionId> own_;
   bool has_said_hello_ = false;
   uint64_t calls_ = 0;
 };
 
 struct Connection {
-  Connection(Shared& shared, kj::Own<kj::AsyncIoStream> stream_in)
+  Connection(Shared& shared, kj::Own<kj::AsyncIoStream> stream_in, std::string peer)
       : shared(shared),
         stream(kj::mv(stream_in)),
         network(*stream, capnp::rpc::twoparty::Side::SERVER, reader_options()) {
-    auto server_own = kj::heap<NodeServer>(shared);
+    auto server_own = kj::heap<NodeServer>(shared, std::move(peer));
     server = server_own.get();
     rpc.emplace(capnp::makeRpcServer(network, schema::Node::Client(kj::mv(server_own))));
     ++shared.num_connections;
@@ -207,9 +231,9 @@ struct Connection {
 // Accepts until it is destroyed.
 class Acceptor final : private kj::TaskSet::ErrorHandler {
  public:
-  Acceptor(NodeControl& node, const std::string& secret, kj::ConnectionReceiver& receiver,
+  Acceptor(NodeControl& node, const ControlSecurity& security, kj::ConnectionReceiver& receiver,
            kj::Timer& timer)
-      : shared_{node, secret, {}, 0}, receiver_(receiver), timer_(timer), tasks_(*this) {
+      : shared_{node, security, {}, 0}, receiver_(receiver), timer_(timer), tasks_(*this) {
     tasks_.add(accept());
   }
 
@@ -218,7 +242,11 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
     return receiver_.accept()
         .then(
             [this](kj::Own<kj::AsyncIoStream>&& stream) -> kj::Promise<void> {
-              serve(kj::mv(stream));
+              set_keepalive(*stream);
+              if (shared_.security.keys)
+                tasks_.add(greet(kj::mv(stream)));
+              else
+                serve(kj::mv(stream), "");
               return kj::READY_NOW;
             },
             [this](kj::Exception&& e) -> kj::Promise<void> {
@@ -229,13 +257,45 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
         .then([this] { return accept(); });
   }
 
-  void serve(kj::Own<kj::AsyncIoStream> stream) {
+  // From TLS's handshake on; ends early when its time is over or newer ones need its place.
+  kj::Promise<void> greet(kj::Own<kj::AsyncIoStream> stream) {
+    const std::string who = address_of_peer(*stream);
+    if (handshakes_.size() >= kHandshakesMax) {
+      tell_stranger("the oldest one", "too many are in their handshake");
+      handshakes_.begin()->second->fulfill();
+      handshakes_.erase(handshakes_.begin());
+    }
+    auto drop = kj::newPromiseAndFulfiller<void>();
+    const uint64_t number = next_handshake_++;
+    handshakes_.emplace(number, kj::mv(drop.fulfiller));
+    const auto time = shared_.security.handshake_time;
+    auto late = timer_.afterDelay(time.count() * kj::MILLISECONDS).then([this, who, time] {
+      tell_stranger(who, fmt::format("no handshake within {} ms", time.count()));
+    });
+    return tls_accept(kj::mv(stream), *shared_.security.keys, shared_.security.coordinators)
+        .then([this](TlsStream&& accepted) { serve(kj::mv(accepted.stream), accepted.peer); },
+              [this, who](kj::Exception&& e) { tell_stranger(who, e.getDescription().cStr()); })
+        .exclusiveJoin(kj::mv(late))
+        .exclusiveJoin(kj::mv(drop.promise))
+        .then([this, number] { handshakes_.erase(number); });
+  }
+
+  // Why somebody without a certificate of ours was not let in. Strangers don't fill the log.
+  void tell_stranger(const std::string& who, const std::string& why) {
+    ++strangers_;
+    const kj::TimePoint now = timer_.now();
+    if (strangers_told_ > 0 && now - last_told_ < kStrangerLines) return;
+    log_warn("control: refused a connection from {} ({} so far): {}", who, strangers_, why);
+    strangers_told_ = strangers_;
+    last_told_ = now;
+  }
+
+  void serve(kj::Own<kj::AsyncIoStream> stream, std::string peer) {
     if (shared_.num_connections >= kConnectionsMax) {
       log_warn("control: {} connections are open, dropped one more", shared_.num_connections);
       return;
     }
-    set_keepalive(*stream);
-    auto connection = kj::heap<Connection>(shared_, kj::mv(stream));
+    auto connection = kj::heap<Connection>(shared_, kj::mv(stream), std::move(peer));
     Connection& c = *connection;
     auto silence = timer_.afterDelay(kHelloTimeMax).then([this, &c]() -> kj::Promise<void> {
       if (c.server->has_said_hello()) return await_silence(c, c.server->calls(), 0 * kj::SECONDS);
@@ -264,18 +324,22 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
   Shared shared_;
   kj::ConnectionReceiver& receiver_;
   kj::Timer& timer_;
+  uint64_t next_handshake_ = 0;
+  std::map<uint64_t, kj::Own<kj::PromiseFulfiller<void>>> handshakes_;  // each ends its own
+  uint64_t strangers_ = 0, strangers_told_ = 0;
+  kj::TimePoint last_told_ = kj::origin<kj::TimePoint>();
   kj::TaskSet tasks_;
 };
 
 class Server final : public ControlServer {
  public:
-  Server(const std::string& listen, const std::string& secret, NodeControl& node)
-      : loop_([this, &listen, &secret, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
-                                              const std::function<void()>& ready) {
+  Server(const std::string& listen, const ControlSecurity& security, NodeControl& node)
+      : loop_([this, &listen, &security, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
+                                                const std::function<void()>& ready) {
           auto address = io.provider->getNetwork().parseAddress(listen).wait(io.waitScope);
           auto receiver = address->listen();
           port_ = static_cast<uint16_t>(receiver->getPort());
-          Acceptor acceptor(node, secret, *receiver, io.provider->getTimer());
+          Acceptor acceptor(node, security, *receiver, io.provider->getTimer());
           ready();
           stopped.wait(io.waitScope);
         }) {}
@@ -295,10 +359,12 @@ class PairServer final : public ControlServer {
   PairServer(int fd, NodeControl& node)
       : loop_([fd, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
                           const std::function<void()>& ready) {
-          Shared shared{node, "", {}, 0};
+          Shared shared{node, {}, {}, 0};
           std::optional<Connection> connection;
-          connection.emplace(shared, io.lowLevelProvider->wrapSocketFd(
-                                         fd, kj::LowLevelAsyncIoProvider::TAKE_OWNERSHIP));
+          connection.emplace(
+              shared,
+              io.lowLevelProvider->wrapSocketFd(fd, kj::LowLevelAsyncIoProvider::TAKE_OWNERSHIP),
+              "");
           ready();
           auto ended = connection->network.onDisconnect().then(
               [] {},
@@ -328,11 +394,24 @@ std::string random_secret() {
   return secret;
 }
 
-std::unique_ptr<ControlServer> serve_control(const std::string& listen, const std::string& secret,
-                                             NodeControl& node) {
-  CHECK(!secret.empty());
+bool is_loopback(std::string_view host) {
+  if (host == "localhost" || host == "::1" || host == "[::1]") return true;
+  in_addr address;
+  return inet_pton(AF_INET, std::string(host).c_str(), &address) == 1 &&
+         ntohl(address.s_addr) >> 24 == 127;
+}
+
+std::unique_ptr<ControlServer> serve_control(const std::string& listen,
+                                             const ControlSecurity& security, NodeControl& node) {
+  CHECK(security.keys != nullptr || !security.secret.empty());
+  if (!security.keys && !is_loopback(std::string_view(listen).substr(0, listen.rfind(':'))))
+    throw LoadError(
+        fmt::format("cannot listen on {}: other machines can reach it, and without keys anybody "
+                    "could command this node; expected keys ('atoll keys' makes them) or an "
+                    "address of this machine alone, 127.x.x.x, [::1] or localhost",
+                    listen));
   try {
-    return std::make_unique<Server>(listen, secret, node);
+    return std::make_unique<Server>(listen, security, node);
   } catch (const std::exception& e) {
     throw LoadError(
         fmt::format("cannot listen on {}: {}; choose another address or port", listen, e.what()));
