@@ -242,8 +242,8 @@ void add_node_command(CLI::App& app, int* exit_code) {
       throw CLI::ValidationError(
           "--listen",
           fmt::format("'{}' can be reached from other machines, and without --keys anybody could "
-                      "command this node: expected --keys DIR ('atoll keys' makes them) or an "
-                      "address of this machine alone, 127.x.x.x, [::1] or localhost",
+                      "command this node: expected an address of this machine alone, 127.x.x.x, "
+                      "[::1] or localhost, or --keys DIR ('atoll keys' makes them)",
                       options->listen));
     }
     serve(*options);
