@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,22 +36,34 @@ struct ReplyDelta {
 
 struct ReplyParserOptions {
   ReplyFormat format = ReplyFormat::kPlain;
-  bool tools = false;           // look for calls; else their marks are content
-  bool reasoning = false;       // take <think>...</think> out
-  bool reasoning_open = false;  // the prompt ended inside <think>
+  std::vector<std::string> tools = {};  // that may be called; none: marks of calls are text
+  int32_t calls_max = INT32_MAX;        // further calls are left out
+  bool reasoning = false;               // take <think>...</think> out
+  bool reasoning_open = false;          // the prompt ended inside <think>
+  bool calls_in_reasoning = true;       // else their marks are text there
+  std::vector<std::string> stop = {};   // none empty; the first one in the content ends the reply
 };
+
+// The offered tool that a call's header names in any of the spellings that models use:
+// "get", "functions.get:0", "get:1", "functions.get", "call_get_0", ...; nullopt: none of them.
+std::optional<std::string> resolve_tool_name(const std::vector<std::string>& tools,
+                                             std::string_view spelled);
 
 // One reply. What push() and finish() return, joined, is the same for any split of the text. Marks
 // that are split over pieces are held back until they are decided. One thread.
 //
 // - Reasoning ends at the first </think>; one <think> at its start and the newlines around it are
-//   left out. Without </think> all is reasoning. Unless the prompt has opened it (reasoning_open),
-//   there is reasoning only if the text starts with <think>, white space aside.
+//   left out. Without </think> all is reasoning, but for calls. Unless the prompt has opened it
+//   (reasoning_open), there is reasoning only if the text starts with <think>, white space aside.
 // - What follows is content, byte for byte; only white space alone, before or after calls, is left
-//   out.
-// - Calls stand within their section's marks; fences and white space around arguments are left out.
-//   What isn't formed as the format says becomes content, from the last mark that made sense on.
-//   A call whose text ends early keeps the arguments that came.
+//   out. The first stop string in it ends the reply and isn't shown.
+// - Calls stand within their section's marks, or without them; in either form of DeepSeek's
+//   headers; their names are those of offered tools. Fences and white space around arguments are
+//   left out, arguments that are empty become {}.
+// - A call that isn't formed like that is left out beside good ones in its section. Alone it stays
+//   text, as do marks in prose: behind a quotation mark or a backtick, or within a code fence.
+// - A header that the reply's end cuts is left out; a call whose arguments are cut keeps those that
+//   came.
 class ReplyParser {
  public:
   explicit ReplyParser(ReplyParserOptions options);
@@ -58,11 +71,16 @@ class ReplyParser {
   ReplyParser(ReplyParser&&) noexcept;
   ReplyParser& operator=(ReplyParser&&) noexcept;
 
-  // text: well-formed UTF-8, added tokens spelled out.
+  // text: well-formed UTF-8, added tokens spelled out. Nothing once it has stopped.
   ReplyDelta push(std::string_view text);
-  ReplyDelta finish();  // no more text: what was held back
+  // No more text: what was held back. cut: the model wasn't at its end.
+  ReplyDelta finish(bool cut = false);
   int32_t num_tool_calls() const;
   bool in_reasoning() const;
+  bool stopped() const;  // by a stop string
+  // Of the text that was pushed: up to where no stop string can begin any more, or up to the one
+  // that was found.
+  size_t decided_bytes() const;
 
  private:
   struct State;

@@ -21,19 +21,25 @@ void append(text::ReplyDelta more, text::ReplyDelta& to) {
   }
 }
 
+text::ReplyParserOptions with_stop(const ChoiceOptions& options) {
+  text::ReplyParserOptions reply = options.reply;
+  reply.stop = options.stop;
+  return reply;
+}
+
 }  // namespace
 
 Choice::Choice(const text::Tokenizer& tokenizer, ChoiceOptions options)
-    : options_(std::move(options)), decoder_(tokenizer, options_.special), stop_(options_.stop) {
-  if (options_.reply) parser_.emplace(*options_.reply);
-}
+    : options_(std::move(options)),
+      decoder_(tokenizer, options_.special),
+      parser_(with_stop(options_)) {}
 
 ChoiceDelta Choice::push(const GenerationEvent& event) {
   CHECK(!event.error);
   ChoiceDelta delta;
   if (ended_) return delta;
   if (event.token) take(event, delta);
-  if (stop_.found()) {
+  if (parser_.stopped()) {
     end(FinishReason::kStop, delta);
   } else if (event.finish) {
     end(*event.finish, delta);
@@ -46,33 +52,23 @@ void Choice::take(const GenerationEvent& event, ChoiceDelta& delta) {
   const int32_t id = *event.token;
   const auto& stop_ids = options_.stop_ids;
   if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) return;
-  if (parser_ && parser_->in_reasoning()) ++reasoning_tokens_;
+  if (parser_.in_reasoning()) ++reasoning_tokens_;
   if (options_.logprobs) {
     pending_tokens_.push_back(
         {.id = id, .logprob = event.logprob, .top = event.top, .text_begin = decoded_bytes_});
   }
   const std::string text = decoder_.push(id);
   decoded_bytes_ += text.size();
-  say(stop_.push(text), delta);
+  append(parser_.push(text), delta.reply);
   release_tokens(delta);
-}
-
-void Choice::say(std::string_view text, ChoiceDelta& delta) {
-  released_bytes_ += text.size();
-  if (text.empty()) return;
-  if (parser_) {
-    append(parser_->push(text), delta.reply);
-  } else {
-    delta.reply.content += text;
-  }
 }
 
 // Tokens that begin in what was released; so none that a stop string cut off.
 void Choice::release_tokens(ChoiceDelta& delta) {
+  const size_t released = parser_.decided_bytes();
   const auto shown = [&](const ChoiceToken& token) {
-    return token.text_begin < released_bytes_ ||
-           (token.text_begin == released_bytes_ && decoded_bytes_ == released_bytes_ &&
-            !stop_.found());
+    return token.text_begin < released ||
+           (token.text_begin == released && decoded_bytes_ == released && !parser_.stopped());
   };
   size_t n = 0;
   while (n < pending_tokens_.size() && shown(pending_tokens_[n])) ++n;
@@ -83,19 +79,18 @@ void Choice::release_tokens(ChoiceDelta& delta) {
 
 void Choice::end(FinishReason reason, ChoiceDelta& delta) {
   ended_ = true;
-  if (!stop_.found()) {
+  if (!parser_.stopped()) {
     const std::string text = decoder_.flush();
     decoded_bytes_ += text.size();
-    say(stop_.push(text), delta);
-    if (stop_.found()) reason = FinishReason::kStop;
-    say(stop_.flush(), delta);
+    append(parser_.push(text), delta.reply);
   }
+  append(parser_.finish(reason == FinishReason::kLength), delta.reply);
+  if (parser_.stopped()) reason = FinishReason::kStop;
   release_tokens(delta);
-  if (parser_) append(parser_->finish(), delta.reply);
   if (reason == FinishReason::kLength) {
     delta.finish_reason = "length";
   } else {
-    delta.finish_reason = parser_ && parser_->num_tool_calls() > 0 ? "tool_calls" : "stop";
+    delta.finish_reason = parser_.num_tool_calls() > 0 ? "tool_calls" : "stop";
   }
 }
 

@@ -8,7 +8,6 @@
 #include <string_view>
 #include <vector>
 
-#include "coordinator/api/stop_strings.h"
 #include "coordinator/serving/generation.h"
 #include "text/reply_parser.h"
 #include "text/tokenizer.h"
@@ -16,11 +15,11 @@
 namespace atl::coordinator {
 
 struct ChoiceOptions {
-  std::vector<std::string> stop = {};
+  std::vector<std::string> stop = {};  // of the content
   std::vector<int32_t> stop_ids =
       {};  // as in the GenerationRequest: end the text and are not shown
   text::SpecialTokens special = text::SpecialTokens::kSkip;
-  std::optional<text::ReplyParserOptions> reply = {};  // of a chat; else all text is content
+  text::ReplyParserOptions reply = {};  // but for its stop strings; a completion is all content
   bool logprobs = false;
 };
 
@@ -55,17 +54,14 @@ class Choice {
 
  private:
   void take(const GenerationEvent& event, ChoiceDelta& delta);
-  void say(std::string_view text, ChoiceDelta& delta);
   void end(FinishReason reason, ChoiceDelta& delta);
   void release_tokens(ChoiceDelta& delta);
 
   const ChoiceOptions options_;
   text::StreamDecoder decoder_;
-  StopStrings stop_;
-  std::optional<text::ReplyParser> parser_;
+  text::ReplyParser parser_;
   std::vector<ChoiceToken> pending_tokens_;
-  size_t decoded_bytes_ = 0;   // of text, before stop strings are looked for
-  size_t released_bytes_ = 0;  // of it, behind them
+  size_t decoded_bytes_ = 0;
   int64_t num_tokens_ = 0;
   int64_t reasoning_tokens_ = 0;
   bool ended_ = false;

@@ -168,7 +168,7 @@ TEST(Choice, tells_the_same_for_any_split_into_tokens) {
         .stop_ids = {kEos},
         .special = text::SpecialTokens::kKeep,
         .reply = text::ReplyParserOptions{.format = text::ReplyFormat::kDeepseekV31,
-                                          .tools = true,
+                                          .tools = {"f", "g"},
                                           .reasoning = true,
                                           .reasoning_open = random() % 2 == 0}};
     const Told by_tokens = told_of(options, *tokenizer().encode(text), FinishReason::kStop);

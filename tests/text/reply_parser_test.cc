@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
 #include <random>
 
 namespace atl::text {
@@ -21,6 +24,8 @@ struct Whole {
   }
 };
 
+bool ignore_ids = false;
+
 class Joiner {
  public:
   void add(const ReplyDelta& delta) {
@@ -29,7 +34,7 @@ class Joiner {
     for (const auto& call : delta.tool_calls) {
       if (static_cast<size_t>(call.index) == names_.size()) {
         EXPECT_NE(call.name, "") << "the first delta of a call names it";
-        names_.push_back(call.id.empty() ? call.name : call.id + "=" + call.name);
+        names_.push_back(call.id.empty() || ignore_ids ? call.name : call.id + "=" + call.name);
         arguments_.emplace_back();
       } else {
         EXPECT_EQ(call.name, "");
@@ -55,11 +60,12 @@ class Joiner {
   std::vector<std::string> names_, arguments_;
 };
 
-Whole parse(const ReplyParserOptions& options, const std::vector<std::string>& pieces) {
+Whole parse(const ReplyParserOptions& options, const std::vector<std::string>& pieces,
+            bool cut = false) {
   ReplyParser parser(options);
   Joiner joiner;
   for (const auto& piece : pieces) joiner.add(parser.push(piece));
-  joiner.add(parser.finish());
+  joiner.add(parser.finish(cut));
   Whole whole = joiner.whole();
   EXPECT_EQ(static_cast<size_t>(parser.num_tool_calls()), whole.calls.size());
   return whole;
@@ -84,14 +90,15 @@ std::string joined(const std::vector<std::string>& parts, size_t begin, size_t e
 }
 
 // Whole, by characters, cut in two anywhere, and cut at random: all must agree.
-void expect_reply(const ReplyParserOptions& options, const std::string& text,
-                  const Whole& expected) {
-  EXPECT_EQ(parse(options, {text}), expected) << text;
+void expect_reply(const ReplyParserOptions& options, const std::string& text, const Whole& expected,
+                  bool cut = false) {
+  EXPECT_EQ(parse(options, {text}, cut), expected) << text;
   const auto chars = characters(text);
-  EXPECT_EQ(parse(options, chars), expected) << text << " by characters";
-  for (size_t cut = 0; cut <= chars.size(); ++cut) {
-    EXPECT_EQ(parse(options, {joined(chars, 0, cut), joined(chars, cut, chars.size())}), expected)
-        << text << " cut at character " << cut;
+  EXPECT_EQ(parse(options, chars, cut), expected) << text << " by characters";
+  for (size_t at = 0; at <= chars.size(); ++at) {
+    EXPECT_EQ(parse(options, {joined(chars, 0, at), joined(chars, at, chars.size())}, cut),
+              expected)
+        << text << " cut at character " << at;
   }
   std::mt19937 random(7);
   for (int round = 0; round < 50; ++round) {
@@ -101,14 +108,16 @@ void expect_reply(const ReplyParserOptions& options, const std::string& text,
       pieces.push_back(joined(chars, at, end));
       at = end;
     }
-    EXPECT_EQ(parse(options, pieces), expected) << text << " round " << round;
+    EXPECT_EQ(parse(options, pieces, cut), expected) << text << " round " << round;
   }
 }
 
-constexpr ReplyParserOptions kReasoning{.reasoning = true};
-constexpr ReplyParserOptions kOpen{.reasoning = true, .reasoning_open = true};
+const ReplyParserOptions kReasoning{.reasoning = true};
+const ReplyParserOptions kOpen{.reasoning = true, .reasoning_open = true};
 
-ReplyParserOptions tools(ReplyFormat format) { return {.format = format, .tools = true}; }
+const std::vector<std::string> kTools = {"f",   "a",     "b",       "b.c-d_e",
+                                         "get", "plain", "weather", "time"};
+ReplyParserOptions tools(ReplyFormat format) { return {.format = format, .tools = kTools}; }
 const ReplyParserOptions kV3 = tools(ReplyFormat::kDeepseekV3);
 const ReplyParserOptions kV31 = tools(ReplyFormat::kDeepseekV31);
 const ReplyParserOptions kKimi = tools(ReplyFormat::kKimiK2);
@@ -182,7 +191,7 @@ TEST(ReplyParser, takes_fences_around_v3_arguments_off_and_inside_them_leaves_th
                {"", "", {"f({\"a\":\"```x `` \"})"}});
   expect_reply(kV3, begin + "```\n {}  \n ```\n" + end, {"", "", {"f({})"}});
   expect_reply(kV3, begin + "{\"a\":1}" + end, {"", "", {"f({\"a\":1})"}});
-  expect_reply(kV3, begin + "```json\n```" + end, {"", "", {"f()"}});
+  expect_reply(kV3, begin + "```json\n```" + end, {"", "", {"f({})"}});
 }
 
 TEST(ReplyParser, takes_calls_of_v31_apart) {
@@ -214,17 +223,15 @@ TEST(ReplyParser, text_after_calls_is_content_and_more_calls_may_follow) {
 TEST(ReplyParser, malformed_calls_become_content) {
   for (const std::string text :
        {"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁begin｜>text", "<｜tool▁calls▁begin｜> ",
-        "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>",
+        "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>",
         "<｜tool▁calls▁begin｜>\n<｜tool▁call▁begin｜>a b<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜><｜tool▁sep｜>{}<｜tool▁call▁end｜>",
-        "<｜tool▁call▁begin｜>a<｜tool▁sep｜>{}<｜tool▁call▁end｜>", "<｜tool▁calls▁beg", "<｜"}) {
+        "<｜tool▁call▁begin｜>z<｜tool▁sep｜>{}<｜tool▁call▁end｜>", "<｜tool▁calls▁beg", "<｜"}) {
     expect_reply(kV31, text, {"", text, {}});
   }
   for (const std::string text :
-       {"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f",
-        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```jso",
-        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```python\n{}\n```",
-        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\nhello\n"}) {
+       {"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>z\n```json\n{}\n```",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>hello f\n"}) {
     expect_reply(kV3, text, {"", text, {}});
   }
   expect_reply(kV31,
@@ -299,10 +306,15 @@ TEST(ReplyParser, any_split_of_any_text_gives_the_same) {
   for (int round = 0; round < 20000; ++round) {
     const ReplyFormat format = std::vector{ReplyFormat::kDeepseekV3, ReplyFormat::kDeepseekV31,
                                            ReplyFormat::kKimiK2}[random() % 3];
-    const ReplyParserOptions options{.format = format,
-                                     .tools = random() % 8 != 0,
-                                     .reasoning = random() % 2 == 0,
-                                     .reasoning_open = random() % 4 == 0};
+    const ReplyParserOptions options{
+        .format = format,
+        .tools = random() % 8 != 0 ? kTools : std::vector<std::string>(),
+        .calls_max = random() % 8 == 0 ? 1 : 100,
+        .reasoning = random() % 2 == 0,
+        .reasoning_open = random() % 4 == 0,
+        .stop =
+            random() % 4 == 0 ? std::vector<std::string>{"f`", " f"} : std::vector<std::string>()};
+    const bool cut = random() % 2 == 0;
     std::string text;
     if (random() % 2 == 0) {  // half of them begin well
       text = format == ReplyFormat::kKimiK2
@@ -312,20 +324,48 @@ TEST(ReplyParser, any_split_of_any_text_gives_the_same) {
                                                            : "f<｜tool▁sep｜>");
     }
     for (size_t n = random() % 12; n > 0; --n) text += words[random() % words.size()];
-    const Whole expected = parse(options, {text});
+    const Whole expected = parse(options, {text}, cut);
     num_with_calls += !expected.calls.empty();
     const auto chars = characters(text);
-    EXPECT_EQ(parse(options, chars), expected) << text;
+    EXPECT_EQ(parse(options, chars, cut), expected) << text;
     std::vector<std::string> pieces;
     for (size_t at = 0; at < chars.size();) {
       const size_t end = std::min(chars.size(), at + 1 + random() % 30);
       pieces.push_back(joined(chars, at, end));
       at = end;
     }
-    EXPECT_EQ(parse(options, pieces), expected) << text;
+    EXPECT_EQ(parse(options, pieces, cut), expected) << text;
     if (HasFailure()) break;
   }
   EXPECT_GT(num_with_calls, 2000u);
+}
+
+// Replies of the kinds that people reported of servers, and what is right.
+TEST(ReplyParser, reads_what_models_write) {
+  std::ifstream in(ATOLL_SOURCE_DIR "/tests/cases/replies.jsonl");
+  const std::map<std::string, ReplyFormat> formats = {{"v3", ReplyFormat::kDeepseekV3},
+                                                      {"v31", ReplyFormat::kDeepseekV31},
+                                                      {"kimi", ReplyFormat::kKimiK2}};
+  size_t num_cases = 0;
+  for (std::string line; std::getline(in, line); ++num_cases) {
+    const auto json = nlohmann::json::parse(line);
+    SCOPED_TRACE(json["name"].get<std::string>());
+    const std::vector<std::string> offered = {"get_weather", "get_time"};
+    const ReplyParserOptions options{.format = formats.at(json["format"]),
+                                     .tools = json.value("tools", offered),
+                                     .calls_max = json.value("calls_max", 100),
+                                     .reasoning = true,
+                                     .reasoning_open = json.value("reasoning_open", false),
+                                     .stop = json.value("stop", std::vector<std::string>())};
+    Whole expected{.reasoning = json["reasoning"], .content = json["content"], .calls = {}};
+    for (const auto& call : json["calls"]) {
+      expected.calls.push_back(call[0].get<std::string>() + "(" + call[1].get<std::string>() + ")");
+    }
+    ignore_ids = true;
+    expect_reply(options, json["reply"], expected, json.value("cut", false));
+    ignore_ids = false;
+  }
+  EXPECT_GT(num_cases, 100u);
 }
 
 TEST(ReplyFormat, is_recognised_by_the_templates_marks) {

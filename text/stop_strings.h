@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-namespace atl::coordinator {
+namespace atl::text {
 
 // Passes text on up to the first stop string, which is never shown, not even its beginning. What
 // push() and flush() return, joined, is the same for any split of the text. One thread.
@@ -18,6 +18,7 @@ class StopStrings {
   // No more text: what was held back.
   std::string flush();
   bool found() const { return found_; }
+  size_t num_held() const { return held_.size(); }  // bytes
 
  private:
   size_t length_to_hold() const;
@@ -27,4 +28,4 @@ class StopStrings {
   bool found_ = false;
 };
 
-}  // namespace atl::coordinator
+}  // namespace atl::text

@@ -1,9 +1,9 @@
-#include "coordinator/api/stop_strings.h"
+#include "text/stop_strings.h"
 
 #include <algorithm>
 #include <utility>
 
-namespace atl::coordinator {
+namespace atl::text {
 
 std::string StopStrings::push(std::string_view text) {
   if (found_) return {};
@@ -43,4 +43,4 @@ size_t StopStrings::length_to_hold() const {
   return longest;
 }
 
-}  // namespace atl::coordinator
+}  // namespace atl::text

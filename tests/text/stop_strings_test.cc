@@ -1,4 +1,4 @@
-#include "coordinator/api/stop_strings.h"
+#include "text/stop_strings.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace atl::coordinator {
+namespace atl::text {
 namespace {
 
 // What comes of the text when it is cut before each of these places.
@@ -91,4 +91,4 @@ TEST(StopStrings, does_not_care_where_text_is_cut) {
 }
 
 }  // namespace
-}  // namespace atl::coordinator
+}  // namespace atl::text
