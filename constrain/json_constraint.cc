@@ -41,8 +41,7 @@ class CompiledGrammar final : public ConstraintGrammar {
   std::unique_ptr<TokenConstraint> make(const ConstraintVocabulary& vocabulary,
                                         const ConstraintOptions& options) const override {
     const bool tokens = with_tokens_ && has_marks(vocabulary.tokenizer());
-    return make_constraint_sequence(tokens ? with_tokens_ : with_bytes_, vocabulary,
-                                    options.begin_after);
+    return make_constraint_sequence(tokens ? with_tokens_ : with_bytes_, vocabulary, options);
   }
 
   size_t memory_bytes() const override {

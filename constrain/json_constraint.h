@@ -39,7 +39,10 @@ class ConstraintVocabulary {
 
 struct ConstraintOptions {
   // Free text comes first, up to and including this mark ("</think>"); empty: none.
-  std::string begin_after;
+  std::string begin_after = {};
+  // With begin_after: the free text comes only if it starts with this mark ("<think>"), and may be
+  // left out with it; empty: it comes.
+  std::string may_begin_with = {};
 };
 
 struct ToolSchema {

@@ -445,19 +445,69 @@ class FreeText {
   std::vector<int32_t> may_end_it_;
 };
 
+// The mark that a text may begin with instead of what else it may begin with.
+class OpeningMark {
+ public:
+  OpeningMark(std::string mark, const text::Tokenizer& tokenizer)
+      : mark_(std::move(mark)), possible_(!mark_.empty()) {
+    const std::optional<int32_t> id = tokenizer.token_id(mark_);
+    if (possible_ && id && tokenizer.is_added(*id)) mark_id_ = *id;
+  }
+
+  bool possible() const { return possible_; }
+  bool read() const { return possible_ && num_read_ == mark_.size(); }
+  int64_t cost() const {
+    return mark_id_ >= 0 ? 1 - read() : static_cast<int64_t>(mark_.size() - num_read_);
+  }
+
+  // Calls allow(id) for each token that is the next of it, and for none that goes beyond.
+  template <typename Allow, typename AllowNode>
+  void allow_next(const Trie& trie, Allow allow, AllowNode allow_node) const {
+    if (mark_id_ >= 0) return allow(mark_id_);
+    int32_t node = 0, end = trie.num_nodes();
+    for (size_t at = num_read_; at < mark_.size(); ++at) {
+      while (node < end && static_cast<char>(trie.byte[static_cast<size_t>(node)]) != mark_[at]) {
+        node = trie.subtree_end[static_cast<size_t>(node)];
+      }
+      if (node >= end) return;
+      allow_node(node);
+      end = trie.subtree_end[static_cast<size_t>(node)];
+      ++node;
+    }
+  }
+
+  void accept(int32_t id, std::string_view bytes) {
+    if (!possible_) return;
+    possible_ = mark_id_ >= 0 ? id == mark_id_
+                              : std::string_view(mark_).substr(num_read_).starts_with(bytes);
+    if (possible_) num_read_ += mark_id_ >= 0 ? mark_.size() : bytes.size();
+  }
+
+ private:
+  std::string mark_;
+  bool possible_ = false;
+  int32_t mark_id_ = -1;  // it is spelled in bytes
+  size_t num_read_ = 0;
+};
+
 class ConstraintSequence final : public TokenConstraint {
  public:
   ConstraintSequence(std::shared_ptr<const CompiledConstraint> compiled,
-                     const ConstraintVocabulary& vocabulary, std::string begin_after)
+                     const ConstraintVocabulary& vocabulary, const ConstraintOptions& options)
       : compiled_(std::move(compiled)),
         vocabulary_(vocabulary),
-        free_text_(std::move(begin_after), vocabulary.tokenizer()),
-        in_free_text_(!free_text_.mark().empty()),
+        free_text_(options.begin_after, vocabulary.tokenizer()),
+        opening_(free_text_.mark().empty() ? std::string() : options.may_begin_with,
+                 vocabulary.tokenizer()),
+        in_free_text_(!free_text_.mark().empty() && !opening_.possible()),
         stepper_(compiled_->machine),
         walk_(stepper_, vocabulary.trie()),
         lists_(*compiled_, vocabulary) {
-    const int32_t top = in_free_text_ ? compiled_->led_top : compiled_->machine.top;
-    stepper_.settle(compiled_->machine.rule_starts[static_cast<size_t>(top)], -1, reading_);
+    if (opening_.possible()) {
+      begin(compiled_->led_top);
+      led_cost_ = stepper_.cost(reading_);
+    }
+    begin(in_free_text_ ? compiled_->led_top : compiled_->machine.top);
     for (const std::string& mark : compiled_->machine.marks) {
       mark_ids_.push_back(vocabulary.tokenizer().token_id(mark).value_or(-1));
     }
@@ -471,9 +521,10 @@ class ConstraintSequence final : public TokenConstraint {
                      std::span<uint8_t> allowed) const override {
     may_come_.assign(allowed.size(), 0);
     work_left_ = std::min(work_max, kMaskWorkMax);
+    if (opening_.possible()) allow_opening(tokens_left - 1);
     if (in_free_text_) {
       allow_free_text(tokens_left - 1);
-    } else if (!ended_) {
+    } else if (!ended_ && !(opening_.possible() && is_dead())) {
       if (!allow_grammar(tokens_left - 1)) {
         if (work_max < kMaskWorkMax) return Error{ErrorCode::kOverloaded, "the mask is dear"};
         return Error{ErrorCode::kInvalid,
@@ -494,6 +545,8 @@ class ConstraintSequence final : public TokenConstraint {
     const auto& stops = vocabulary_.stop_ids();
     if (std::find(stops.begin(), stops.end(), id) != stops.end()) {
       ended_ = true;
+    } else if (opening_.possible()) {
+      accept_opening(id);
     } else if (in_free_text_) {
       accept_free_text(id);
     } else {
@@ -507,6 +560,7 @@ class ConstraintSequence final : public TokenConstraint {
 
   int64_t tokens_min() const override {
     if (ended_) return 0;
+    if (opening_.possible() && is_dead()) return opened_cost();
     return (in_free_text_ ? free_text_.cost(matched_) : 0) + stepper_.cost(reading_);
   }
 
@@ -521,6 +575,37 @@ class ConstraintSequence final : public TokenConstraint {
     const auto n = static_cast<size_t>(node);
     for (int32_t i = trie.token_begin[n]; i < trie.token_begin[n + 1]; ++i) {
       allow(trie.tokens[static_cast<size_t>(i)]);
+    }
+  }
+
+  void begin(int32_t rule) {
+    reading_ = {};
+    stepper_.drop_frames(0);
+    stepper_.settle(compiled_->machine.rule_starts[static_cast<size_t>(rule)], -1, reading_);
+  }
+
+  // --- free text that may come ---
+
+  bool is_dead() const { return reading_.threads.empty() && !reading_.complete; }
+  int64_t opened_cost() const { return opening_.cost() + free_text_.cost(0) + led_cost_; }
+
+  void allow_opening(int64_t budget) const {
+    // In bytes each token takes one of the mark at least.
+    if (opened_cost() - 1 > budget && !is_dead()) return;
+    opening_.allow_next(
+        vocabulary_.trie(), [&](int32_t id) { allow(id); },
+        [&](int32_t node) { allow_node(node); });
+  }
+
+  // Both ways stay open as long as the text fits both.
+  void accept_opening(int32_t id) {
+    opening_.accept(id, vocabulary_.tokenizer().token_bytes(id));
+    if (opening_.read()) {
+      begin(compiled_->led_top);
+      opening_ = OpeningMark({}, vocabulary_.tokenizer());
+      in_free_text_ = true;
+    } else if (!is_dead()) {
+      accept_in_grammar(id);
     }
   }
 
@@ -692,6 +777,8 @@ class ConstraintSequence final : public TokenConstraint {
   const std::shared_ptr<const CompiledConstraint> compiled_;
   const ConstraintVocabulary& vocabulary_;
   const FreeText free_text_;
+  OpeningMark opening_;  // possible: neither it nor the grammar has been chosen
+  int64_t led_cost_ = 0;
   bool in_free_text_ = false;
   size_t matched_ = 0;  // bytes of the free text's mark
   bool ended_ = false;
@@ -714,9 +801,8 @@ uint64_t CompiledConstraint::next_id() {
 
 std::unique_ptr<TokenConstraint> make_constraint_sequence(
     std::shared_ptr<const CompiledConstraint> compiled, const ConstraintVocabulary& vocabulary,
-    std::string begin_after) {
-  return std::make_unique<ConstraintSequence>(std::move(compiled), vocabulary,
-                                              std::move(begin_after));
+    const ConstraintOptions& options) {
+  return std::make_unique<ConstraintSequence>(std::move(compiled), vocabulary, options);
 }
 
 void find_shared_tokens(ConstraintVocabulary::Trie& trie) {

@@ -24,7 +24,7 @@ inline constexpr int32_t kConstraintDepthMax = 64;
 
 std::unique_ptr<TokenConstraint> make_constraint_sequence(
     std::shared_ptr<const CompiledConstraint> compiled, const ConstraintVocabulary& vocabulary,
-    std::string begin_after);
+    const ConstraintOptions& options);
 
 // Finds what every state of any string allows, so that no request waits for it (some milliseconds).
 void find_shared_tokens(ConstraintVocabulary::Trie& trie);

@@ -207,14 +207,14 @@ Parsed<PreparedGeneration> RequestPreparer::chat_now(ChatRequest& request, const
   prepared.kimi_call_ids = traits_.reply_format == text::ReplyFormat::kKimiK2;
   prepared.num_calls_before = count_tool_calls(request.input);
   prepared.prompt_tokens = static_cast<int64_t>(ids->size());
-  const text::ReplyParserOptions reply = reply_options(request, prompt->reasoning_open);
+  const text::ReplyParserOptions reply = reply_options(request, *prompt, grammar != nullptr);
   for (int64_t i = 0; i < fields.n; ++i) {
     PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
     choice.options.reply = reply;
     // Marks of calls may be special tokens.
-    if (reply.tools) choice.options.special = text::SpecialTokens::kKeep;
+    if (!reply.tools.empty()) choice.options.special = text::SpecialTokens::kKeep;
     if (grammar) {
-      auto constraint = this->constraint(grammar, prompt->reasoning_open, *max_tokens);
+      auto constraint = this->constraint(grammar, *prompt, *max_tokens);
       if (!constraint) return constraint.error();
       choice.request.constraint = std::move(*constraint);
     }
@@ -224,11 +224,18 @@ Parsed<PreparedGeneration> RequestPreparer::chat_now(ChatRequest& request, const
 }
 
 text::ReplyParserOptions RequestPreparer::reply_options(const ChatRequest& request,
-                                                        bool reasoning_open) const {
-  return {.format = traits_.reply_format,
-          .tools = !request.input.tools.empty(),
-          .reasoning = traits_.reasoning,
-          .reasoning_open = reasoning_open};
+                                                        const ChatPrompt& prompt,
+                                                        bool constrained) const {
+  text::ReplyParserOptions options{.format = traits_.reply_format,
+                                   .reasoning = traits_.reasoning,
+                                   .reasoning_open = prompt.reasoning_open,
+                                   // No schema holds for what the model thinks.
+                                   .calls_in_reasoning = !constrained};
+  // What goes on with an answer doesn't begin with reasoning any more.
+  if (request.input.continue_final_message) options.reasoning = prompt.reasoning_open;
+  for (const ChatTool& tool : request.input.tools) options.tools.push_back(tool.name);
+  if (!request.parallel_tool_calls) options.calls_max = 1;
+  return options;
 }
 
 // Null: anything may be said.
@@ -274,8 +281,12 @@ Result<RequestPreparer::Grammar> RequestPreparer::compile(const ChatRequest& req
 }
 
 Parsed<std::unique_ptr<constrain::TokenConstraint>> RequestPreparer::constraint(
-    const Grammar& grammar, bool reasoning_open, int64_t max_tokens) const {
-  auto constraint = grammar->make(vocabulary_, {.begin_after = reasoning_open ? "</think>" : ""});
+    const Grammar& grammar, const ChatPrompt& prompt, int64_t max_tokens) const {
+  constrain::ConstraintOptions options;
+  const bool may_think = traits_.reasoning && !prompt.reasoning_closed;
+  if (may_think) options.begin_after = "</think>";
+  if (may_think && !prompt.reasoning_open) options.may_begin_with = "<think>";
+  auto constraint = grammar->make(vocabulary_, options);
   const int64_t needed = constraint->tokens_min();
   if (needed > max_tokens) {
     return invalid_request(

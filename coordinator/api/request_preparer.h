@@ -91,9 +91,10 @@ class RequestPreparer {
   std::optional<Parsed<Grammar>> grammar_of(const ChatRequest& request, const PrepareTurn& turn);
   Result<Grammar> compile(const ChatRequest& request, std::stop_token stop) const;
   Parsed<std::unique_ptr<constrain::TokenConstraint>> constraint(const Grammar& grammar,
-                                                                 bool reasoning_open,
+                                                                 const ChatPrompt& prompt,
                                                                  int64_t max_tokens) const;
-  text::ReplyParserOptions reply_options(const ChatRequest& request, bool reasoning_open) const;
+  text::ReplyParserOptions reply_options(const ChatRequest& request, const ChatPrompt& prompt,
+                                         bool constrained) const;
 
   const ApiOptions& options_;
   const model::ModelConfig& config_;

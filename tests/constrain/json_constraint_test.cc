@@ -614,6 +614,43 @@ TEST(JsonConstraint, reasoning_leaves_tokens_for_the_text) {
   }
 }
 
+// The mark that opens the free text as a token, and spelled in bytes.
+TEST(JsonConstraint, reasoning_may_come_or_not) {
+  const Json schema = Json::parse(
+      R"({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
+          "additionalProperties": false})");
+  const Grammar grammar = compiled(schema);
+  for (const std::string mark : {"<think>", "<mull>"}) {
+    const ConstraintOptions options{.begin_after = "</think>", .may_begin_with = mark};
+    for (const std::string& text : {std::string("{\"a\": 5}"), mark + "hm</think>\n{\"a\": 5}"}) {
+      const auto ids = *vocabulary().tokenizer().encode(text);
+      EXPECT_EQ(num_taken(grammar, ids, options), ids.size() + 1) << text;
+    }
+    EXPECT_EQ(num_taken(grammar, encoded("hm" + mark), options), 0u);
+    EXPECT_EQ(num_taken(grammar, encoded("\n{"), options), 0u);
+    int reasoned = 0, plain = 0;
+    for (uint32_t seed = 0; seed < 400; ++seed) {
+      std::mt19937 random(seed);
+      const auto constraint = grammar->make(vocabulary(), options);
+      const int64_t max_tokens = constraint->tokens_min() + static_cast<int64_t>(random() % 40);
+      bool ended = false;
+      std::string text =
+          written(*constraint, max_tokens, static_cast<Choice>(seed % 4), random, &ended);
+      if (text.starts_with(mark)) {
+        ++reasoned;
+        const size_t end = text.find("</think>");
+        ASSERT_NE(end, std::string::npos) << text;
+        text.erase(0, end + 8);
+      } else {
+        ++plain;
+      }
+      EXPECT_EQ(wrong_with(schema, text), "") << text;
+    }
+    EXPECT_GT(reasoned, 20) << mark;
+    EXPECT_GT(plain, 20) << mark;
+  }
+}
+
 // --- calls of tools ---
 
 std::vector<ToolSchema> two_tools() {
@@ -621,6 +658,12 @@ std::vector<ToolSchema> two_tools() {
             "days": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["city"],
             "additionalProperties": false})"},
           {"time", ""}};
+}
+
+std::vector<std::string> names_of(const std::vector<ToolSchema>& tools) {
+  std::vector<std::string> names;
+  for (const ToolSchema& tool : tools) names.push_back(tool.name);
+  return names;
 }
 
 TEST(ToolCalls, only_calls_of_the_tools_are_written_and_the_parser_reads_them) {
@@ -638,7 +681,7 @@ TEST(ToolCalls, only_calls_of_the_tools_are_written_and_the_parser_reads_them) {
       const std::string text =
           written(*constraint, constraint->tokens_min() + static_cast<int64_t>(random() % 200),
                   static_cast<Choice>(seed % 4), random, &ended);
-      text::ReplyParser parser({.format = format, .tools = true});
+      text::ReplyParser parser({.format = format, .tools = names_of(tools)});
       text::ReplyDelta all = parser.push(text);
       const text::ReplyDelta rest = parser.finish();
       EXPECT_EQ(all.content + rest.content, "") << text;

@@ -106,6 +106,29 @@ TEST(ApiStructured, reasoning_is_free_and_the_answer_is_not) {
   EXPECT_GT(reasoned, kSeeds / 2);
 }
 
+// As R1-0528 and Kimi-K2-Thinking: the template speaks of thinking, the prompt neither opens nor
+// closes it, and the model writes <think> itself.
+TEST(ApiStructured, reasoning_that_the_model_opens_itself_is_free_and_the_answer_is_not) {
+  ApiServerOptions options;
+  options.chat_template =
+      "{% for m in messages %}{% if m.role == 'assistant' %}<think></think>{% endif %}"
+      "{{ m.content }}{% endfor %}<｜Assistant｜>";
+  ApiServer server(options);
+  int reasoned = 0, called = 0;
+  for (int seed = 0; seed < 4 * kSeeds; ++seed) {
+    const Json choice = choice_of(server, chat(kPerson, seed, 200));
+    expect_person(choice["message"]["content"]);
+    reasoned += choice["message"].contains("reasoning_content");
+    const Json forced =
+        choice_of(server, chat(kTools + R"(, "tool_choice": "required")", seed, 300));
+    EXPECT_EQ(forced["finish_reason"], "tool_calls");
+    EXPECT_TRUE(forced["message"]["content"].is_null()) << forced;
+    called += forced["message"].contains("reasoning_content");
+  }
+  EXPECT_GT(reasoned, kSeeds / 2);
+  EXPECT_GT(called, kSeeds / 2);
+}
+
 TEST(ApiStructured, required_calls_are_calls) {
   ApiServer server;
   size_t most = 0;
