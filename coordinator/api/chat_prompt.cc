@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
@@ -76,6 +77,9 @@ void spell_out_tools(std::vector<ChatMessage>& messages, ReplyFormat format) {
       }
       message.content = message.content.value_or("") + spell_section(format, calls);
       message.tool_calls.clear();
+    } else if (message.role == "tool" && format == ReplyFormat::kKimiK2) {
+      message.content = fmt::format("## Return of {}\n{}", message.tool_call_id,
+                                    message.content.value_or(""));  // in a turn of its own
     } else if (message.role == "tool") {
       message.role = "user";
       message.content = fmt::format("<｜tool▁output▁begin｜>{}<｜tool▁output▁end｜>",
@@ -84,24 +88,60 @@ void spell_out_tools(std::vector<ChatMessage>& messages, ReplyFormat format) {
   }
 }
 
-Json message_json(const ChatMessage& message) {
-  Json json = {{"role", message.role},
-               {"content", message.content ? Json(*message.content) : Json(nullptr)}};
-  if (!message.name.empty()) json["name"] = message.name;
-  if (!message.tool_call_id.empty()) json["tool_call_id"] = message.tool_call_id;
-  for (const ChatMessage::ToolCall& call : message.tool_calls) {
-    // Published templates add `arguments` to a text: it stays one.
-    json["tool_calls"].push_back(
-        {{"id", call.id},
-         {"type", "function"},
-         {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
-  }
-  return json;
+bool ends_with_mark(std::string_view text, std::string_view mark) {
+  const size_t last = text.find_last_not_of(" \t\r\n");
+  return last != text.npos && text.substr(0, last + 1).ends_with(mark);
 }
 
-bool ends_in_reasoning(std::string_view text) {
-  const size_t last = text.find_last_not_of(" \t\r\n");
-  return last != text.npos && text.substr(0, last + 1).ends_with("<think>");
+// What the last message's text is followed by, so that it is found in the prompt: as transformers
+// does it (utils/chat_template_utils.py, 5.24). A template that trims the text takes the space
+// away.
+constexpr std::string_view kContinueMark = "ATOLL_GOES_ON_HERE ";
+
+// Cuts the prompt behind the last message's text. False: the template doesn't show it.
+bool cut_behind_final_message(std::string& text) {
+  const std::string_view mark = kContinueMark.substr(0, kContinueMark.size() - 1);
+  const size_t at = text.rfind(mark);
+  if (at == text.npos) return false;
+  const bool trimmed = text.compare(at, kContinueMark.size(), kContinueMark) != 0;
+  text.resize(at);
+  if (trimmed) text.resize(text.find_last_not_of(" \t\r\n") + 1);
+  return true;
+}
+
+// Whether an answer that begins with `said` is in its reasoning, as far as the prompt shows it.
+void find_reasoning(const std::string& said, ChatPrompt& prompt) {
+  const size_t opened = said.rfind("<think>"), closed = said.rfind("</think>");
+  if (opened != said.npos || closed != said.npos) {
+    prompt.reasoning_open = closed == said.npos || (opened != said.npos && opened > closed);
+  } else {
+    const size_t begin = prompt.text.rfind(said.substr(0, said.find_last_not_of(" \t\r\n") + 1));
+    const auto before = std::string_view(prompt.text).substr(0, begin);
+    prompt.reasoning_open = begin != prompt.text.npos && ends_with_mark(before, "<think>");
+  }
+  prompt.reasoning_closed = !prompt.reasoning_open;
+}
+
+Result<std::string> render_messages(const text::ChatTemplate& chat_template,
+                                    const ChatTraits& traits,
+                                    const std::vector<ChatMessage>& messages, Json& variables,
+                                    const std::stop_token& stop) {
+  const auto render = [&](const CallForm* instead) {
+    variables["messages"] = Json::parse(messages_json(messages, traits.call_forms, instead));
+    return chat_template.render(variables.dump(-1, ' ', false, Json::error_handler_t::replace),
+                                stop);
+  };
+  auto text = render(nullptr);
+  const bool calls = std::any_of(messages.begin(), messages.end(), [](const ChatMessage& message) {
+    return !message.tool_calls.empty();
+  });
+  // What the template took when it was probed, it may still refuse here.
+  for (int form = 0; form < 4 && !text && calls; ++form) {
+    if (text.error().code != ErrorCode::kInvalid) break;
+    const CallForm instead{.null_content = (form & 1) != 0, .object_arguments = (form & 2) != 0};
+    if (auto other = render(&instead)) text = std::move(other);
+  }
+  return text;
 }
 
 }  // namespace
@@ -114,6 +154,7 @@ ChatTraits chat_traits(const text::ChatTemplate& chat_template) {
   traits.reads_tools = chat_template.reads("tools");
   traits.reads_tool_messages = source.find("tool_calls") != source.npos;
   traits.reasoning = source.find("think>") != source.npos;
+  if (traits.reads_tool_messages) traits.call_forms = probe_call_forms(chat_template);
   return traits;
 }
 
@@ -125,9 +166,9 @@ Parsed<ChatPrompt> render_chat(const text::ChatTemplate& chat_template, const Ch
   }
   if (!traits.reads_tool_messages) spell_out_tools(messages, traits.reply_format);
 
+  if (input.continue_final_message) messages.back().content->append(kContinueMark);
+
   Json variables = Json::parse(input.template_kwargs_json);
-  Json& list = variables["messages"] = Json::array();
-  for (const ChatMessage& message : messages) list.push_back(message_json(message));
   variables["add_generation_prompt"] = input.add_generation_prompt;
   if (!input.tools.empty() && traits.reads_tools) {
     Json& tools = variables["tools"] = Json::array();
@@ -135,13 +176,25 @@ Parsed<ChatPrompt> render_chat(const text::ChatTemplate& chat_template, const Ch
   } else {
     variables.erase("tools");
   }
-  auto text = chat_template.render(variables.dump(), std::move(stop));
+  auto text = render_messages(chat_template, traits, messages, variables, stop);
   if (!text) {
     return invalid_request("messages",
                            "the model's chat template refuses this: " + text.error().message);
   }
-  const bool open = traits.reasoning && ends_in_reasoning(*text);
-  return ChatPrompt{.text = std::move(*text), .reasoning_open = open};
+  ChatPrompt prompt{.text = std::move(*text)};
+  if (input.continue_final_message) {
+    if (!cut_behind_final_message(prompt.text)) {
+      return invalid_request("messages",
+                             "messages: the model's chat template doesn't show the last message, "
+                             "which continue_final_message or prefix is to go on with");
+    }
+    find_reasoning(*input.messages.back().content, prompt);
+  } else {
+    prompt.reasoning_open = ends_with_mark(prompt.text, "<think>");
+    prompt.reasoning_closed = ends_with_mark(prompt.text, "</think>");
+  }
+  prompt.reasoning_open &= traits.reasoning;
+  return prompt;
 }
 
 int64_t count_tool_calls(const ChatInput& input) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "base/log.h"
 
@@ -60,6 +61,8 @@ ChatMessage::ToolCall read_tool_call(const JsonValue& call) {
   result.id = call["id"].string().value_or("");
   result.name = function["name"].string().value_or("");
   const JsonValue arguments = function["arguments"];
+  result.json = call.text();
+  result.arguments_are_object = arguments.is_object();
   if (arguments.is_object()) {  // OpenAI's is text; some clients send what it says
     result.arguments = arguments.text();
   } else {
@@ -75,13 +78,33 @@ void read_assistant(const JsonValue& json, ChatMessage& message) {
   if (!json["tool_calls"].missing() && !json["tool_calls"].is_array()) {
     json["tool_calls"].complain("an array");
   }
-  // The model doesn't want its earlier thoughts back; clients send what they got.
-  json["reasoning_content"].string();
-  if (message.tool_calls.empty()) {
-    if (!message.content) message.content = json["refusal"].string().value_or("");
-  } else if (message.content && message.content->empty()) {
-    message.content.reset();  // what templates take for "only calls"
+  if (message.tool_calls.empty() && !message.content) {
+    message.content = json["refusal"].string().value_or("");
   }
+}
+
+// All fields that are not read by name, in their order; a null is the same as leaving a field out.
+// Reasoning gets the name that templates know.
+std::string read_more_fields(const JsonValue& json) {
+  static constexpr std::string_view kRead[] = {"role", "content", "name", "tool_call_id",
+                                               "tool_calls"};
+  static constexpr std::string_view kReasoning[] = {"reasoning_content", "reasoning", "thinking"};
+  nlohmann::ordered_json more = nlohmann::ordered_json::object();
+  for (const std::string& key : json.keys()) {
+    const JsonValue value = json[key];
+    if (value.missing() || std::find(std::begin(kRead), std::end(kRead), key) != std::end(kRead)) {
+      continue;
+    }
+    more[key] = nlohmann::ordered_json::parse(value.text());
+  }
+  for (const std::string_view name : kReasoning) {
+    const auto found = more.find(std::string(name));
+    if (found == more.end()) continue;
+    if (!found->is_string()) json[name].complain("a string");
+    more["reasoning_content"] = nlohmann::ordered_json(*found);
+    break;
+  }
+  return more.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 ChatMessage read_message(const JsonValue& json) {
@@ -95,6 +118,7 @@ ChatMessage read_message(const JsonValue& json) {
   if (message.role == "developer") message.role = "system";
   message.content = read_content(json["content"]);
   message.name = json["name"].string().value_or("");
+  message.more_json = read_more_fields(json);
   if (message.role == "assistant") {
     read_assistant(json, message);
   } else if (message.role == "system" || message.role == "user" || message.role == "tool") {
@@ -216,6 +240,31 @@ void read_response_format(const JsonValue& format, ChatRequest& request) {
   }
 }
 
+// Whether the prompt ends with a new turn of the assistant, or within its last one.
+void read_prompt_end(const JsonValue& root, ChatInput& input) {
+  const JsonValue last = [&] {
+    const JsonValue messages = root["messages"];
+    return messages.is_array() && messages.size() > 0 ? messages.element(messages.size() - 1)
+                                                      : messages;
+  }();
+  const bool is_assistant = last["role"].is_string() && last["role"].string() == "assistant";
+  const bool prefix = is_assistant && last["prefix"].boolean().value_or(false);
+  const JsonValue wish = root["continue_final_message"];
+  input.continue_final_message = wish.boolean().value_or(false) || prefix;
+  const auto prompt = root["add_generation_prompt"].boolean();
+  input.add_generation_prompt = prompt.value_or(true) && !input.continue_final_message;
+  if (!input.continue_final_message || input.messages.empty()) return;
+  if (prompt == true && !prefix) {
+    wish.refuse("continue_final_message: not together with \"add_generation_prompt\": true");
+  }
+  const ChatMessage& message = input.messages.back();
+  if (message.role != "assistant" || !message.content || !message.tool_calls.empty()) {
+    wish.refuse(
+        "continue_final_message: the last message has to be the assistant's, with content and "
+        "without tool_calls");
+  }
+}
+
 std::string read_template_kwargs(const JsonValue& kwargs) {
   if (kwargs.missing()) return "{}";
   if (!kwargs.is_object()) kwargs.complain("an object");
@@ -242,6 +291,7 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const RequestLimit
   read_chat_logprobs(root, request.fields);
   request.input.messages = read_messages(root["messages"]);
   request.input.tools = read_tools(root["tools"]);
+  read_prompt_end(root, request.input);
   request.input.template_kwargs_json = read_template_kwargs(root["chat_template_kwargs"]);
   read_tool_choice(root["tool_choice"], request);
   if (request.tool_choice == ToolChoice::kNone) request.input.tools.clear();
@@ -263,7 +313,7 @@ std::optional<Parsed<TokenizeChatRequest>> parse_tokenize_chat_request(std::stri
   request.input.messages = read_messages(root["messages"]);
   request.input.tools = read_tools(root["tools"]);
   request.input.template_kwargs_json = read_template_kwargs(root["chat_template_kwargs"]);
-  request.input.add_generation_prompt = root["add_generation_prompt"].boolean().value_or(true);
+  read_prompt_end(root, request.input);
   request.add_special_tokens = root["add_special_tokens"].boolean().value_or(false);
   request.return_token_strs = root["return_token_strs"].boolean().value_or(false);
   if (document->error()) return Parsed<TokenizeChatRequest>(*document->error());

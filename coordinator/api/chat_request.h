@@ -14,13 +14,16 @@ namespace atl::coordinator {
 struct ChatMessage {
   struct ToolCall {
     std::string id, name;
-    std::string arguments;  // JSON text as the client sent it
+    std::string arguments;              // JSON text as the client sent it
+    bool arguments_are_object = false;  // it sent an object instead of its text
+    std::string json = {};              // the whole call; empty: nothing but the above
   };
   std::string role;                    // system (also for "developer"), user, assistant or tool
   std::optional<std::string> content;  // none only beside tool_calls
   std::string name;                    // empty: not said
   std::string tool_call_id;            // of a tool's message
   std::vector<ToolCall> tool_calls;    // of an assistant's
+  std::string more_json = "{}";        // an object: its other fields, which templates may read
 };
 
 struct ChatTool {
@@ -36,6 +39,7 @@ struct ChatInput {
   std::vector<ChatTool> tools;              // that may be called; none with tool_choice "none"
   std::string template_kwargs_json = "{}";  // an object: further variables of the template
   bool add_generation_prompt = true;
+  bool continue_final_message = false;  // the last one is an assistant's, to be gone on with
 };
 
 enum class ToolChoice : uint8_t { kNone, kAuto, kRequired };
