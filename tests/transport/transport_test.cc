@@ -1,5 +1,5 @@
-// One suite over every Transport: in-process, UCX shared memory (posix, sysv) and UCX tcp. Both
-// ends live in this thread unless a test says otherwise.
+// One suite over every Transport: in-process, UCX shared memory (posix, sysv), UCX tcp and TLS.
+// Both ends live in this thread unless a test says otherwise.
 #include "transport/data/transport.h"
 
 #include <fmt/core.h>
@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <optional>
@@ -21,6 +22,8 @@
 #include <vector>
 
 #include "base/child_process.h"
+#include "tests/support/temp_dir.h"
+#include "transport/tls/make_keys.h"
 
 namespace atl::transport {
 namespace {
@@ -53,12 +56,40 @@ struct Case {
   const char* user_tls;  // UCX_TLS that the user sets, or null
   const char* links;     // that the active messages may use, as in "posix sysv"
   bool spin = false;
+  bool tls = false;
 };
+
+constexpr const char* kTlsLinks = "tls/aes-128-gcm tls/chacha20-poly1305";
+
+// What both ends of TLS are known by, and where an echoing child finds it.
+constexpr const char* kKeysVariable = "ATOLL_TEST_KEYS";
+const std::filesystem::path& keys_dir() {
+  static const test::TempDir temp;
+  static const std::filesystem::path dir = [] {
+    if (const char* given = std::getenv(kKeysVariable)) return std::filesystem::path(given);
+    make_keys({temp.path() / "keys", {"b", "echo"}, {"a", "parent", "c"}, 365});
+    return temp.path() / "keys";
+  }();
+  return dir;
+}
+TlsOptions tls_options(const std::string& name, bool listens) {
+  TlsOptions options;
+  options.keys = TlsKeys::load(keys_dir(), name);
+  if (listens) options.listen = "127.0.0.1:0";
+  options.peers = {"a", "parent"};
+  return options;
+}
 
 std::ostream& operator<<(std::ostream& os, const Case& c) { return os << c.name; }
 
 InProcessPair make_pair_of(const Case& c, size_t message_bytes_max = kMessageMax) {
   if (c.in_process) return make_in_process_pair(message_bytes_max);
+  if (c.tls) {
+    TlsOptions near = tls_options("a", false), far = tls_options("b", true);
+    near.spin = far.spin = c.spin;
+    near.message_bytes_max = far.message_bytes_max = message_bytes_max;
+    return {make_tls_transport(near), make_tls_transport(far)};
+  }
   ScopedVariable tls(c.user_tls ? "UCX_TLS" : nullptr, c.user_tls);
   UcxOptions options;
   options.kind = c.kind;
@@ -595,7 +626,8 @@ std::vector<std::byte> bytes_of(const std::string& hex) {
 int echo_process(const std::string& kind, const std::string& other) {
   UcxOptions options;
   options.kind = kind == "tcp" ? TransportKind::kTcp : TransportKind::kShm;
-  auto transport = make_ucx_transport(options);
+  auto transport =
+      kind == "tls" ? make_tls_transport(tls_options("echo", true)) : make_ucx_transport(options);
   auto peer = transport->connect(bytes_of(other), "parent");
   if (!peer) return 1;
   std::printf("%s\n", hex_of(transport->address()).c_str());
@@ -617,11 +649,15 @@ struct WithChild {
   explicit WithChild(const Case& c) {
     UcxOptions options;
     options.kind = c.kind;
-    transport = make_ucx_transport(options);
+    transport =
+        c.tls ? make_tls_transport(tls_options("parent", false)) : make_ucx_transport(options);
     ChildOptions child_options;
     child_options.argv = {"/proc/self/exe",
-                          c.kind == TransportKind::kTcp ? "--echo=tcp" : "--echo=shm",
+                          c.tls                           ? "--echo=tls"
+                          : c.kind == TransportKind::kTcp ? "--echo=tcp"
+                                                          : "--echo=shm",
                           hex_of(transport->address())};
+    if (c.tls) child_options.env = {{kKeysVariable, keys_dir().string()}};
     child_options.name = "echo";
     child_options.pipe_stdout = true;
     child = ChildProcess::start(child_options);
@@ -756,7 +792,8 @@ TEST(InProcessTransport, a_pump_may_send_more_than_a_queue_takes) {
 INSTANTIATE_TEST_SUITE_P(
     All, TransportProcessTest,
     testing::Values(Case{"ucx_shm", false, TransportKind::kShm, nullptr, "posix"},
-                    Case{"ucx_tcp", false, TransportKind::kTcp, nullptr, "tcp/lo"}),
+                    Case{"ucx_tcp", false, TransportKind::kTcp, nullptr, "tcp/lo"},
+                    Case{"tls", false, TransportKind::kAuto, nullptr, kTlsLinks, false, true}),
     [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
@@ -769,7 +806,9 @@ INSTANTIATE_TEST_SUITE_P(
                          "posix"},
                     Case{"ucx_shm_user_wants_sysv", false, TransportKind::kShm, "sysv,cma", "sysv"},
                     Case{"ucx_shm_user_wants_tcp", false, TransportKind::kShm, "tcp", "tcp/lo"},
-                    Case{"ucx_tcp", false, TransportKind::kTcp, nullptr, "tcp/lo"}),
+                    Case{"ucx_tcp", false, TransportKind::kTcp, nullptr, "tcp/lo"},
+                    Case{"tls", false, TransportKind::kAuto, nullptr, kTlsLinks, false, true},
+                    Case{"tls_spin", false, TransportKind::kAuto, nullptr, kTlsLinks, true, true}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

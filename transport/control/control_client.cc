@@ -2,6 +2,8 @@
 #include <capnp/message.h>
 #include <capnp/rpc-twoparty.h>
 #include <fmt/core.h>
+#include <netdb.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <optional>
@@ -10,6 +12,7 @@
 #include "transport/control/control_convert.h"
 #include "transport/control/control_loop.h"
 #include "transport/control/tls_stream.h"
+#include "transport/data/end_address.h"
 
 namespace atl::transport {
 
@@ -173,6 +176,18 @@ class Client final : public NodeClient {
             .then([this] { connected_ = false; }, [this](kj::Exception&&) { connected_ = false; })
             .eagerlyEvaluate(nullptr);
     return true;
+  }
+
+  // Numeric, without the port; "" over a pair of sockets.
+  std::string peer_host() {
+    sockaddr_storage address{};
+    kj::uint bytes = sizeof address;
+    connection_->stream->getpeername(reinterpret_cast<sockaddr*>(&address), &bytes);
+    char host[NI_MAXHOST];
+    const bool known = (address.ss_family == AF_INET || address.ss_family == AF_INET6) &&
+                       ::getnameinfo(reinterpret_cast<sockaddr*>(&address), bytes, host,
+                                     sizeof host, nullptr, 0, NI_NUMERICHOST) == 0;
+    return known ? host : "";
   }
 
   kj::Promise<void> beat(kj::Duration every) {

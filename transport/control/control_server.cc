@@ -2,7 +2,6 @@
 #include <arpa/inet.h>
 #include <capnp/rpc-twoparty.h>
 #include <fmt/core.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -18,6 +17,7 @@
 #include "transport/control/control_convert.h"
 #include "transport/control/control_loop.h"
 #include "transport/control/tls_stream.h"
+#include "transport/tls/stranger_log.h"
 
 namespace atl::transport {
 
@@ -29,8 +29,6 @@ constexpr int kNestingMax = 16;
 constexpr int kConnectionsMax = 64;
 // In their handshake: nobody yet, and cheap to be. More than coordinators ever are at once.
 constexpr size_t kHandshakesMax = 32;
-// A stranger can make us write this often about it.
-constexpr auto kStrangerLines = 1 * kj::SECONDS;
 constexpr auto kHelloTimeMax = 10 * kj::SECONDS;
 // A coordinator pings all the time; TCP alone would hold the sessions of one that hangs for ever.
 constexpr auto kSilenceMax = 60 * kj::SECONDS;
@@ -44,16 +42,11 @@ capnp::ReaderOptions reader_options() {
   return options;
 }
 
-// "10.0.0.7:41512", or "somebody".
 std::string address_of_peer(kj::AsyncIoStream& stream) {
   sockaddr_storage address{};
   kj::uint bytes = sizeof address;
   stream.getpeername(reinterpret_cast<sockaddr*>(&address), &bytes);
-  char host[NI_MAXHOST], port[NI_MAXSERV];
-  if (::getnameinfo(reinterpret_cast<sockaddr*>(&address), bytes, host, sizeof host, port,
-                    sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-    return "somebody";
-  return fmt::format("{}:{}", host, port);
+  return text_of_address(&address, bytes);
 }
 
 // A coordinator's machine that vanishes without a word is noticed in about 11 s.
@@ -261,7 +254,7 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
   kj::Promise<void> greet(kj::Own<kj::AsyncIoStream> stream) {
     const std::string who = address_of_peer(*stream);
     if (handshakes_.size() >= kHandshakesMax) {
-      tell_stranger("the oldest one", "too many are in their handshake");
+      strangers_.tell("the oldest one", "too many are in their handshake");
       handshakes_.begin()->second->fulfill();
       handshakes_.erase(handshakes_.begin());
     }
@@ -270,24 +263,14 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
     handshakes_.emplace(number, kj::mv(drop.fulfiller));
     const auto time = shared_.security.handshake_time;
     auto late = timer_.afterDelay(time.count() * kj::MILLISECONDS).then([this, who, time] {
-      tell_stranger(who, fmt::format("no handshake within {} ms", time.count()));
+      strangers_.tell(who, fmt::format("no handshake within {} ms", time.count()));
     });
     return tls_accept(kj::mv(stream), *shared_.security.keys, shared_.security.coordinators)
         .then([this](TlsStream&& accepted) { serve(kj::mv(accepted.stream), accepted.peer); },
-              [this, who](kj::Exception&& e) { tell_stranger(who, e.getDescription().cStr()); })
+              [this, who](kj::Exception&& e) { strangers_.tell(who, e.getDescription().cStr()); })
         .exclusiveJoin(kj::mv(late))
         .exclusiveJoin(kj::mv(drop.promise))
         .then([this, number] { handshakes_.erase(number); });
-  }
-
-  // Why somebody without a certificate of ours was not let in. Strangers don't fill the log.
-  void tell_stranger(const std::string& who, const std::string& why) {
-    ++strangers_;
-    const kj::TimePoint now = timer_.now();
-    if (strangers_told_ > 0 && now - last_told_ < kStrangerLines) return;
-    log_warn("control: refused a connection from {} ({} so far): {}", who, strangers_, why);
-    strangers_told_ = strangers_;
-    last_told_ = now;
   }
 
   void serve(kj::Own<kj::AsyncIoStream> stream, std::string peer) {
@@ -326,8 +309,7 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
   kj::Timer& timer_;
   uint64_t next_handshake_ = 0;
   std::map<uint64_t, kj::Own<kj::PromiseFulfiller<void>>> handshakes_;  // each ends its own
-  uint64_t strangers_ = 0, strangers_told_ = 0;
-  kj::TimePoint last_told_ = kj::origin<kj::TimePoint>();
+  StrangerLog strangers_{"control"};
   kj::TaskSet tasks_;
 };
 

@@ -19,6 +19,8 @@ static_assert(std::endian::native == std::endian::little, "wire formats are litt
 constexpr char kMagic[4] = {'A', 'T', 'L', 'E'};
 constexpr uint16_t kVersion = 1;
 constexpr size_t kNativeBytesMin = 16;
+constexpr size_t kTlsFixedBytes = 18;  // token and port
+constexpr size_t kHostBytesMax = 64;   // an IPv6 address with the name of a link
 
 // As drawn in docs/wire.md; no padding.
 struct Fixed {
@@ -108,16 +110,55 @@ Result<EndAddress> decode_address(std::span<const std::byte> bytes, EndAddress::
   if (fixed.checksum != fnv1a(bytes.subspan(kChecksummedFrom)))
     return invalid("checksum is wrong: it was damaged on its way");
   if (fixed.kind != static_cast<uint16_t>(kind))
-    return invalid(fmt::format("kind {}, expected {} (1 = UCX, 2 = in-process)", fixed.kind,
-                               static_cast<int>(kind)));
+    return invalid(fmt::format("kind {}, expected {} (1 = UCX, 2 = in-process, 3 = encrypted)",
+                               fixed.kind, static_cast<int>(kind)));
   if (fixed.end_id == 0) return invalid("end id is 0");
   // UCX reads its header without a look at the size.
   if (kind == EndAddress::Kind::kUcx && fixed.native_bytes < kNativeBytesMin)
     return invalid(
         fmt::format("{} native bytes, expected at least {}", fixed.native_bytes, kNativeBytesMin));
+  if (kind == EndAddress::Kind::kTls) {
+    if (auto tls = decode_tls_address(bytes.subspan(sizeof fixed)); !tls) return tls.error();
+  }
   EndAddress address{kind, fixed.end_id, {fixed.host, fixed.pid, fixed.start_time}, {}};
   address.native.assign(bytes.begin() + sizeof fixed, bytes.end());
   return address;
+}
+
+std::vector<std::byte> encode_tls_address(const TlsAddress& address) {
+  CHECK_LE(address.host.size(), kHostBytesMax);
+  std::vector<std::byte> bytes(kTlsFixedBytes + address.host.size());
+  std::memcpy(bytes.data(), address.token.data(), address.token.size());
+  std::memcpy(bytes.data() + address.token.size(), &address.port, sizeof address.port);
+  if (!address.host.empty())
+    std::memcpy(bytes.data() + kTlsFixedBytes, address.host.data(), address.host.size());
+  return bytes;
+}
+
+Result<TlsAddress> decode_tls_address(std::span<const std::byte> native) {
+  if (native.size() < kTlsFixedBytes || native.size() > kTlsFixedBytes + kHostBytesMax)
+    return invalid(fmt::format("{} native bytes, expected {} to {}", native.size(), kTlsFixedBytes,
+                               kTlsFixedBytes + kHostBytesMax));
+  TlsAddress address;
+  std::memcpy(address.token.data(), native.data(), address.token.size());
+  std::memcpy(&address.port, native.data() + address.token.size(), sizeof address.port);
+  address.host.assign(reinterpret_cast<const char*>(native.data()) + kTlsFixedBytes,
+                      native.size() - kTlsFixedBytes);
+  // IPv4, or IPv6 with or without a zone: what getaddrinfo() reads without asking anybody.
+  if (address.host.find_first_not_of("0123456789abcdefABCDEF.:%_-ghijklmnopqrstuvwxyz") !=
+      std::string::npos)
+    return invalid("its host is no numeric address");
+  return address;
+}
+
+std::vector<std::byte> with_host(std::vector<std::byte> bytes, const std::string& host) {
+  auto address = decode_address(bytes, EndAddress::Kind::kTls);
+  if (!address) return bytes;
+  auto tls = decode_tls_address(address->native);
+  if (!tls || !tls->host.empty() || tls->port == 0 || host.size() > kHostBytesMax) return bytes;
+  tls->host = host;
+  address->native = encode_tls_address(*tls);
+  return encode_address(*address);
 }
 
 uint64_t random_end_id() {

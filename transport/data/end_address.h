@@ -2,6 +2,7 @@
 // Private to transport/.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -26,12 +27,28 @@ ProcessName this_process();
 uint64_t start_time_of(uint32_t pid);
 
 struct EndAddress {
-  enum class Kind : uint16_t { kUcx = 1, kInProcess = 2 };
+  enum class Kind : uint16_t { kUcx = 1, kInProcess = 2, kTls = 3 };
   Kind kind = Kind::kUcx;
   uint64_t end_id = 0;  // random; stands in every message of this end
   ProcessName process;
-  std::vector<std::byte> native;  // UCX's worker address; empty for in-process
+  // UCX's worker address; of the encrypted link a TlsAddress; empty for in-process.
+  std::vector<std::byte> native;
 };
+
+// Where an end of the encrypted link listens.
+struct TlsAddress {
+  // Known to whoever got the address over the control connection; opens the data connection.
+  std::array<std::byte, 16> token{};
+  uint16_t port = 0;  // 0: it doesn't listen, it dials
+  std::string host;   // numeric; "": that of the control connection
+  friend bool operator==(const TlsAddress&, const TlsAddress&) = default;
+};
+std::vector<std::byte> encode_tls_address(const TlsAddress& address);
+// kInvalid for bytes that are none.
+Result<TlsAddress> decode_tls_address(std::span<const std::byte> native);
+
+// The address with this host in the place of "", if it is one of the encrypted link; else as it is.
+std::vector<std::byte> with_host(std::vector<std::byte> address, const std::string& host);
 
 std::vector<std::byte> encode_address(const EndAddress& address);
 // kInvalid names what is wrong with it. The checksum keeps accidents out, not attackers: addresses

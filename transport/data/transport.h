@@ -2,10 +2,10 @@
 //
 // One Transport is one end: it has an address to hand to peers (over the control connection),
 // connects to peers' addresses, sends messages and yields events. Implementations: UCX (shared
-// memory, TCP, RDMA where there is a NIC) and in-process. A message is a small header and one
-// payload; it arrives whole or not at all, messages of one peer in any order. Completion of a send
-// says nothing of delivery. Both ends connect to each other: what comes from an end that isn't
-// connected here is dropped.
+// memory, TCP, RDMA where there is a NIC), TLS (an encrypted link) and in-process. A message is a
+// small header and one payload; it arrives whole or not at all, messages of one peer in any order.
+// Completion of a send says nothing of delivery. Both ends connect to each other: what comes from
+// an end that isn't connected here is dropped.
 //
 // One thread owns a Transport; no call is thread-safe and none blocks but wait().
 #pragma once
@@ -22,6 +22,7 @@
 
 #include "base/memory.h"
 #include "base/result.h"
+#include "transport/tls/tls_keys.h"
 
 namespace atl::transport {
 
@@ -102,6 +103,28 @@ struct UcxOptions {
 
 // Throws LoadError naming what UCX said and what to do. A UCX_* variable that the user set wins.
 std::unique_ptr<Transport> make_ucx_transport(const UcxOptions& options);
+
+// The same messages through TLS 1.3, for networks that are not trusted: each connection has
+// certificates of both sides, and the name given to connect() is the one that the peer's must have.
+// Who listens is dialled, and there is one connection for both directions, so that only nodes need
+// an open port. A thread of its own greets: whoever has no certificate costs the owner's thread
+// nothing.
+struct TlsOptions {
+  std::shared_ptr<const TlsKeys> keys;
+  // "host:port", port 0 for any; "": doesn't listen, connects to ends that do.
+  std::string listen;
+  // Of an end that listens: the names that may dial it.
+  std::vector<std::string> peers = kCoordinatorNames;
+  bool spin = false;             // as UcxOptions
+  size_t message_bytes_max = 0;  // as UcxOptions
+  // Who dialled and has not shaken hands within it is dropped.
+  std::chrono::milliseconds handshake_time{10'000};
+  // A key encrypts at most so many records of 16 KiB before it is changed. AES-GCM is good for
+  // 2^24.5 (RFC 8446, sec. 5.5); 2^22 are 64 GiB.
+  uint64_t records_per_key = 1u << 22;
+};
+// LoadError if it can't listen.
+std::unique_ptr<Transport> make_tls_transport(const TlsOptions& options);
 
 // Two ends in one process. `pump` is called by the first end's poll() and wait() so that whoever
 // serves the second end can do its work on the same thread.

@@ -103,17 +103,26 @@ int on_alpn(SSL* connection, const unsigned char** out, unsigned char* out_bytes
   return SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 
+// The dialling side's order counts. AES with the processor's instructions, the shorter key first:
+// 1.15 times as fast as AES-256, and 128 bits are beyond anybody's reach. Without such instructions
+// ChaCha20 is faster, and takes the same time whatever the data.
+const char* ciphers() {
+#if defined(__x86_64__)
+  const bool has_aes = __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
+#else
+  const bool has_aes = true;
+#endif
+  return has_aes ? "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+                 : "TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384";
+}
+
 OwnContext new_context(const SSL_METHOD* method, const KeyFiles& files, const std::string& name) {
   OwnContext context(SSL_CTX_new(method));
   if (!context) fail("cannot set TLS up");
   SSL_CTX& c = *context;
-  // AES with the processor's instructions, the shorter key first: 1.2 times as fast as AES-256, and
-  // 128 bits are beyond anybody's reach. ChaCha20 where there are no such instructions on one side.
   const bool set = SSL_CTX_set_min_proto_version(&c, TLS1_3_VERSION) == 1 &&
                    SSL_CTX_set_max_proto_version(&c, TLS1_3_VERSION) == 1 &&
-                   SSL_CTX_set_ciphersuites(&c,
-                                            "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:"
-                                            "TLS_CHACHA20_POLY1305_SHA256") == 1 &&
+                   SSL_CTX_set_ciphersuites(&c, ciphers()) == 1 &&
                    SSL_CTX_set1_groups_list(&c, "X25519:P-256") == 1 &&
                    SSL_CTX_set_num_tickets(&c, 0) == 1;
   if (!set) fail("cannot set TLS up");
