@@ -1,9 +1,8 @@
 // Transport over TLS connections. All state but the greeter's belongs to the thread that owns the
 // transport.
 //
-// The stream of a connection, in either direction: messages one after the other, each a prefix
-// (magic, sizes), the header, the payload. The greeter (tls_greeter.h) has made it and knows whose
-// it is.
+// A connection's stream, in either direction, is messages one after the other (message_stream.h).
+// The greeter (tls_greeter.h) has made it and knows whose it is.
 #include <fmt/core.h>
 #include <openssl/rand.h>
 #include <sys/epoll.h>
@@ -20,6 +19,7 @@
 #include "base/log.h"
 #include "transport/data/end_address.h"
 #include "transport/data/message_buffers.h"
+#include "transport/data/message_stream.h"
 #include "transport/data/tls_greeter.h"
 #include "transport/data/tls_socket.h"
 #include "transport/data/transport.h"
@@ -43,15 +43,6 @@ constexpr size_t kTurnMessages = 16;
 // An authenticated connection whose end nobody here connects to is dropped after it.
 constexpr std::chrono::seconds kUnclaimedMax{60};
 constexpr size_t kUnclaimedConnectionsMax = 64;
-
-// In front of every message.
-struct Prefix {
-  uint32_t magic;
-  uint32_t header_bytes;
-  uint64_t payload_bytes;
-};
-static_assert(sizeof(Prefix) == 16);
-constexpr uint32_t kPrefixMagic = 0x314d4c41;  // "ALM1"
 
 // A peer that is not who it should be, or says what is no message; all else is an end.
 ErrorCode code_of(const Error& error) {
@@ -102,13 +93,7 @@ class TlsTransport final : public Transport {
     bool is_in_turn = false;  // stands in turns_
     bool watches_room = false;
     uint64_t records = 0;  // written with the present key
-    // The message that is being read.
-    enum class Reads : uint8_t { kPrefix, kHeader, kPayload };
-    Reads reads = Reads::kPrefix;
-    Prefix prefix{};
-    std::vector<std::byte> header;
-    std::unique_ptr<PooledMessage> message;  // null: dropped as it comes
-    size_t done = 0;                         // of the part that is being read
+    std::unique_ptr<MessageReader> reader;
   };
 
   Peer* find(PeerId id) const {
@@ -129,9 +114,7 @@ class TlsTransport final : public Transport {
 
   Status write_some(Connection& connection);
   Result<size_t> write_record(Connection& connection, const Send& send, bool is_last);
-  Status read_some(Connection& connection, size_t* messages);
-  Result<size_t> read_part(Connection& connection);
-  Status take_part(Connection& connection);
+  Status read_some(Connection& connection);
   void watch_room(uint64_t id, Connection& connection);
 
   void end_connection(uint64_t id);
@@ -162,7 +145,6 @@ class TlsTransport final : public Transport {
   std::deque<Event> ready_;
   std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>();
   std::vector<std::byte> record_ = std::vector<std::byte>(kRecordBytes);
-  std::vector<std::byte> dropped_ = std::vector<std::byte>(kRecordBytes);
 };
 
 TlsTransport::TlsTransport(const TlsOptions& options)
@@ -289,6 +271,7 @@ void TlsTransport::take_connection(TlsGreeter::News news) {
   const uint64_t id = next_connection_++;
   Connection& connection = connections_[id];
   connection.socket = std::move(news.socket);
+  connection.reader = std::make_unique<MessageReader>(pool_, message_bytes_max_);
   connection.socket->set_readable();  // OpenSSL may hold what came behind the greeting
   connection.end_id = news.end_id;
   connection.name = news.name;
@@ -343,7 +326,7 @@ Status TlsTransport::send(PeerId id, std::span<const std::byte> header, SharedBu
                  fmt::format("send to {}: {} sends are under way", peer.name, peer.sends.size())};
 
   Send send;
-  const Prefix prefix{kPrefixMagic, static_cast<uint32_t>(header.size()), payload_bytes};
+  const MessagePrefix prefix{kMessageMagic, static_cast<uint32_t>(header.size()), payload_bytes};
   send.head.resize(sizeof prefix + header.size());
   std::memcpy(send.head.data(), &prefix, sizeof prefix);
   if (!header.empty()) std::memcpy(send.head.data() + sizeof prefix, header.data(), header.size());
@@ -412,67 +395,18 @@ void TlsTransport::watch_room(uint64_t id, Connection& connection) {
 // ---- Receiving
 
 // Until nothing is left or others have their turn. kInvalid for what is no message of ours.
-Status TlsTransport::read_some(Connection& connection, size_t* messages) {
+Status TlsTransport::read_some(Connection& connection) {
   const size_t before = ready_.size();
   for (size_t bytes = 0; bytes < kTurnBytes && ready_.size() - before < kTurnMessages;) {
-    const auto got = read_part(connection);
+    const bool keep = connection.peer != nullptr;
+    const auto got = connection.socket->read(connection.reader->room(keep));
     if (!got) return got.error();
-    if (*got == 0) break;
+    if (*got == 0) return {};
     bytes += *got;
-    if (const Status status = take_part(connection); !status) return status;
-  }
-  *messages += ready_.size() - before;
-  return {};
-}
-
-// Some of the part that is being read.
-Result<size_t> TlsTransport::read_part(Connection& c) {
-  std::span<std::byte> into;
-  if (c.reads == Connection::Reads::kPrefix) {
-    into = std::as_writable_bytes(std::span(&c.prefix, 1)).subspan(c.done);
-  } else if (c.reads == Connection::Reads::kHeader) {
-    into = std::span(c.header).subspan(c.done);
-  } else if (c.message) {
-    into = {c.message->payload_data() + c.done, c.prefix.payload_bytes - c.done};
-  } else {
-    into = std::span(dropped_).first(
-        std::min<uint64_t>(dropped_.size(), c.prefix.payload_bytes - c.done));
-  }
-  auto got = c.socket->read(into);
-  if (got) c.done += *got;
-  return got;
-}
-
-// Goes on to the next part, or hands the message over, if this one is complete.
-Status TlsTransport::take_part(Connection& c) {
-  using Reads = Connection::Reads;
-  if (c.reads == Reads::kPrefix && c.done == sizeof c.prefix) {
-    if (c.prefix.magic != kPrefixMagic || c.prefix.header_bytes > kHeaderBytesMax)
-      return Error{
-          ErrorCode::kInvalid,
-          fmt::format("it sent {:08x} and a header of {} bytes, expected {:08x} and at "
-                      "most {}",
-                      c.prefix.magic, c.prefix.header_bytes, kPrefixMagic, kHeaderBytesMax)};
-    if (c.prefix.payload_bytes > message_bytes_max_)
-      return Error{ErrorCode::kInvalid,
-                   fmt::format("it sent a message of {} bytes, at most {} are allowed",
-                               c.prefix.payload_bytes, message_bytes_max_)};
-    c.header.resize(c.prefix.header_bytes);
-    c.done = 0;
-    c.reads = Reads::kHeader;
-  }
-  if (c.reads == Reads::kHeader && c.done == c.header.size()) {
-    if (c.peer)
-      c.message = std::make_unique<PooledMessage>(pool_, c.header, c.prefix.payload_bytes);
-    c.done = 0;
-    c.reads = Reads::kPayload;
-  }
-  if (c.reads == Reads::kPayload && c.done == c.prefix.payload_bytes) {
-    if (c.peer && c.message)
-      ready_.push_back({Event::Kind::kMessage, c.peer->id, std::move(c.message), {}});
-    c.message.reset();
-    c.done = 0;
-    c.reads = Reads::kPrefix;
+    auto message = connection.reader->filled(*got);
+    if (!message) return message.error();
+    if (*message && keep)
+      ready_.push_back({Event::Kind::kMessage, connection.peer->id, std::move(*message), {}});
   }
   return {};
 }
@@ -495,9 +429,8 @@ size_t TlsTransport::take_turns() {
     if (found == connections_.end()) continue;
     Connection& connection = found->second;
     connection.is_in_turn = false;
-    size_t messages = 0;
     // What came before an end comes first.
-    Status status = read_some(connection, &messages);
+    Status status = read_some(connection);
     if (status) status = write_some(connection);
     if (!status) {
       lose_connection(id, status.error());

@@ -46,6 +46,16 @@ std::vector<std::string> names_of(const X509& certificate) {
   return names;
 }
 
+std::string issuer_text(const X509& certificate) {
+  char text[128] = "";
+  X509_NAME_oneline(X509_get_issuer_name(&certificate), text, sizeof text);
+  std::string issuer = text;
+  for (char& c : issuer) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return issuer;
+}
+
 std::string names_text(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;

@@ -36,6 +36,8 @@ std::string openssl_reason(const std::string& otherwise);
 std::string time_text(const ASN1_TIME* time);
 // The DNS names in subjectAltName, at most 8, control characters replaced.
 std::vector<std::string> names_of(const X509& certificate);
+// "/CN=Atoll CA 3f9a12c0", likewise, cut to 127 bytes.
+std::string issuer_text(const X509& certificate);
 // "a, b"; "no name" for none.
 std::string names_text(const std::vector<std::string>& names);
 

@@ -45,15 +45,6 @@ Peer& peer_data(const SSL& connection) {
 }
 
 std::string refusal_of(int error, const X509* certificate, const std::vector<std::string>& names) {
-  const auto issuer = [&] {
-    char text[128] = "";
-    if (certificate) X509_NAME_oneline(X509_get_issuer_name(certificate), text, sizeof text);
-    std::string issuer = text;
-    for (char& c : issuer) {
-      if (c < ' ' || c > '~') c = '?';
-    }
-    return issuer;
-  };
   switch (error) {
     case X509_V_ERR_CERT_HAS_EXPIRED:
       return fmt::format("it expired on {} (or this machine's clock is wrong)",
@@ -67,7 +58,8 @@ std::string refusal_of(int error, const X509* certificate, const std::vector<std
     case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
     case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
     case X509_V_ERR_CERT_SIGNATURE_FAILURE:
-      return fmt::format("its issuer {} is no authority in ca.pem", issuer());
+      return fmt::format("its issuer {} is no authority in ca.pem",
+                         certificate ? issuer_text(*certificate) : "");
     case X509_V_ERR_HOSTNAME_MISMATCH:
       return fmt::format("it is of {}, expected {}",
                          certificate ? names_text(names_of(*certificate)) : "nobody",
