@@ -47,6 +47,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"kj/", {"transport/"}, true},
     {"capnp/", {"transport/"}, true},
     {"openssl/", {"transport/"}, true},
+    {"intel-ipsec-mb.h", {"transport/tls/"}},
     {"hwloc", {"topology/"}},
     {"yaml-cpp/", {"config/"}},
     {"hwy/", {"kernels/", "topology/"}, true},

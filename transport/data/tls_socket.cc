@@ -111,7 +111,9 @@ Result<size_t> TlsSocket::read(std::span<std::byte> out) {
   auto bytes = outcome_of(
       SSL_read(ssl_.get(), out.data(), static_cast<int>(std::min<size_t>(out.size(), INT_MAX))));
   wants_to_write_ = writing;
-  if (bytes && *bytes == 0) may_read_ = false;
+  // Also if the kernel and OpenSSL have no more: without another call to find that out.
+  if (bytes && (*bytes == 0 || (is_drained_ && SSL_has_pending(ssl_.get()) == 0)))
+    may_read_ = false;
   return bytes;
 }
 

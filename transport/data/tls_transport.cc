@@ -103,7 +103,7 @@ class TlsTransport final : public Transport {
   }
   void forget_closed();
 
-  size_t advance(int timeout_ms, bool* woken = nullptr);
+  size_t advance(bool* woken = nullptr);
   size_t handle_events(const epoll_event* events, int count, bool* woken);
   size_t take_turns();
   void give_turn(uint64_t id, Connection& connection);
@@ -397,7 +397,8 @@ void TlsTransport::watch_room(uint64_t id, Connection& connection) {
 // Until nothing is left or others have their turn. kInvalid for what is no message of ours.
 Status TlsTransport::read_some(Connection& connection) {
   const size_t before = ready_.size();
-  for (size_t bytes = 0; bytes < kTurnBytes && ready_.size() - before < kTurnMessages;) {
+  for (size_t bytes = 0; connection.socket->may_read() && bytes < kTurnBytes &&
+                         ready_.size() - before < kTurnMessages;) {
     const bool keep = connection.peer != nullptr;
     const auto got = connection.socket->read(connection.reader->room(keep));
     if (!got) return got.error();
@@ -462,14 +463,14 @@ size_t TlsTransport::handle_events(const epoll_event* events, int count, bool* w
 }
 
 // Looks at everything without waiting; how many events came of it. The wake is wait()'s.
-size_t TlsTransport::advance(int timeout_ms, bool* woken) {
+size_t TlsTransport::advance(bool* woken) {
   epoll_event events[32];
-  const int count = ::epoll_wait(epoll_fd_, events, std::size(events), timeout_ms);
+  const int count = ::epoll_wait(epoll_fd_, events, std::size(events), 0);
   return handle_events(events, count, woken);
 }
 
 std::optional<Event> TlsTransport::poll() {
-  if (ready_.empty()) advance(0);
+  if (ready_.empty()) advance();
   if (ready_.empty()) return std::nullopt;
   Event event = std::move(ready_.front());
   ready_.pop_front();
@@ -483,14 +484,14 @@ void TlsTransport::wait(std::chrono::microseconds timeout) {
     return ::read(wake_fd_, &count, sizeof count) > 0;
   };
   bool woken = false;
-  if (!ready_.empty() || advance(0, &woken) > 0 || woken) {
+  if (!ready_.empty() || advance(&woken) > 0 || woken) {
     if (woken) take_wake();
     return;
   }
   if (spin_) {
     const auto spin_end = std::min(deadline, Clock::now() + kSpinMax);
     while (Clock::now() < spin_end) {
-      if (advance(0, &woken) > 0) return;
+      if (advance(&woken) > 0) return;
       if (woken) {
         take_wake();
         return;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "transport/tls/fast_gcm.h"
 
 namespace atl::transport {
 
@@ -109,7 +110,7 @@ const char* ciphers() {
 }
 
 OwnContext new_context(const SSL_METHOD* method, const KeyFiles& files, const std::string& name) {
-  OwnContext context(SSL_CTX_new(method));
+  OwnContext context(SSL_CTX_new_ex(nullptr, fast_gcm_query(), method));
   if (!context) fail("cannot set TLS up");
   SSL_CTX& c = *context;
   const bool set = SSL_CTX_set_min_proto_version(&c, TLS1_3_VERSION) == 1 &&
