@@ -117,8 +117,9 @@ class ToolCallGrammar {
 
  private:
   Result<int32_t> arguments_rule(const JsonRules& rules, const ToolSchema& tool) {
-    if (tool.parameters_json.empty()) return rules.object;
-    auto rule = add_json_schema(grammar_, rules, tool.parameters_json);
+    std::string_view schema = tool.parameters_json;
+    if (schema.empty()) schema = "{}";
+    auto rule = add_json_schema(grammar_, rules, schema, true);
     if (!rule) return invalid(fmt::format("tool {}: {}", tool.name, rule.error().message));
     return rule;
   }

@@ -47,7 +47,7 @@ struct ConstraintOptions {
 
 struct ToolSchema {
   std::string name;
-  std::string parameters_json;  // a JSON Schema; empty: any object
+  std::string parameters_json;  // a JSON Schema; empty: no parameters, {}
 };
 
 // A compiled constraint: make() gives one for each sequence. Immutable; any thread.

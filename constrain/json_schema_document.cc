@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <charconv>
 #include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -21,13 +22,16 @@ using Json = nlohmann::ordered_json;
 constexpr int kTextDepthMax = 200;
 constexpr size_t kTextBytesMax = size_t{1} << 20;
 constexpr size_t kValueBytesMax = size_t{12} << 20;  // as base/json_reader.h counts
-constexpr size_t kBytesOfStep = 16;                  // that are read in a step of work
-constexpr int kMergeDepthMax = 100;
+std::string without_end(std::string text, char c) {
+  if (text.ends_with(c)) text.pop_back();
+  return text;
+}
+
+constexpr size_t kBytesOfStep = 16;  // that are read in a step of work
 constexpr int kRefsInARowMax = 20;
-// Of names and values, in one step of work; and what a pair of branches, a merge or a reference
+// Of names and values, in one step of work; and what a pair of branches or a reference
 // takes at the least.
 constexpr size_t kComparisonsOfStep = 2, kStepComparisons = 100;
-constexpr size_t kNameComparisons = 40;  // to find a name among those that are merged, and keep it
 
 Json parse(std::string_view text, CompileWork& work, HeldMemory& held) {
   if (text.size() > kTextBytesMax) {
@@ -70,7 +74,6 @@ SchemaTypes possible_types(const Json& schema, const std::string& place) {
   } else {
     out = every_type();
   }
-  if (schema.is_object() && member(schema, "nullable") == true) out.insert("null");
   return out;
 }
 
@@ -92,8 +95,56 @@ std::string SchemaDocument::ref_of(const Json& schema, const std::string& place)
   return schema["$ref"].get<std::string>();
 }
 
-const Json& SchemaDocument::target(const std::string& ref, const std::string& place) const {
+namespace {
+
+std::string percent_decoded(const std::string& text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned byte = 0;
+    const char* const begin = text.data() + i + 1;
+    if (text[i] == '%' && i + 2 < text.size() &&
+        std::from_chars(begin, begin + 2, byte, 16).ptr == begin + 2) {
+      out += static_cast<char>(byte);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+const Json* find_anchor(const Json& json, const std::string& name) {
+  if (!json.is_structured()) return nullptr;
+  if (json.is_object() && member(json, "$anchor") == name) return &json;
+  for (const Json& inner : json) {
+    if (const Json* found = find_anchor(inner, name)) return found;
+  }
+  return nullptr;
+}
+
+size_t num_values(const Json& json) {
+  size_t sum = 1;
+  if (!json.is_structured()) return sum;
+  for (const Json& inner : json) sum += num_values(inner);
+  return sum;
+}
+
+}  // namespace
+
+const Json& SchemaDocument::target(const std::string& given, const std::string& place) const {
+  std::string ref = percent_decoded(given);
+  for (const char* keyword : {"$id", "id"}) {  // what this schema calls itself
+    const Json& id = root_->is_object() ? member(*root_, keyword) : *root_;
+    if (!id.is_string()) continue;
+    const std::string name = without_end(id.get<std::string>(), '#');
+    if (!name.empty() && ref.starts_with(name)) ref.erase(0, name.size());
+    if (ref.empty()) ref = "#";
+  }
   if (ref == "#") return *root_;
+  if (ref.size() > 1 && ref[0] == '#' && ref[1] != '/') {
+    work_.spend(num_values(*root_), place);
+    if (const Json* found = find_anchor(*root_, ref.substr(1))) return *found;
+  }
   if (!ref.starts_with("#/")) {
     refuse_schema(
         fmt::format("{}.$ref: \"{}\" is not in this schema (\"#/...\")", place, ref.substr(0, 80)));
@@ -121,18 +172,8 @@ const Json& SchemaDocument::resolved(const Json& schema, const std::string& plac
 
 // ---- oneOf -------------------------------------------------------------------------------------
 
-void SchemaDocument::expect_disjoint(const Json& branches, const std::string& place) {
-  std::vector<const Json*> schemas;
-  for (const Json& branch : branches) schemas.push_back(&resolved(branch, place));
-  for (size_t i = 0; i < schemas.size(); ++i) {
-    for (size_t j = i + 1; j < schemas.size(); ++j) {
-      if (are_disjoint(*schemas[i], *schemas[j], place)) continue;
-      refuse_schema(
-          fmt::format("{}.oneOf: branches {} and {} can't be told apart by type or by the value of "
-                      "a required property; use anyOf",
-                      place, i, j));
-    }
-  }
+bool SchemaDocument::disjoint(const Json& a, const Json& b, const std::string& place) {
+  return are_disjoint(resolved(a, place), resolved(b, place), place);
 }
 
 bool SchemaDocument::share_no_value(const Json& a, const Json& b, const std::string& place) {
@@ -167,57 +208,6 @@ bool SchemaDocument::are_disjoint(const Json& a, const Json& b, const std::strin
     }
   }
   return false;
-}
-
-// ---- allOf -------------------------------------------------------------------------------------
-
-struct SchemaDocument::Merge {
-  enum class Part { kOpen, kDone };
-  std::map<const Json*, Part> parts;
-  std::map<std::string, const Json*> properties;  // by name
-  int depth = 0;
-  ObjectKeywords out;
-};
-
-ObjectKeywords SchemaDocument::merged(const Json& schema, const std::string& place) {
-  Merge merge;
-  merge_object(schema, place, merge);
-  return std::move(merge.out);
-}
-
-void SchemaDocument::merge_object(const Json& part, const std::string& place, Merge& merge) {
-  const auto [at, is_new] = merge.parts.emplace(&part, Merge::Part::kOpen);
-  if (!is_new && at->second == Merge::Part::kDone) return;  // says it all already
-  if (!is_new) refuse_schema(place + ": a $ref leads back to an allOf that it is a part of");
-  if (++merge.depth > kMergeDepthMax) refuse_schema(place.substr(0, 80) + ": nested too deep");
-  if (!part.is_object()) refuse_schema(place + ": expected an object's schema");
-  expect_alone(part, "allOf", place, {"type", "properties", "required", "additionalProperties"});
-  if (part.contains("type") && part["type"] != "object") {
-    refuse_schema(place + ".type: allOf is supported for objects only");
-  }
-  const ObjectKeywords own = object_keywords(part, place);
-  spend(kStepComparisons + kNameComparisons * (own.properties.size() + own.required.size()), place);
-  if (own.additional != nullptr && *own.additional != true) {
-    refuse_schema(place + ".additionalProperties: not supported in allOf");
-  }
-  for (const auto& [name, schema] : own.properties) {
-    const auto [known, is_first] = merge.properties.emplace(name, schema);
-    if (is_first) {
-      merge.out.properties.emplace_back(name, schema);
-    } else if (*known->second != *schema) {
-      refuse_schema(fmt::format("{}.properties.{}: two different schemas in allOf", place, name));
-    }
-  }
-  merge.out.required.insert(merge.out.required.end(), own.required.begin(), own.required.end());
-  const Json& parts = member(part, "allOf");
-  if (!parts.is_null() && (!parts.is_array() || parts.empty())) {
-    refuse_schema(place + ".allOf: expected a list of schemas");
-  }
-  for (size_t i = 0; i < parts.size(); ++i) {
-    merge_object(resolved(parts[i], place), fmt::format("{}.allOf[{}]", place, i), merge);
-  }
-  --merge.depth;
-  at->second = Merge::Part::kDone;
 }
 
 }  // namespace atl::constrain

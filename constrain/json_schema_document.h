@@ -25,21 +25,17 @@ class SchemaDocument {
   static std::string ref_of(const nlohmann::ordered_json& schema, const std::string& place);
   const nlohmann::ordered_json& target(const std::string& ref, const std::string& place) const;
 
-  // That no value can fulfil two of oneOf's branches, which makes it anyOf.
-  void expect_disjoint(const nlohmann::ordered_json& branches, const std::string& place);
-  // What a schema of objects and all parts of its allOf say together; borrowed from both.
-  ObjectKeywords merged(const nlohmann::ordered_json& schema, const std::string& place);
+  // That no value can fulfil both, as far as types and values of required properties tell.
+  bool disjoint(const nlohmann::ordered_json& a, const nlohmann::ordered_json& b,
+                const std::string& place);
 
  private:
-  struct Merge;
-
   const nlohmann::ordered_json& resolved(const nlohmann::ordered_json& schema,
                                          const std::string& place);
   bool are_disjoint(const nlohmann::ordered_json& a, const nlohmann::ordered_json& b,
                     const std::string& place);
   bool share_no_value(const nlohmann::ordered_json& a, const nlohmann::ordered_json& b,
                       const std::string& place);
-  void merge_object(const nlohmann::ordered_json& part, const std::string& place, Merge& merge);
   void spend(size_t comparisons, const std::string& place);
 
   CompileWork& work_;

@@ -14,12 +14,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::string_view, 18> kIgnored = {
-    "title",      "description", "default",      "example", "examples",
-    "$schema",    "$id",         "$comment",     "$defs",   "definitions",
-    "deprecated", "readOnly",    "writeOnly",    "$anchor", "contentMediaType",
-    "strict",     "id",          "discriminator"};
-constexpr std::array<std::string_view, 26> kKnown = {"type",
+// Those that assert something. All others are remarks (2020-12, core 6.5), whatever they are
+// called.
+constexpr std::array<std::string_view, 43> kKnown = {"type",
                                                      "properties",
                                                      "required",
                                                      "additionalProperties",
@@ -42,9 +39,28 @@ constexpr std::array<std::string_view, 26> kKnown = {"type",
                                                      "$ref",
                                                      "format",
                                                      "pattern",
-                                                     "nullable",
                                                      "uniqueItems",
-                                                     "propertyNames"};
+                                                     "propertyNames",
+                                                     "patternProperties",
+                                                     "minProperties",
+                                                     "maxProperties",
+                                                     "not",
+                                                     "if",
+                                                     "then",
+                                                     "else",
+                                                     "dependentRequired",
+                                                     "dependentSchemas",
+                                                     "dependencies",
+                                                     "additionalItems",
+                                                     "unevaluatedProperties",
+                                                     "unevaluatedItems",
+                                                     "contains",
+                                                     "minContains",
+                                                     "maxContains",
+                                                     kMorePatterns,
+                                                     "$dynamicRef"};
+// Of these, the ones that are not built.
+constexpr std::array<std::string_view, 2> kNotBuilt = {"unevaluatedItems", "$dynamicRef"};
 constexpr std::array<std::string_view, 7> kTypes = {"object",  "array",   "string", "number",
                                                     "integer", "boolean", "null"};
 
@@ -65,30 +81,20 @@ const Json& member(const Json& schema, const char* keyword) {
   return found == schema.end() ? kMissing : *found;
 }
 
-bool is_remark(std::string_view keyword) { return is_among(kIgnored, keyword); }
+bool is_remark(std::string_view keyword) { return !is_among(kKnown, keyword); }
 
 void check_keywords(const Json& schema, const std::string& place) {
-  for (const auto& [key, value] : schema.items()) {
-    if (!is_among(kKnown, key) && !is_among(kIgnored, key)) {
-      refuse_schema(fmt::format("{}.{}: this keyword is not supported", place, key.substr(0, 60)));
-    }
-  }
-  if (schema.contains("uniqueItems") && schema["uniqueItems"] != false) {
-    refuse_schema(place + ".uniqueItems: this keyword is not supported");
-  }
-  // Every name is a string.
-  const Json& names = member(schema, "propertyNames");
-  const bool any_name = names == true || (names.is_object() && names.size() == 1 &&
-                                          member(names, "type") == "string");
-  if (!names.is_null() && !any_name) {
-    refuse_schema(place + R"(.propertyNames: only {"type": "string"} is supported)");
+  for (const std::string_view keyword : kNotBuilt) {
+    if (!schema.contains(keyword)) continue;
+    if (keyword == "unevaluatedItems" && schema[std::string(keyword)] == true) continue;
+    refuse_schema(fmt::format("{}.{}: this keyword is not supported", place, keyword));
   }
 }
 
 void expect_alone(const Json& schema, const std::string& keyword, const std::string& place,
                   std::initializer_list<std::string_view> also) {
   for (const auto& [key, value] : schema.items()) {
-    if (key == keyword || key == "nullable" || is_among(kIgnored, key)) continue;
+    if (key == keyword || is_remark(key)) continue;
     if (std::find(also.begin(), also.end(), key) != also.end()) continue;
     refuse_schema(fmt::format("{}.{}: not supported beside {}", place, key, keyword));
   }
@@ -132,7 +138,7 @@ SchemaTypes declared_types(const Json& type, const std::string& place) {
 
 SchemaTypes types_of(const Json& schema, const std::string& place) {
   if (schema.contains("type")) return declared_types(schema["type"], place);
-  static constexpr std::array<std::pair<std::string_view, std::string_view>, 17> kAbout = {{
+  static constexpr std::array<std::pair<std::string_view, std::string_view>, 25> kAbout = {{
       {"properties", "object"},
       {"required", "object"},
       {"additionalProperties", "object"},
@@ -148,14 +154,21 @@ SchemaTypes types_of(const Json& schema, const std::string& place) {
       {"maximum", "number"},
       {"exclusiveMinimum", "number"},
       {"exclusiveMaximum", "number"},
-      {"multipleOf", "integer"},
+      {"multipleOf", "number"},
       {"uniqueItems", "array"},
+      {"additionalItems", "array"},
+      {"contains", "array"},
+      {"patternProperties", "object"},
+      {"propertyNames", "object"},
+      {"minProperties", "object"},
+      {"maxProperties", "object"},
+      {"unevaluatedProperties", "object"},
+      {kMorePatterns, "string"},
   }};
   SchemaTypes out;
   for (const auto& [keyword, type] : kAbout) {
     if (schema.contains(keyword)) out.emplace(type);
   }
-  if (out.contains("integer")) out.erase("number");
   if (!out.empty()) return out;
   return every_type();
 }
@@ -171,6 +184,11 @@ int64_t size_of(const Json& schema, const char* keyword, int64_t otherwise, int6
     refuse_schema(fmt::format("{}.{}: more than {} is not supported", place, keyword, max));
   }
   return static_cast<int64_t>(value.get<double>());
+}
+
+int64_t size_at_most(const Json& schema, const char* keyword, int64_t max,
+                     const std::string& place) {
+  return std::min(size_of(schema, keyword, -1, INT64_MAX / 2, place), max);
 }
 
 ObjectKeywords object_keywords(const Json& schema, const std::string& place) {

@@ -14,6 +14,10 @@
 
 namespace atl::constrain {
 
+// Ours, made when schemas are put together: a list of further patterns, each {"pattern",
+// "negated"}.
+inline constexpr std::string_view kMorePatterns = "\x01patterns";
+
 // Names of JSON's types, and "integer".
 using SchemaTypes = std::set<std::string>;
 
@@ -26,7 +30,7 @@ const nlohmann::ordered_json& member(const nlohmann::ordered_json& schema, const
 bool is_remark(std::string_view keyword);
 // Refuses keywords that are not built.
 void check_keywords(const nlohmann::ordered_json& schema, const std::string& place);
-// Refuses what stands beside a keyword that says it all, but for remarks, "nullable" and `also`.
+// Refuses what stands beside a keyword that says it all, but for remarks and `also`.
 void expect_alone(const nlohmann::ordered_json& schema, const std::string& keyword,
                   const std::string& place, std::initializer_list<std::string_view> also = {});
 
@@ -42,6 +46,11 @@ SchemaTypes types_of(const nlohmann::ordered_json& schema, const std::string& pl
 // An integer from 0 to `max`, such as "minLength"; `otherwise` if the schema does not have it.
 int64_t size_of(const nlohmann::ordered_json& schema, const char* keyword, int64_t otherwise,
                 int64_t max, const std::string& place);
+
+// The same for an upper bound: -1 if the schema does not have it; at most `max`, because what is
+// written may be a part of what is allowed.
+int64_t size_at_most(const nlohmann::ordered_json& schema, const char* keyword, int64_t max,
+                     const std::string& place);
 
 // The keywords of objects, borrowed from the schema.
 struct ObjectKeywords {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <string_view>
 
 #include "constrain/json_schema_keywords.h"
@@ -15,7 +16,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int32_t kMultipleOfMax = 100;
+constexpr int64_t kMultipleOfMax = 1000;
+constexpr int kMultipleDigitsMax = 9;
 constexpr double kExactMax = 9007199254740991;  // 2^53 - 1
 
 // 0.25 as digits; numbers beyond what doubles count exactly are brought back to it.
@@ -42,14 +44,32 @@ DecimalBound decimal(const Json& number, bool exclusive) {
   return out;
 }
 
-int32_t multiple_of(const Json& schema, const std::string& place) {
-  if (!schema.contains("multipleOf")) return 1;
+// multipleOf as an integer times 10^-digits.
+struct Multiple {
+  int64_t of = 1;
+  int digits = 0;
+};
+
+Multiple multiple_of(const Json& schema, const std::string& place) {
+  Multiple out;
+  if (!schema.contains("multipleOf")) return out;
   const double value = schema["multipleOf"].get<double>();
-  if (value < 1 || value > kMultipleOfMax || value != std::floor(value)) {
-    refuse_schema(fmt::format("{}.multipleOf: only integers from 1 to {} are supported", place,
-                              kMultipleOfMax));
+  int64_t power = 1;
+  while (out.digits < kMultipleDigitsMax && value > 0 && value <= kMultipleOfMax) {
+    const double whole = std::round(value * static_cast<double>(power));
+    if (whole >= 1 && whole / static_cast<double>(power) == value) break;
+    power *= 10;
+    ++out.digits;
   }
-  return static_cast<int32_t>(value);
+  out.of = static_cast<int64_t>(std::round(std::min(value, 2.0 * kMultipleOfMax) * power));
+  const bool exact = static_cast<double>(out.of) / static_cast<double>(power) == value;
+  if (!exact || out.of < 1 || out.of > kMultipleOfMax) {
+    refuse_schema(fmt::format(
+        "{}.multipleOf: only numbers whose digits are 1 to {}, with at most {} behind the point, "
+        "are supported",
+        place, kMultipleOfMax, kMultipleDigitsMax));
+  }
+  return out;
 }
 
 std::optional<DecimalBound> tightest(const Json& schema, const char* included, const char* excluded,
@@ -93,8 +113,15 @@ std::optional<NumberRange> number_range(bool integer, const Json& schema,
   }
   if (!bounded) return std::nullopt;
   NumberRange range;
-  range.multiple_of = multiple_of(schema, place);
-  range.integer = integer || schema.contains("multipleOf");
+  Multiple multiple = multiple_of(schema, place);
+  range.integer = integer || (schema.contains("multipleOf") && multiple.digits == 0);
+  if (range.integer) {  // of 1.5: integers that are multiples of 3
+    const auto power = static_cast<int64_t>(std::pow(10, multiple.digits));
+    multiple.of /= std::gcd(multiple.of, power);
+  } else if (schema.contains("multipleOf")) {
+    range.fraction_digits_max = multiple.digits;
+  }
+  range.multiple_of = static_cast<int32_t>(multiple.of);
   range.low.negative = true;
   range.low.whole = range.high.whole = "999999999999999";
   if (const auto low = tightest(schema, "minimum", "exclusiveMinimum", true)) range.low = *low;

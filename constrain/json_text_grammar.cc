@@ -18,8 +18,6 @@ using Node = GrammarBuilder::Node;
 
 constexpr uint32_t kLastCodePoint = 0x10FFFF;
 constexpr int kDigitsMax = 15;  // every double keeps that many
-constexpr int64_t kRepeatMax = 1000;
-constexpr int kPatternDepthMax = 50;
 
 // --- UTF-8 ---
 
@@ -144,238 +142,6 @@ void add_unicode_escape(GrammarBuilder& grammar, Node from, Node to) {
 
 // --- patterns ---
 
-struct Pattern {
-  enum class Kind { kSet, kSequence, kChoice, kRepeat };
-  Kind kind = Kind::kSequence;
-  CodePoints set;
-  std::vector<Pattern> parts;
-  int64_t min = 0, max = -1;  // of kRepeat; -1: without end
-};
-
-const CodePoints kDigit = {{'0', '9'}};
-const CodePoints kWord = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
-const CodePoints kSpace = {{0x09, 0x0D},     {0x20, 0x20},     {0xA0, 0xA0},     {0x1680, 0x1680},
-                           {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F},
-                           {0x3000, 0x3000}, {0xFEFF, 0xFEFF}};
-const CodePoints kAll = {{0, kLastCodePoint}};
-const CodePoints kLineEnds = {{'\n', '\n'}, {'\r', '\r'}, {0x2028, 0x2029}};
-
-// Syntax: ECMA-262, the part that is regular.
-class PatternParser {
- public:
-  explicit PatternParser(std::string_view text) : text_(text) {}
-
-  // The alternatives at the top, padded where they have no anchor.
-  Pattern run() {
-    Pattern out{Pattern::Kind::kChoice, {}, {}, 0, -1};
-    do {
-      const bool begins = take('^');
-      Pattern part = sequence();
-      const bool ends = take('$');
-      if (!at_end() && text_[at_] != '|') fail("here");
-      Pattern padded{Pattern::Kind::kSequence, {}, {}, 0, -1};
-      if (!begins) padded.parts.push_back(anything());
-      padded.parts.push_back(std::move(part));
-      if (!ends) padded.parts.push_back(anything());
-      out.parts.push_back(std::move(padded));
-    } while (take('|'));
-    if (!at_end()) fail("here");
-    return out;
-  }
-
- private:
-  static Pattern anything() {
-    Pattern out{Pattern::Kind::kRepeat, {}, {}, 0, -1};
-    out.parts.push_back({Pattern::Kind::kSet, kAll, {}, 0, -1});
-    return out;
-  }
-
-  bool at_end() const { return at_ == text_.size(); }
-  bool take(char c) {
-    if (at_end() || text_[at_] != c) return false;
-    ++at_;
-    return true;
-  }
-  [[noreturn]] void fail(std::string_view what) const {
-    throw Error{
-        ErrorCode::kInvalid,
-        fmt::format("pattern: {} at character {} is not supported", what,
-                    at_ < text_.size() ? fmt::format("'{}'", text_.substr(at_, 6)) : "the end")};
-  }
-
-  Pattern choice() {
-    Pattern out{Pattern::Kind::kChoice, {}, {}, 0, -1};
-    do {
-      out.parts.push_back(sequence());
-    } while (take('|'));
-    return out;
-  }
-
-  Pattern sequence() {
-    Pattern out{Pattern::Kind::kSequence, {}, {}, 0, -1};
-    while (!at_end() && text_[at_] != '|' && text_[at_] != ')' && text_[at_] != '$') {
-      out.parts.push_back(quantified(atom()));
-    }
-    return out;
-  }
-
-  Pattern quantified(Pattern of) {
-    for (int depth = depth_ + 1;; ++depth) {
-      int64_t min = 0, max = -1;
-      if (take('?')) {
-        max = 1;
-      } else if (take('+')) {
-        min = 1;
-      } else if (!take('*') && !braces(min, max)) {
-        return of;
-      }
-      take('?');  // lazy or not is the same set of strings
-      Pattern out{Pattern::Kind::kRepeat, {}, {}, min, max};
-      out.parts.push_back(std::move(of));
-      of = std::move(out);
-      if (depth > kPatternDepthMax) fail("nesting this deep");
-    }
-  }
-
-  bool braces(int64_t& min, int64_t& max) {
-    if (at_end() || text_[at_] != '{') return false;
-    ++at_;
-    min = number();
-    max = min;
-    if (take(',')) max = !at_end() && text_[at_] != '}' ? number() : -1;
-    if (!take('}') || (max >= 0 && max < min)) fail("this quantifier");
-    return true;
-  }
-
-  int64_t number() {
-    int64_t value = -1;
-    while (!at_end() && text_[at_] >= '0' && text_[at_] <= '9') {
-      value = std::max<int64_t>(value, 0) * 10 + (text_[at_++] - '0');
-      if (value > kRepeatMax) fail("a repetition of more than 1000");
-    }
-    if (value < 0) fail("this quantifier");
-    return value;
-  }
-
-  Pattern atom() {
-    if (take('(')) return group();
-    if (take('[')) return {Pattern::Kind::kSet, char_class(), {}, 0, -1};
-    if (take('.')) return {Pattern::Kind::kSet, complement(kLineEnds), {}, 0, -1};
-    if (take('\\')) return {Pattern::Kind::kSet, escape(), {}, 0, -1};
-    if (std::string_view("*+?{}])^$").find(text_[at_]) != std::string_view::npos) fail("this");
-    return {Pattern::Kind::kSet, single(code_point()), {}, 0, -1};
-  }
-
-  Pattern group() {
-    if (++depth_ > kPatternDepthMax) fail("nesting this deep");
-    if (take('?')) {
-      if (take('<')) {
-        if (at_end() || text_[at_] == '=' || text_[at_] == '!') fail("looking behind");
-        while (!at_end() && !take('>')) ++at_;
-      } else if (!take(':')) {
-        fail("looking ahead");
-      }
-    }
-    Pattern out = choice();
-    if (!take(')')) fail("an anchor inside a group, or a missing ')',");
-    --depth_;
-    return out;
-  }
-
-  static CodePoints single(uint32_t c) { return {{c, c}}; }
-
-  uint32_t code_point() {
-    const text::Utf8Unit unit = text::next_utf8_unit(text_.substr(at_));
-    at_ += unit.num_bytes;
-    return unit.code_point;
-  }
-
-  CodePoints escape() {
-    if (at_end()) fail("a backslash");
-    const char c = text_[at_];
-    const size_t begin = at_++;
-    switch (c) {
-      case 'd':
-        return kDigit;
-      case 'D':
-        return complement(kDigit);
-      case 'w':
-        return kWord;
-      case 'W':
-        return complement(kWord);
-      case 's':
-        return kSpace;
-      case 'S':
-        return complement(kSpace);
-      case 'n':
-        return single('\n');
-      case 'r':
-        return single('\r');
-      case 't':
-        return single('\t');
-      case 'f':
-        return single('\f');
-      case 'v':
-        return single('\v');
-      case 'x':
-        return single(hex(2));
-      case 'u':
-        return single(hex(4));
-      default:
-        break;
-    }
-    at_ = begin;
-    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9')) {
-      fail("this escape");
-    }
-    return single(code_point());
-  }
-
-  uint32_t hex(size_t digits) {
-    uint32_t value = 0;
-    const std::string_view part = text_.substr(at_, digits);
-    const auto read = std::from_chars(part.data(), part.data() + part.size(), value, 16);
-    if (part.size() != digits || read.ptr != part.data() + digits) fail("this escape");
-    if (value >= 0xD800 && value <= 0xDFFF) fail("half of a surrogate pair");
-    at_ += digits;
-    return value;
-  }
-
-  CodePoints char_class() {
-    const bool negated = take('^');
-    CodePoints set;
-    while (!take(']')) {
-      if (at_end()) fail("a class without ']'");
-      const CodePoints low = class_member();
-      const bool is_range = at_ + 1 < text_.size() && text_[at_] == '-' && text_[at_ + 1] != ']';
-      if (!is_range) {
-        set.insert(set.end(), low.begin(), low.end());
-        continue;
-      }
-      ++at_;
-      const CodePoints high = class_member();
-      const bool single_ends = low.size() == 1 && high.size() == 1 &&
-                               low[0].first == low[0].second && high[0].first == high[0].second;
-      if (!single_ends || low[0].first > high[0].first) fail("this range");
-      set.emplace_back(low[0].first, high[0].first);
-    }
-    return negated ? complement(set) : normalised(std::move(set));
-  }
-
-  CodePoints class_member() {
-    if (take('\\')) {
-      if (take('b')) return single('\b');
-      return escape();
-    }
-    if (at_end()) fail("a class without ']'");
-    return single(code_point());
-  }
-
-  const std::string_view text_;
-  size_t at_ = 0;
-  int depth_ = 0;
-};
-
 Node add_parsed(GrammarBuilder& grammar, Node from, const Pattern& pattern) {
   grammar.work().spend(1, "a pattern");
   switch (pattern.kind) {
@@ -471,6 +237,7 @@ class DigitsBetween {
     if (at.digits < length_) return digits(from, at, false);
     if (may_end(at)) grammar_.empty(from, to_);
     if (range_.integer || length_ >= kDigitsMax) return;
+    if (range_.fraction_digits_max == 0) return;
     const Node point = grammar_.node();
     grammar_.byte(from, '.', point);
     digits(point, at, true);
@@ -478,7 +245,9 @@ class DigitsBetween {
 
   void fraction(Node from, const At& at) {
     if (may_end(at)) grammar_.empty(from, to_);
-    if (at.digits < kDigitsMax) digits(from, at, true);
+    const bool more = range_.fraction_digits_max < 0 ||
+                      at.digits < length_ + static_cast<size_t>(range_.fraction_digits_max);
+    if (more && at.digits < kDigitsMax) digits(from, at, true);
   }
 
   bool rest_is_zero(const DecimalBound& bound, size_t index) const {
@@ -488,7 +257,11 @@ class DigitsBetween {
   }
 
   bool may_end(const At& at) const {
-    if (at.remainder != 0) return false;
+    int64_t remainder = at.remainder;  // of the digits with zeros behind them
+    for (int i = static_cast<int>(at.digits - length_); i < range_.fraction_digits_max; ++i) {
+      remainder = remainder * 10 % range_.multiple_of;
+    }
+    if (remainder != 0) return false;
     if (at.is_low && (low_.exclusive || !rest_is_zero(low_, at.digits))) return false;
     return !(at.is_high && high_.exclusive && rest_is_zero(high_, at.digits));
   }
@@ -584,35 +357,6 @@ void add_any_array(GrammarBuilder& grammar, const JsonRules& rules) {
 
 }  // namespace
 
-CodePoints normalised(CodePoints ranges) {
-  std::sort(ranges.begin(), ranges.end());
-  CodePoints merged;
-  for (const auto& [low, high] : ranges) {
-    if (!merged.empty() && low <= merged.back().second + 1) {
-      merged.back().second = std::max(merged.back().second, high);
-    } else {
-      merged.emplace_back(low, high);
-    }
-  }
-  CodePoints out;  // without the surrogates, which UTF-8 doesn't have
-  for (const auto& [low, high] : merged) {
-    if (low < 0xD800) out.emplace_back(low, std::min(high, 0xD7FFu));
-    if (high > 0xDFFF) out.emplace_back(std::max(low, 0xE000u), high);
-  }
-  return out;
-}
-
-CodePoints complement(const CodePoints& ranges) {
-  CodePoints out;
-  uint32_t next = 0;
-  for (const auto& [low, high] : normalised(ranges)) {
-    if (low > next) out.emplace_back(next, low - 1);
-    next = high + 1;
-  }
-  if (next <= kLastCodePoint) out.emplace_back(next, kLastCodePoint);
-  return normalised(std::move(out));
-}
-
 void add_character(GrammarBuilder& grammar, Node from, const CodePoints& set, Node to) {
   const CodePoints all = normalised(set);
   add_escapes(grammar, from, all, to);
@@ -650,13 +394,10 @@ std::string string_text(std::string_view text) {
 }
 
 Result<Node> add_pattern(GrammarBuilder& grammar, Node from, std::string_view pattern) {
-  Pattern parsed;
-  try {
-    parsed = PatternParser(pattern).run();
-  } catch (const Error& error) {
-    return error;
-  }
-  return add_parsed(grammar, from, parsed);
+  auto parsed = parse_pattern(pattern);
+  if (!parsed) return parsed.error();
+  if (!parsed->ahead.empty()) return Error{ErrorCode::kUnsupported, "pattern: looking ahead"};
+  return add_parsed(grammar, from, parsed->body);
 }
 
 void add_number(GrammarBuilder& grammar, Node from, const NumberRange& range, Node to) {

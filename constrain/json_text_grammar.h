@@ -9,14 +9,9 @@
 
 #include "base/result.h"
 #include "constrain/grammar.h"
+#include "constrain/pattern.h"
 
 namespace atl::constrain {
-
-using CodePoints = std::vector<std::pair<uint32_t, uint32_t>>;  // ranges, both ends included
-
-// Sorted, without overlaps, without surrogates.
-CodePoints normalised(CodePoints ranges);
-CodePoints complement(const CodePoints& ranges);
 
 // One character of `set` within a JSON string, in its one usual form: as it is, or with the short
 // escape if it must have one, or \u00xx.
@@ -29,7 +24,7 @@ std::string string_text(std::string_view text);
 // Strings that match a regular expression, without the quotes. Built: literals, classes, `.`,
 // \d \w \s and their opposites, groups, alternatives, quantifiers, ^ and $ at the ends. As in JSON
 // Schema a pattern without anchors may match anywhere within the string.
-// kInvalid names what is not built.
+// kInvalid names what is not built; kUnsupported: it looks ahead, which takes a CharAutomaton.
 Result<GrammarBuilder::Node> add_pattern(GrammarBuilder& grammar, GrammarBuilder::Node from,
                                          std::string_view pattern);
 
@@ -44,7 +39,9 @@ struct DecimalBound {
 struct NumberRange {
   DecimalBound low, high;
   bool integer = false;
-  int32_t multiple_of = 1;  // of integers
+  // Of numbers times 10^fraction_digits_max, that is of the digits written without the point.
+  int32_t multiple_of = 1;
+  int fraction_digits_max = -1;  // -1: as many as fit; said with multiple_of of no integer
 };
 
 // Numbers of the range without exponent, with at most 15 digits (integers: as many as the bounds).

@@ -152,6 +152,36 @@ TEST(ApiStructured, required_calls_are_calls) {
   EXPECT_GT(most, 1u);
 }
 
+// Whatever the parameters say of types, a call's arguments are an object; without a word about
+// properties they are empty.
+TEST(ApiStructured, arguments_of_forced_calls_are_objects) {
+  ApiServer server;
+  const auto arguments = [&](const std::string& function, int seed) {
+    const std::string tools = R"("tools": [{"type": "function", "function": {"name": "f")" +
+                              function + R"(}}], "parallel_tool_calls": false, )" +
+                              R"("tool_choice": "required")";
+    const Json choice = choice_of(server, chat(tools, seed, 80));
+    return choice["message"]["tool_calls"][0]["function"]["arguments"].get<std::string>();
+  };
+  for (const std::string parameters :
+       {R"({})", R"({"description": "x"})", R"({"type": ["object", "null"]})",
+        R"({"type": "object"})", R"({"type": "object", "properties": {}})",
+        R"({"$schema": "https://json-schema.org/draft/2020-12/schema"})", R"(null)"}) {
+    EXPECT_EQ(arguments(R"(, "parameters": )" + parameters, 1), "{}") << parameters;
+  }
+  EXPECT_EQ(arguments("", 1), "{}");
+  for (int seed = 0; seed < 20; ++seed) {
+    const Json any = Json::parse(
+        arguments(R"(, "parameters": {"anyOf": [{"type": "string"}, {"type": "object"}]})", seed));
+    EXPECT_TRUE(any.is_object()) << any;
+    const Json untyped =
+        Json::parse(arguments(R"(, "parameters": {"properties": {"a": {"type": "integer"}},)"
+                              R"("required": ["a"]})",
+                              seed));
+    EXPECT_TRUE(untyped.at("a").is_number_integer()) << untyped;
+  }
+}
+
 TEST(ApiStructured, a_named_function_alone_is_called_and_once_if_so_asked) {
   ApiServer server;
   const std::string named = kTools + R"(, "parallel_tool_calls": false, "tool_choice": )"
