@@ -58,4 +58,32 @@ Placement placement_from_tiles(int num_tiles, std::vector<std::vector<int>> tile
   return Placement{Epoch{1}, std::move(tiles_of_node)};
 }
 
+std::vector<std::vector<int>> tiles_without(const std::vector<std::vector<int>>& tiles_of_node,
+                                            const std::vector<bool>& gone) {
+  CHECK_EQ(tiles_of_node.size(), gone.size());
+  std::vector<std::vector<int>> tiles = tiles_of_node;
+  std::vector<int> orphans;
+  std::vector<size_t> heirs;
+  for (size_t node = 0; node < tiles.size(); ++node) {
+    if (gone[node]) {
+      orphans.insert(orphans.end(), tiles[node].begin(), tiles[node].end());
+      tiles[node].clear();
+    } else if (!tiles[node].empty()) {
+      heirs.push_back(node);
+    }
+  }
+  if (heirs.empty()) return tiles_of_node;
+  std::sort(orphans.begin(), orphans.end());
+  for (const int tile : orphans) {
+    // (has + 1) / owns, compared without division.
+    const auto burden_less = [&](size_t a, size_t b) {
+      return (tiles[a].size() + 1) * tiles_of_node[b].size() <
+             (tiles[b].size() + 1) * tiles_of_node[a].size();
+    };
+    tiles[*std::min_element(heirs.begin(), heirs.end(), burden_less)].push_back(tile);
+  }
+  for (std::vector<int>& of_node : tiles) std::sort(of_node.begin(), of_node.end());
+  return tiles;
+}
+
 }  // namespace atl::topology

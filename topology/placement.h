@@ -28,4 +28,11 @@ Placement placement_from_counts(int num_tiles, const std::vector<int>& counts);
 // Scattered tiles as given. LoadError unless every tile has exactly one owner.
 Placement placement_from_tiles(int num_tiles, std::vector<std::vector<int>> tiles_of_node);
 
+// The plan without some of its nodes: their tiles go, one by one, to the node that then has the
+// least of them in proportion to what it owns by the plan, so that the others share the work. The
+// same plan if all nodes are gone or nobody else owns a tile.
+//   gone  [node]
+std::vector<std::vector<int>> tiles_without(const std::vector<std::vector<int>>& tiles_of_node,
+                                            const std::vector<bool>& gone);
+
 }  // namespace atl::topology

@@ -43,5 +43,24 @@ TEST(Placement, scattered_tiles_are_sorted_and_each_must_have_one_owner) {
   EXPECT_THROW(placement_from_tiles(4, {{0, 1, 2, 3, 4}}), LoadError);
 }
 
+TEST(TilesWithout, spread_a_gone_nodes_tiles_over_all_others) {
+  EXPECT_EQ(tiles_without({{0, 1, 2}, {3, 4}, {5, 6}}, {true, false, false}),
+            (Tiles{{}, {0, 2, 3, 4}, {1, 5, 6}}));
+  EXPECT_EQ(tiles_without({{0, 1}, {2, 3}, {}}, {true, false, false}),
+            (Tiles{{}, {0, 1, 2, 3}, {}}));
+}
+
+TEST(TilesWithout, give_more_to_who_owns_more) {
+  EXPECT_EQ(tiles_without({{0, 1, 2}, {3, 4, 5, 6}, {7, 8}}, {true, false, false}),
+            (Tiles{{}, {0, 1, 3, 4, 5, 6}, {2, 7, 8}}));
+}
+
+TEST(TilesWithout, are_as_planned_when_nobody_is_gone_or_nobody_is_left) {
+  const Tiles plan = {{0, 1}, {2}, {}};
+  EXPECT_EQ(tiles_without(plan, {false, false, false}), plan);
+  EXPECT_EQ(tiles_without(plan, {true, true, true}), plan);
+  EXPECT_EQ(tiles_without(plan, {true, true, false}), plan);
+}
+
 }  // namespace
 }  // namespace atl::topology
