@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/units.h"
@@ -40,6 +41,7 @@ class ExpertNode::LoadProgress final : public Progress {
     if (on_start) on_start();
   }
   void advance(uint64_t bytes) override { done_.fetch_add(bytes, std::memory_order_relaxed); }
+  void finish() { done_ = total(); }
   uint64_t done() const { return done_.load(std::memory_order_relaxed); }
   uint64_t total() const { return total_.load(std::memory_order_relaxed); }
 
@@ -440,26 +442,52 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
   if (!sessions_.contains(session)) {
     return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is not open", session.value)};
   }
-  if (plan_state_.phase == transport::NodeState::Phase::kLoading) {
+  const bool is_ready = plan_state_.phase == transport::NodeState::Phase::kReady;
+  if (!is_ready && is_loading_) {
     return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
   }
-  if (plan_state_.phase == transport::NodeState::Phase::kReady) {
-    // A later plan is a hint: what it adds is read when a Dispatch asks for it.
-    const std::span<const int> resident = tiles_.planned_tiles();
-    if (!std::equal(tiles.begin(), tiles.end(), resident.begin(), resident.end())) {
-      log_info("plan epoch {}: tiles stay as loaded, new ones are read on demand",
-               plan.epoch.value);
+  if (is_ready) {
+    if (tiles != plan_tiles_ && is_loading_) {
+      return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
     }
     plan_state_.epoch = plan.epoch;
+    if (tiles == plan_tiles_) return {};
+    log_info("plan epoch {}: what is here stays, new tiles are read into free memory",
+             plan.epoch.value);
+    plan_tiles_ = tiles;
+    start_loader([this, epoch = plan.epoch, tiles] { load_more(epoch, tiles); });
     return {};
   }
   if (tiles.empty()) log_info("{} owns no tiles in plan epoch {}", options_.name, plan.epoch.value);
-  if (loader_.joinable()) loader_.join();
   plan_state_ = {};
   plan_state_.phase = transport::NodeState::Phase::kLoading;
-  load_progress_ = std::make_unique<LoadProgress>();
-  loader_ = std::thread([this, epoch = plan.epoch, tiles] { load(epoch, tiles); });
+  plan_tiles_ = tiles;
+  start_loader([this, epoch = plan.epoch, tiles] { load(epoch, tiles); });
   return {};
+}
+
+// Under the lock; no loader works.
+void ExpertNode::start_loader(std::function<void()> load) {
+  CHECK(!is_loading_);
+  if (loader_.joinable()) loader_.join();  // its last words were under the lock
+  load_progress_ = std::make_unique<LoadProgress>();
+  is_loading_ = true;
+  loader_ = std::thread([this, load = std::move(load)] {
+    load();
+    const std::lock_guard lock(mutex_);
+    is_loading_ = false;
+  });
+}
+
+// Loader thread, while the node serves: the tiles of a later plan.
+void ExpertNode::load_more(Epoch epoch, const std::vector<int>& tiles) {
+  try {
+    tiles_.fill_free(tiles, *load_progress_);
+  } catch (const std::exception& failure) {
+    log_warn("plan epoch {}: {}; the rest is read when it is asked for", epoch.value,
+             failure.what());
+  }
+  load_progress_->finish();  // what has no room is not read
 }
 
 // Loader thread. What a pack holds can be computed before it is in RAM: the node is ready as soon
@@ -506,6 +534,8 @@ transport::NodeState ExpertNode::state(SessionId session) {
   if (load_progress_) {
     state.bytes_loaded = load_progress_->done();
     state.bytes_total = load_progress_->total();
+    // Not done before it has begun.
+    if (is_loading_ && state.bytes_total == 0) state.bytes_total = 1;
   }
   if (plan_state_.phase == transport::NodeState::Phase::kReady) {
     state.resident_bytes = tiles_.held_bytes();

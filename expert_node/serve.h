@@ -105,6 +105,8 @@ class ExpertNode final : public transport::NodeControl {
   void give_up(Session& session, const std::string& why);
   transport::SharedBuffer free_buffer(size_t bytes);
   void load(Epoch epoch, const std::vector<int>& tiles);
+  void load_more(Epoch epoch, const std::vector<int>& tiles);
+  void start_loader(std::function<void()> load);
   std::shared_ptr<Session> session_of(transport::PeerId peer);
 
   const NodeOptions options_;
@@ -120,6 +122,8 @@ class ExpertNode final : public transport::NodeControl {
   std::mutex mutex_;
   std::map<SessionId, std::shared_ptr<Session>> sessions_;
   transport::NodeState plan_state_;
+  std::vector<int> plan_tiles_;  // of the last plan
+  bool is_loading_ = false;      // loader_ works
   std::unique_ptr<LoadProgress> load_progress_;
   std::thread loader_;
   std::atomic<bool> sessions_changed_{false};

@@ -262,9 +262,22 @@ void TileStore::fill(Progress& progress) {
   const std::vector<size_t> order = planned_.empty() ? std::vector<size_t>{} : fill_order();
   const size_t slots = cache_->num_slots();
   const size_t fitting = planned_.empty() ? 0 : std::min(order.size(), slots / planned_.size());
-  const uint64_t bytes_each = order.empty() ? 0 : read_bytes(planned_) / order.size();
-  progress.start(bytes_each * fitting);
   const auto populating = populate_ahead(fitting * planned_.size());
+  fill(order, fitting, planned_, progress);
+}
+
+void TileStore::fill_free(std::span<const int> tiles, Progress& progress) {
+  check_tiles(tiles);
+  require(tiles);
+  const std::vector<size_t> order = tiles.empty() ? std::vector<size_t>{} : fill_order();
+  fill(order, order.size(), tiles, progress);
+}
+
+// Experts in this order, at most so many of them.
+void TileStore::fill(const std::vector<size_t>& order, size_t fitting, std::span<const int> tiles,
+                     Progress& progress) {
+  const uint64_t bytes_each = order.empty() ? 0 : read_bytes(tiles) / order.size();
+  progress.start(bytes_each * fitting);
   std::optional<Error> first_error;
   std::vector<size_t> under_way;
   std::unique_lock lock(mutex_);
@@ -272,7 +285,7 @@ void TileStore::fill(Progress& progress) {
     const auto ended = [&] {
       return std::erase_if(under_way, [&](size_t index) {
         if (cache_->is_reading(index)) return false;
-        if (const Error* error = error_of(index, planned_); error && !first_error) {
+        if (const Error* error = error_of(index, tiles); error && !first_error) {
           first_error = *error;
         }
         progress.advance(bytes_each);
@@ -283,11 +296,12 @@ void TileStore::fill(Progress& progress) {
   };
   for (size_t i = 0; i < fitting && !stop_filling_; ++i) {
     settle(kFillReads - 1);
-    if (all_here(order[i], planned_)) {
+    if (all_here(order[i], tiles)) {
       progress.advance(bytes_each);
       continue;
     }
-    if (!try_start(order[i], planned_, ReadUrgency::kAhead, false)) {
+    while (cache_->is_reading(order[i])) changed_.wait(lock);  // other tiles, for a Dispatch
+    if (!try_start(order[i], tiles, ReadUrgency::kAhead, false)) {
       progress.advance(bytes_each * (fitting - i));  // others have filled the slots
       break;
     }

@@ -148,6 +148,8 @@ class TileStore {
   // stop_filling() is called. Starts `progress` with the bytes that will be read. LoadError with
   // the first tile that can't be had, at the end: the others are here.
   void fill(Progress& progress);
+  // The same with other tiles, in slots that are free: what was planned stays.
+  void fill_free(std::span<const int> tiles, Progress& progress);
   void stop_filling();
 
   // Tiles, ascending, of distinct experts of a layer, which are read in this order. kInvalid for a
@@ -190,6 +192,8 @@ class TileStore {
   int32_t expert_of(size_t index) const;
   void load_usage();
   std::vector<size_t> fill_order() const;
+  void fill(const std::vector<size_t>& order, size_t fitting, std::span<const int> tiles,
+            Progress& progress);
   std::vector<std::jthread> populate_ahead(size_t num_slots);
 
   // With mutex_ held:

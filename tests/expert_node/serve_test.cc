@@ -377,6 +377,44 @@ TEST_F(ChokedServeTest, a_coordinator_that_asks_on_without_reading_is_given_up) 
   EXPECT_GT(choking_.bytes[2], 0u);
 }
 
+TEST_F(ServeTest, a_later_plan_is_read_into_free_memory_and_what_is_here_stays) {
+  open_session();
+  load_plan({{0, 1}});
+  const uint64_t before = node_->state(kSession).resident_bytes;
+  ASSERT_TRUE(node_->apply_plan(kSession, {Epoch{2}, {{0, 3}}}));
+  while (true) {
+    const transport::NodeState state = node_->state(kSession);
+    ASSERT_EQ(state.phase, transport::NodeState::Phase::kReady) << "it goes on serving";
+    if (state.bytes_loaded >= state.bytes_total) break;
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(node_->state(kSession).epoch, Epoch{2});
+  EXPECT_EQ(node_->state(kSession).resident_bytes, 3 * before);
+  // Nothing is read for a plan that asks for less, nor for one that asks for the same again.
+  const uint64_t read = node_->stats(kSession).cache.bytes_read;
+  ASSERT_TRUE(node_->apply_plan(kSession, {Epoch{3}, {{0, 1}}}));
+  while (!node_->apply_plan(kSession, {Epoch{4}, {{0, 3}}})) std::this_thread::yield();
+  while (node_->state(kSession).bytes_loaded < node_->state(kSession).bytes_total) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(node_->stats(kSession).cache.bytes_read, read);
+  send_dispatch(kSession, 9);
+  EXPECT_EQ(receive().kind, Frame::Kind::kPartial);
+}
+
+// A coordinator that is started again finds its tiles where they were.
+TEST_F(ServeTest, another_session_finds_the_tiles_that_are_here) {
+  open_session();
+  load_plan({{0, 2}});
+  const uint64_t read = node_->stats(kSession).cache.bytes_read;
+  node_->close_session(kSession);
+  while (near_->poll()) {
+  }
+  open_session();
+  load_plan({{0, 2}});
+  EXPECT_EQ(node_->stats(kSession).cache.bytes_read, read);
+}
+
 TEST_F(ServeTest, a_closed_session_is_gone_and_its_key_free_again) {
   open_session();
   node_->close_session(kSession);

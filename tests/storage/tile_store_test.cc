@@ -371,6 +371,33 @@ TEST(TileStore, says_beforehand_what_it_reads_and_keeps) {
   EXPECT_EQ(store.held_bytes(), store.resident_bytes(std::vector<int>{3, 4, 9}));
 }
 
+TEST(TileStore, fills_free_slots_with_other_tiles_and_puts_none_out) {
+  const OpenModel model(kModels / "tiny-fp8");
+  TileStoreOptions options = reading(2, 1 << 20);
+  const std::vector<int> own = {0}, more = {0, 1, 2};
+  {
+    TileStore store(model.checkpoint, model.catalog, {}, options);
+    load(store, own);
+    NoProgress progress;
+    store.fill_free(more, progress);
+    EXPECT_EQ(store.held_bytes(), store.resident_bytes(more));
+    expect_tiles_equal_naive(store, model, more);
+  }
+  // With room for the own ones and three others.
+  TileStore unbound(model.checkpoint, model.catalog, {}, options);
+  const uint64_t slot = unbound.layout(0).bytes;
+  options.ram_bytes_max = unbound.ram_bytes_min() + unbound.resident_bytes(own) + slot;
+  TileStore store(model.checkpoint, model.catalog, {}, options);
+  load(store, own);
+  const uint64_t slots = store.stats().slots;
+  NoProgress progress;
+  store.fill_free(more, progress);
+  EXPECT_LE(store.held_bytes(), slots * slot);
+  const uint64_t read = store.stats().bytes_read;
+  expect_tiles_equal_naive(store, model, own);
+  EXPECT_EQ(store.stats().bytes_read, read) << "its own tiles are all here";
+}
+
 TEST(TileStore, refuses_what_the_model_does_not_have) {
   const OpenModel model(kModels / "tiny-fp8");
   TileStore store(model.checkpoint, model.catalog);
