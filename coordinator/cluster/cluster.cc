@@ -13,6 +13,14 @@ namespace {
 using transport::NodeState;
 
 constexpr auto kLoadPollInterval = std::chrono::milliseconds(20);
+constexpr auto kPlanPollInterval = std::chrono::milliseconds(50);
+// What a node that is let go still owes comes within this time, or is asked from another one.
+constexpr auto kLetGoAfter = std::chrono::seconds(1);
+
+// A name of its own for each life: what belongs to an earlier one is a stranger's.
+SessionId session_of_life(SessionId first, uint64_t life) {
+  return SessionId{first.value + (life - 1) * 0x9e3779b97f4a7c15};
+}
 
 }  // namespace
 
@@ -27,10 +35,14 @@ Cluster::Cluster(transport::Transport& transport, const Clock& clock, ClusterOpt
       data_address_(transport.address()),
       source_(std::move(source)) {
   CHECK_EQ(placement.num_nodes(), source_->num_nodes());
+  epoch_ = placement.epoch;
+  const auto first = source_->waits() ? Member::First::kOrdered : Member::First::kUnderWay;
   for (int n = 0; n < source_->num_nodes(); ++n) {
     nodes_.push_back(std::make_unique<Node>(source_->name(n), placement.tiles_of_node[n],
-                                            options_.times, clock.now()));
+                                            options_.times, clock.now(), first));
+    nodes_.back()->session = options_.session;
   }
+  if (source_->waits()) return;
   // All at once: each may take as long as opening a checkpoint does.
   std::vector<std::optional<Result<Greeted>>> greeted(nodes_.size());
   {
@@ -60,16 +72,25 @@ Cluster::Cluster(transport::Transport& transport, const Clock& clock, ClusterOpt
 Cluster::~Cluster() { close(Nodes::kKeep); }
 
 // Opened, greeted and given its plan.
-Result<Cluster::Greeted> Cluster::greet(size_t n) {
+Result<Cluster::Greeted> Cluster::greet(size_t n, Reached* reached) {
   auto opened = source_->open(static_cast<int>(n));
   if (!opened) return opened.error();
+  if (reached != nullptr) *reached = Reached::kYes;
   Greeted greeted{std::move(*opened), {}};
   transport::Hello hello;
   hello.coordinator = options_.coordinator_name;
   hello.identity = options_.identity;
   hello.limits = options_.limits;
-  hello.session = options_.session;
   hello.data_address = data_address_;
+  transport::Plan plan;
+  {
+    const std::lock_guard lock(mutex_);
+    Node& node = *nodes_[n];
+    node.member.opened();
+    hello.session = node.session = session_of_life(options_.session, node.member.life());
+    plan = {epoch_, to_ranges(node.owned)};
+    node.told = node.owned;
+  }
   auto reply = greeted.control->hello(hello);
   if (!reply) {
     const std::string end =
@@ -78,50 +99,98 @@ Result<Cluster::Greeted> Cluster::greet(size_t n) {
     return Error{reply.error().code, fmt::format("it did not start: {}", end)};
   }
   greeted.reply = std::move(*reply);
-  const transport::Plan plan{placement_.epoch, to_ranges(placement_.tiles_of_node[n])};
-  if (Status planned = greeted.control->apply_plan(options_.session, plan); !planned) {
+  if (source_->waits() && greeted.reply.node != nodes_[n]->name) {
+    return Error{ErrorCode::kInvalid, fmt::format("at its address is node {}, not {}",
+                                                  greeted.reply.node, nodes_[n]->name)};
+  }
+  if (Status planned = greeted.control->apply_plan(hello.session, plan); !planned) {
     return planned.error();
   }
+  const std::lock_guard lock(mutex_);
+  nodes_[n]->member.greeted();
   return greeted;
 }
 
 std::vector<NodeLink> Cluster::links() const {
   const std::lock_guard lock(mutex_);
   std::vector<NodeLink> links;
-  for (const auto& node : nodes_) links.push_back({node->name, node->peer, node->owned});
+  for (const auto& node : nodes_) {
+    links.push_back({node->name, node->peer, node->owned, node->session, !source_->waits()});
+  }
   return links;
 }
 
 Cluster::LoadState Cluster::load_state() {
   LoadState sum;
   sum.ready = sum.warm = true;
-  for (const auto& node : nodes_) {
+  size_t num_nodes = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    num_nodes = nodes_.size();
+    if (source_->waits()) sum.ready = coverage() >= options_.min_coverage;
+  }
+  for (size_t n = 0; n < num_nodes; ++n) {
     std::shared_ptr<transport::NodeClient> control;
     bool watching = false;
+    SessionId session;
+    std::string name;
     {
       const std::lock_guard lock(mutex_);
-      control = node->control;
+      const Node& node = *nodes_[n];
+      if (node.removed) continue;
+      control = node.control;
+      session = node.session;
       watching = watching_;
+      name = node.name;
+      if (!begun_ && node.refused) {
+        throw LoadError(fmt::format("expert node {}: {}", name, node.member.why()));
+      }
     }
-    auto state = control ? control->state(options_.session)
+    auto state = control ? control->state(session)
                          : Result<NodeState>(Error{ErrorCode::kUnavailable, "it was lost"});
     if (!state || state->phase == NodeState::Phase::kFailed) {
       if (!watching) {
-        throw LoadError(state ? fmt::format("expert node {}: {}", node->name, state->error)
-                              : fmt::format("expert node {} while loading: {}", node->name,
-                                            state.error().message));
+        throw LoadError(
+            state ? fmt::format("expert node {}: {}", name, state->error)
+                  : fmt::format("expert node {} while loading: {}", name, state.error().message));
       }
-      sum.warm = false;  // it will be back, and others stand in for it
+      // It will be back, and others stand in for it; who was never there is not waited for.
+      if (!source_->waits()) sum.warm = false;
       continue;
     }
-    sum.ready = sum.ready && state->phase == NodeState::Phase::kReady;
+    if (!source_->waits()) sum.ready = sum.ready && state->phase == NodeState::Phase::kReady;
     sum.warm = sum.warm && sum.ready && state->bytes_loaded >= state->bytes_total;
     sum.bytes_loaded += state->bytes_loaded;
     sum.bytes_total += state->bytes_total;
     sum.resident_bytes += state->resident_bytes;
-    sum.nodes.push_back({node->name, state->bytes_loaded, state->bytes_total});
+    sum.nodes.push_back({name, state->bytes_loaded, state->bytes_total});
   }
+  sum.warm = sum.warm && sum.ready;
   return sum;
+}
+
+// Under the lock: the share of all tiles whose owner is there.
+double Cluster::coverage() const {
+  size_t there = 0, all = 0;
+  for (const auto& node : nodes_) {
+    if (node->removed) continue;
+    all += node->owned.size();
+    if (node->member.is_there()) there += node->owned.size();
+  }
+  return all == 0 ? 1 : static_cast<double>(there) / static_cast<double>(all);
+}
+
+std::vector<std::string> Cluster::missing() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> missing;
+  for (size_t n = 0; n < nodes_.size(); ++n) {
+    const Node& node = *nodes_[n];
+    if (node.removed || node.member.is_there()) continue;
+    const std::string why =
+        node.member.why().empty() ? std::string(to_string(node.member.state())) : node.member.why();
+    missing.push_back(fmt::format("{} ({})", node.name, why));
+  }
+  return missing;
 }
 
 // ---- Keeping nodes alive -----------------------------------------------------------------------
@@ -132,10 +201,25 @@ void Cluster::watch() {
   watching_ = true;
   for (size_t n = 0; n < nodes_.size(); ++n) {
     Node& node = *nodes_[n];
-    node.member.joined(clock_.now());
-    if (!source_->reopens()) continue;
-    node.control->send_heartbeats(options_.times.heartbeat);
-    node.keeper = std::thread([this, n] { keep(n); });
+    if (!source_->waits()) {
+      node.member.joined(clock_.now());
+      if (!source_->reopens()) continue;
+      node.control->send_heartbeats(options_.times.heartbeat);
+    }
+    start_keeper(n);
+  }
+  if (source_->reopens()) planner_ = std::thread([this] { tend_plan(); });
+}
+
+void Cluster::start_keeper(size_t n) {
+  nodes_[n]->keeper = std::thread([this, n] { keep(n); });
+}
+
+void Cluster::begin() {
+  const std::lock_guard lock(mutex_);
+  begun_ = true;
+  for (const auto& node : nodes_) {
+    if (!node->member.is_there() && !node->lost_at) node->lost_at = clock_.now();
   }
 }
 
@@ -144,14 +228,36 @@ void Cluster::keep(size_t n) {
   std::unique_lock lock(mutex_);
   Node& node = *nodes_[n];
   while (!stopping_) {
+    if (node.removed) {
+      if (node.control) let_go(node, lock);
+      changed_.wait_for(lock, options_.times.heartbeat);
+      continue;
+    }
     observe(node);
     const Member::Order order = node.member.tick(clock_.now());
     if (order == Member::Order::kNone) {
+      const bool is_over = begun_ && node.lost_at && !node.member.is_there() && !node.gone &&
+                           clock_.now() - *node.lost_at >= options_.grace;
+      if (is_over) replan();
       changed_.wait_for(lock, options_.times.heartbeat);
     } else {
       carry_out(order, n, lock);
     }
   }
+}
+
+// Closed when the dispatcher asks others, and what was under way has come.
+void Cluster::let_go(Node& node, std::unique_lock<std::mutex>& lock) {
+  if (!plan_told_ || plan_news_ || clock_.now() - planned_at_ < kLetGoAfter) return;
+  const std::shared_ptr<transport::NodeClient> control = std::exchange(node.control, nullptr);
+  const SessionId session = node.session;
+  log_info("node {} is let go", node.name);
+  node.member.lost("it is not in the cluster's file any more");
+  (void)node.member.tick(clock_.now());
+  tell({NodeNews::Kind::kLost, place_of(node), node.member.life(), {}, node.member.why(), {}, {}});
+  lock.unlock();
+  (void)control->close_session(session);
+  lock.lock();
 }
 
 void Cluster::observe(Node& node) {
@@ -170,10 +276,10 @@ void Cluster::carry_out(Member::Order order, size_t n, std::unique_lock<std::mut
     case Member::Order::kSuspect:
       log_info("node {} is suspect: no heartbeat for {} ms", node.name,
                options_.times.suspect_after.count());
-      return tell({NodeNews::Kind::kSuspect, n, node.member.life(), "no heartbeat", {}});
+      return tell({NodeNews::Kind::kSuspect, n, node.member.life(), {}, "no heartbeat", {}, {}});
     case Member::Order::kTrust:
       log_info("node {} is heard again", node.name);
-      return tell({NodeNews::Kind::kTrusted, n, node.member.life(), "", {}});
+      return tell({NodeNews::Kind::kTrusted, n, node.member.life(), {}, "", {}, {}});
     case Member::Order::kDrop:
       return drop(n, lock);
     case Member::Order::kJoin:
@@ -184,9 +290,11 @@ void Cluster::carry_out(Member::Order order, size_t n, std::unique_lock<std::mut
 // A hung process may hold on to anything but SIGKILL.
 void Cluster::drop(size_t n, std::unique_lock<std::mutex>& lock) {
   Node& node = *nodes_[n];
-  tell({NodeNews::Kind::kLost, n, node.member.life(), node.member.why(), {}});
+  tell({NodeNews::Kind::kLost, n, node.member.life(), {}, node.member.why(), {}, {}});
   const std::shared_ptr<transport::NodeClient> control = std::exchange(node.control, nullptr);
   const std::string why = node.member.why();
+  node.lost_at = clock_.now();
+  node.plan_due = node.warming = false;
   lock.unlock();
   const std::string end = source_->end(static_cast<int>(n));
   log_warn("node {} lost: {}{}{}", node.name, why, end.empty() ? "" : "; it ended: ", end);
@@ -196,42 +304,88 @@ void Cluster::drop(size_t n, std::unique_lock<std::mutex>& lock) {
 void Cluster::bring_back(size_t n, std::unique_lock<std::mutex>& lock) {
   Node& node = *nodes_[n];
   const auto start = clock_.now();
+  const bool is_first = node.member.joins() == 0;
+  Reached reached = Reached::kNo;
   lock.unlock();
-  auto joined = join(n);
+  auto joined = join(n, &reached);
   lock.lock();
   const auto now = clock_.now();
   if (!joined) {
     lock.unlock();
     source_->end(static_cast<int>(n));
     lock.lock();
-    if (stopping_) return;
-    node.member.join_failed(now, joined.error().message);
-    log_warn("node {} could not be started again: {}; next try in {:.2g} s", node.name,
-             joined.error().message, seconds_between(now, node.member.retry_at()));
+    if (!stopping_) fail_join(node, joined.error(), reached);
     return;
   }
   node.control = joined->control;
   node.greeting = joined->reply;
   node.heartbeats = 0;
+  node.lost_at.reset();
+  node.logged.clear();
+  node.refused = false;
   node.control->send_heartbeats(options_.times.heartbeat);
   node.member.joined(now);
-  log_info("node {} is back: started, greeted and loaded in {:.2g} s; restart {}", node.name,
-           seconds_between(start, now), node.member.joins() - 1);
-  tell({NodeNews::Kind::kJoined, n, node.member.life(), "", node.greeting.data_address});
+  if (is_first) {
+    log_info("node {} is there: greeted and loaded in {:.2g} s", node.name,
+             seconds_between(start, now));
+  } else {
+    log_info("node {} is back: {}greeted and loaded in {:.2g} s; restart {}", node.name,
+             source_->waits() ? "" : "started, ", seconds_between(start, now),
+             node.member.joins() - 1);
+  }
+  tell({NodeNews::Kind::kJoined,
+        n,
+        node.member.life(),
+        node.session,
+        "",
+        node.greeting.data_address,
+        {}});
+  if (node.gone || node.planned != node.told) replan();
 }
 
-Result<Cluster::Greeted> Cluster::join(size_t n) {
-  auto greeted = greet(n);
+// Under the lock. What was said once is not said again: a node may be away for days.
+void Cluster::fail_join(Node& node, const Error& error, Reached reached) {
+  const auto now = clock_.now();
+  node.refused = false;
+  const bool is_known = node.logged == error.message;
+  node.logged = error.message;
+  if (reached == Reached::kNo && source_->waits()) {
+    node.member.unreachable(now, error.message);
+    if (!is_known)
+      log_info("node {} cannot be reached: {}; dialled again", node.name, error.message);
+    return;
+  }
+  if (error.code == ErrorCode::kInvalid && source_->waits()) {
+    node.refused = true;
+    node.member.refused(now, error.message);
+    if (!is_known) {
+      log_warn("node {} does not fit: {}; next try in {:.2g} s", node.name, error.message,
+               seconds_between(now, node.member.retry_at()));
+    }
+    return;
+  }
+  node.member.join_failed(now, error.message);
+  log_warn("node {} could not be started again: {}; next try in {:.2g} s", node.name, error.message,
+           seconds_between(now, node.member.retry_at()));
+}
+
+Result<Cluster::Greeted> Cluster::join(size_t n, Reached* reached) {
+  auto greeted = greet(n, reached);
   if (!greeted) return greeted;
-  if (Status ready = await_ready(*greeted); !ready) return ready.error();
+  SessionId session;
+  {
+    const std::lock_guard lock(mutex_);
+    session = nodes_[n]->session;
+  }
+  if (Status ready = await_ready(*greeted, session); !ready) return ready.error();
   return greeted;
 }
 
-Status Cluster::await_ready(const Greeted& greeted) {
+Status Cluster::await_ready(const Greeted& greeted, SessionId session) {
   uint64_t loaded = 0;
   auto last_progress = clock_.now();
   while (true) {
-    auto state = greeted.control->state(options_.session);
+    auto state = greeted.control->state(session);
     if (!state) return state.error();
     if (state->phase == NodeState::Phase::kFailed) {
       return Error{ErrorCode::kUnavailable, state->error};
@@ -248,6 +402,170 @@ Status Cluster::await_ready(const Greeted& greeted) {
       return Error{ErrorCode::kUnavailable, "the coordinator is ending"};
     }
   }
+}
+
+// ---- Plans -------------------------------------------------------------------------------------
+
+// Under the lock: who is to keep which tiles now. Those that stay are told and load; then the
+// dispatcher is.
+void Cluster::replan() {
+  const auto now = clock_.now();
+  std::vector<std::vector<int>> owned;
+  std::vector<bool> gone;
+  for (const auto& node : nodes_) {
+    const bool is_away = begun_ && node->lost_at && !node->member.is_there() &&
+                         now - *node->lost_at >= options_.grace;
+    node->gone = node->removed || node->draining || is_away;
+    owned.push_back(node->owned);
+    gone.push_back(node->gone);
+  }
+  const std::vector<std::vector<int>> tiles = topology::tiles_without(owned, gone);
+  ++epoch_.value;
+  std::string text;
+  for (size_t n = 0; n < nodes_.size(); ++n) {
+    Node& node = *nodes_[n];
+    node.plan_due = node.control != nullptr && !node.removed && node.told != tiles[n];
+    node.warming = false;
+    node.planned = tiles[n];
+    if (!node.removed)
+      text += fmt::format("{}{} {}", n > 0 ? ", " : "", node.name, tiles[n].size());
+  }
+  log_info("plan {}: tiles of each expert: {}", epoch_.value, text);
+  planned_at_ = now;
+  plan_told_ = false;
+  changed_.notify_all();
+}
+
+// The planner's thread. A node that hangs holds it up for a call's deadline, and then is lost.
+void Cluster::tend_plan() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    changed_.wait_for(lock, kPlanPollInterval,
+                      [this] { return stopping_ || (begun_ && !plan_told_); });
+    if (stopping_ || plan_told_ || !begun_) continue;
+    bool all_warm = true;
+    for (size_t n = 0; n < nodes_.size() && !stopping_; ++n) {
+      Node& node = *nodes_[n];
+      if (!node.control || !node.member.is_there() || (!node.plan_due && !node.warming)) continue;
+      const std::shared_ptr<transport::NodeClient> control = node.control;
+      const SessionId session = node.session;
+      const transport::Plan plan{epoch_, to_ranges(node.planned)};
+      const bool due = node.plan_due;
+      lock.unlock();
+      Status planned;
+      if (due) planned = control->apply_plan(session, plan);
+      auto state = control->state(session);
+      lock.lock();
+      if (node.control != control || plan.epoch != epoch_) {  // lost, or planned anew meanwhile
+        all_warm = false;
+        continue;
+      }
+      if (due && planned) {
+        node.plan_due = false;
+        node.warming = true;
+        node.told = node.planned;
+      }
+      if (due && !planned && planned.error().code != ErrorCode::kOverloaded) {
+        log_warn("node {} did not take plan {}: {}", node.name, epoch_.value,
+                 planned.error().message);
+        node.plan_due = false;  // it reads when it is asked
+      }
+      if (!due && state && state->bytes_loaded >= state->bytes_total) node.warming = false;
+      all_warm = all_warm && !node.plan_due && !node.warming;
+    }
+    if (all_warm || clock_.now() - planned_at_ > options_.load_patience) tell_plan();
+    if (!plan_told_) changed_.wait_for(lock, kPlanPollInterval, [this] { return stopping_; });
+  }
+}
+
+// Under the lock.
+void Cluster::tell_plan() {
+  NodeNews news;
+  news.kind = NodeNews::Kind::kPlan;
+  for (const auto& node : nodes_) {
+    news.plan.push_back({node->name, node->planned, node->draining || node->removed});
+    node->is_new = false;
+  }
+  plan_news_ = std::move(news);
+  plan_told_ = true;
+  planned_at_ = clock_.now();
+  transport_.wake();
+}
+
+Cluster::Node* Cluster::find(const std::string& name) {
+  for (const auto& node : nodes_) {
+    if (node->name == name && !node->removed) return node.get();
+  }
+  return nullptr;
+}
+
+size_t Cluster::place_of(const Node& node) const {
+  for (size_t n = 0; n < nodes_.size(); ++n) {
+    if (nodes_[n].get() == &node) return n;
+  }
+  CHECK(false);
+  return 0;
+}
+
+Status Cluster::drain(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  Node* node = find(name);
+  if (node == nullptr) {
+    return Error{ErrorCode::kInvalid, fmt::format("there is no node {}", name)};
+  }
+  if (node->draining) return {};
+  bool others = false;
+  for (const auto& other : nodes_) {
+    others = others || (other.get() != node && !other->removed && !other->draining &&
+                        other->member.is_there() && !other->owned.empty());
+  }
+  if (!others) {
+    return Error{ErrorCode::kInvalid,
+                 fmt::format("node {} is the only one that could compute: no other one is there to "
+                             "take its tiles",
+                             name)};
+  }
+  log_info("node {} is drained", name);
+  node->draining = true;
+  replan();
+  return {};
+}
+
+Status Cluster::resume(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  Node* node = find(name);
+  if (node == nullptr) {
+    return Error{ErrorCode::kInvalid, fmt::format("there is no node {}", name)};
+  }
+  if (!node->draining) return {};
+  log_info("node {} is resumed", name);
+  node->draining = false;
+  replan();
+  return {};
+}
+
+void Cluster::set_nodes(const std::vector<Planned>& planned) {
+  const std::lock_guard lock(mutex_);
+  CHECK(planned.size() >= nodes_.size());
+  for (size_t n = 0; n < planned.size(); ++n) {
+    const bool is_new = n == nodes_.size();
+    if (is_new) {
+      nodes_.push_back(std::make_unique<Node>(source_->name(static_cast<int>(n)), planned[n].tiles,
+                                              options_.times, clock_.now(),
+                                              Member::First::kOrdered));
+      nodes_[n]->planned.clear();
+      nodes_[n]->is_new = true;
+      nodes_[n]->lost_at = clock_.now();
+      nodes_[n]->session = options_.session;
+    }
+    Node& node = *nodes_[n];
+    node.owned = planned[n].tiles;
+    if (node.removed && !planned[n].is_removed) node.lost_at = clock_.now();
+    node.removed = planned[n].is_removed;
+    if (planned[n].is_moved) node.member.lost("it has another address now");
+    if (is_new && watching_) start_keeper(n);
+  }
+  replan();
 }
 
 // ---- What the dispatcher hears and says --------------------------------------------------------
@@ -268,6 +586,8 @@ void Cluster::tell(NodeNews news) {
     case NodeNews::Kind::kTrusted:
       node.trust = std::move(news);
       break;
+    case NodeNews::Kind::kPlan:
+      CHECK(false);  // tell_plan()
   }
   transport_.wake();
 }
@@ -275,7 +595,11 @@ void Cluster::tell(NodeNews news) {
 std::vector<NodeNews> Cluster::take_news() {
   const std::lock_guard lock(mutex_);
   std::vector<NodeNews> all;
+  if (plan_news_)
+    all.push_back(std::move(*plan_news_));  // it may name nodes that the rest is about
+  plan_news_.reset();
   for (const auto& node : nodes_) {
+    if (node->is_new) continue;
     for (std::optional<NodeNews>* news : {&node->lost, &node->joined, &node->trust}) {
       if (*news) all.push_back(std::move(**news));
       news->reset();
@@ -307,7 +631,7 @@ std::vector<Cluster::NodeStatus> Cluster::status() const {
   std::vector<NodeStatus> all;
   for (const auto& node : nodes_) {
     const Member& member = node->member;
-    all.push_back({node->name, member.state(), member.losses(),
+    all.push_back({node->name, member.state(), node->draining, node->removed, member.losses(),
                    member.joins() > 0 ? member.joins() - 1 : 0, member.why()});
   }
   return all;
@@ -315,16 +639,25 @@ std::vector<Cluster::NodeStatus> Cluster::status() const {
 
 std::vector<Cluster::NamedStats> Cluster::stats() {
   std::vector<NamedStats> all;
-  for (const auto& node : nodes_) {
+  size_t num_nodes = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    num_nodes = nodes_.size();
+  }
+  for (size_t n = 0; n < num_nodes; ++n) {
     std::shared_ptr<transport::NodeClient> control;
     uint32_t num_threads = 0;
+    SessionId session;
+    Node* node = nullptr;
     {
       const std::lock_guard lock(mutex_);
+      node = nodes_[n].get();
       control = node->control;
+      session = node->session;
       num_threads = node->greeting.num_threads;
     }
     if (!control) continue;
-    auto stats = control->stats(options_.session);
+    auto stats = control->stats(session);
     const std::lock_guard lock(mutex_);
     if (node->control != control) continue;  // lost meanwhile
     if (!stats && !node->is_silent) {
@@ -342,6 +675,7 @@ void Cluster::close(Nodes nodes) {
     if (std::exchange(stopping_, true)) return;
   }
   changed_.notify_all();
+  if (planner_.joinable()) planner_.join();
   for (size_t n = 0; n < nodes_.size(); ++n) {
     Node& node = *nodes_[n];
     if (!node.keeper.joinable()) continue;
@@ -354,7 +688,7 @@ void Cluster::close(Nodes nodes) {
   }
   for (const auto& node : nodes_) {
     if (!node->control) continue;
-    Status closed = node->control->close_session(options_.session);
+    Status closed = node->control->close_session(node->session);
     if (closed && nodes == Nodes::kStop) closed = node->control->stop();
     if (!closed) log_debug("closing node {}: {}", node->name, closed.error().message);
   }

@@ -1,6 +1,10 @@
 // The coordinator's view of its expert nodes: opened, greeted, given the plan, loaded, and from
-// then on watched. A node that dies or hangs is ended, started again, greeted, loaded and handed to
-// the dispatcher, by a thread of its own: whoever computes never waits for that.
+// then on watched. A node that dies or hangs is ended, started or dialled again, greeted, loaded
+// and handed to the dispatcher, by a thread of its own: whoever computes never waits for that.
+//
+// What a node is to keep in RAM is planned anew when one has been gone for a while (grace), comes
+// back, is drained or resumed, or when nodes are added and removed: those that stay are told first
+// and load in the background, then the dispatcher is told whom to ask.
 #pragma once
 
 #include <condition_variable>
@@ -31,6 +35,11 @@ struct ClusterOptions {
   SessionId session;
   std::string coordinator_name = "coordinator";
   MemberTimes times;
+  // A node that is gone for longer is planned without.
+  std::chrono::milliseconds grace{10'000};
+  // Of nodes that others start: the share of all tiles whose owners have to be there, for
+  // LoadState::ready.
+  double min_coverage = 1;
   // A node that loads its tiles and has read no byte for so long is given up.
   std::chrono::milliseconds load_patience{60'000};
 };
@@ -39,8 +48,9 @@ struct ClusterOptions {
 class Cluster final : public NodeWatch {
  public:
   // Opens every node and says hello, connects the data plane and hands out the plan; loading goes
-  // on in the nodes. LoadError names the node and what it answered. The transport, which is
-  // borrowed, and this call belong to the engine's thread.
+  // on in the nodes. LoadError names the node and what it answered. Nodes that others start
+  // (NodeSource::waits()) are left for watch() to dial. The transport, which is borrowed, and this
+  // call belong to the engine's thread.
   Cluster(transport::Transport& transport, const Clock& clock, ClusterOptions options,
           const topology::Placement& placement, std::unique_ptr<NodeSource> source);
   ~Cluster() override;
@@ -49,9 +59,10 @@ class Cluster final : public NodeWatch {
     std::string name;
     uint64_t bytes_loaded = 0, bytes_total = 0;
   };
-  // How far the nodes are with loading, added up; LoadError if one failed before watch().
+  // How far the nodes are with loading, added up. LoadError if one failed before watch(), or if one
+  // that was dialled is another than wanted (checkpoint, profile, version) before begin().
   struct LoadState {
-    bool ready = false;  // every node can answer
+    bool ready = false;  // every node, or enough of those that others start, can answer
     bool warm = false;   // and has in RAM what it is to keep there
     uint64_t bytes_loaded = 0, bytes_total = 0, resident_bytes = 0;
     std::vector<NodeLoad> nodes;  // each of them
@@ -63,17 +74,37 @@ class Cluster final : public NodeWatch {
   SessionId session() const { return options_.session; }
   const NodeSource& source() const { return *source_; }
 
-  // All are ready: from here on they are sent heartbeats and kept alive.
+  // From here on they are sent heartbeats and kept alive. All are ready, but those that others
+  // start, which are dialled from here on.
   void watch();
+  // Requests are served from here on: who is not there is gone.
+  void begin();
+  // Nodes that are not there, with why: "n2 at 10.0.0.2:7000 (connection refused)".
+  std::vector<std::string> missing() const;
 
   struct NodeStatus {
     std::string name;
-    Member::State state = Member::State::kJoining;
+    Member::State state = Member::State::kDialing;
+    bool is_draining = false;
+    bool is_removed = false;  // a place that no node has any more
     uint64_t losses = 0;
     uint64_t restarts = 0;     // that succeeded
     std::string lost_because;  // the last time; "" while it is ready
   };
-  std::vector<NodeStatus> status() const;
+  std::vector<NodeStatus> status() const;  // [node]
+
+  // Moves the node's tiles to others, which load them first; it stays connected. And back.
+  // kInvalid: there is no such node, or no other one to take its tiles.
+  Status drain(const std::string& name);
+  Status resume(const std::string& name);
+  // From now on these are the nodes, [node] as in the source, which knows them already: who owns no
+  // tile of it and is `gone` is drained and then let go. Places stay; there are no fewer.
+  struct Planned {
+    std::vector<int> tiles;
+    bool is_removed = false;
+    bool is_moved = false;  // it has another address: what is at the old one is let go
+  };
+  void set_nodes(const std::vector<Planned>& nodes);
 
   struct NamedStats {
     std::string name;
@@ -93,10 +124,25 @@ class Cluster final : public NodeWatch {
 
  private:
   struct Node {
-    Node(std::string name, std::vector<int> owned, MemberTimes times, Clock::TimePoint now)
-        : name(std::move(name)), owned(std::move(owned)), member(times, now) {}
+    Node(std::string name, std::vector<int> owned, MemberTimes times, Clock::TimePoint now,
+         Member::First first)
+        : name(std::move(name)),
+          owned(std::move(owned)),
+          planned(this->owned),
+          member(times, now, first) {}
     const std::string name;
-    const std::vector<int> owned;
+    std::vector<int> owned;    // by the plan for all nodes
+    std::vector<int> planned;  // by the plan that is in force or being loaded
+    std::vector<int> told;     // what it was told in this life
+    bool refused = false;      // it said that it is another node than wanted
+    bool draining = false, removed = false;
+    bool is_new = false;  // the dispatcher doesn't know it yet
+    bool gone = false;    // for longer than the grace period, draining or removed
+    std::optional<Clock::TimePoint> lost_at;
+    bool plan_due = false;                           // it has not been told `planned` yet
+    bool warming = false;                            // it loads what is new in it
+    SessionId session;                               // of this life
+    std::string logged;                              // why it can't be reached, said once
     std::shared_ptr<transport::NodeClient> control;  // null while there is none
     transport::HelloReply greeting;
     transport::PeerId peer;  // of its first life
@@ -112,9 +158,19 @@ class Cluster final : public NodeWatch {
     transport::HelloReply reply;
   };
 
-  Result<Greeted> greet(size_t node);
-  Result<Greeted> join(size_t node);
-  Status await_ready(const Greeted& greeted);
+  enum class Reached : uint8_t { kNo, kYes };
+  Result<Greeted> greet(size_t node, Reached* reached = nullptr);
+  Result<Greeted> join(size_t node, Reached* reached);
+  Status await_ready(const Greeted& greeted, SessionId session);
+  void fail_join(Node& node, const Error& error, Reached reached);
+  void start_keeper(size_t node);
+  double coverage() const;
+  Node* find(const std::string& name);
+  size_t place_of(const Node& node) const;
+  void replan();
+  void tend_plan();
+  void tell_plan();
+  void let_go(Node& node, std::unique_lock<std::mutex>& lock);
   void keep(size_t node);
   void observe(Node& node);
   void carry_out(Member::Order order, size_t node, std::unique_lock<std::mutex>& lock);
@@ -133,7 +189,13 @@ class Cluster final : public NodeWatch {
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Node>> nodes_;
   bool watching_ = false;
+  bool begun_ = false;
   bool stopping_ = false;
+  Epoch epoch_;            // of the plan that nodes are told
+  bool plan_told_ = true;  // to the dispatcher: all that are there have loaded it
+  Clock::TimePoint planned_at_;
+  std::optional<NodeNews> plan_news_;
+  std::thread planner_;  // tells nodes their plans: none of them can hold a keeper up
 };
 
 }  // namespace atl::coordinator

@@ -50,14 +50,19 @@ ClusterSnapshot ClusterMonitor::snapshot() const {
     snapshot = snapshot_;
   }
   const std::vector<Cluster::NodeStatus> status = cluster_.status();
+  snapshot.nodes.resize(status.size());  // the dispatcher hears of new ones later
   for (size_t n = 0; n < snapshot.nodes.size(); ++n) {
     ClusterSnapshot::Node& node = snapshot.nodes[n];
+    node.name = status[n].name;
     node.alive =
         status[n].state == Member::State::kReady || status[n].state == Member::State::kSuspect;
-    node.state = to_string(status[n].state);
+    node.state = node.alive && status[n].is_draining ? "draining" : to_string(status[n].state);
     node.lost_because = status[n].lost_because;
     node.losses = status[n].losses;
     node.restarts = status[n].restarts;
+  }
+  for (size_t n = status.size(); n-- > 0;) {
+    if (status[n].is_removed) snapshot.nodes.erase(snapshot.nodes.begin() + static_cast<long>(n));
   }
   return snapshot;
 }
@@ -69,6 +74,8 @@ void ClusterMonitor::copy() {
   snapshot_.expert_rows = expert_rows_;
   snapshot_.times = engine_.times();
   snapshot_.hints = engine_.hint_stats();
+  snapshot_.epoch = dispatcher_.placement().epoch;
+  snapshot_.nodes.resize(dispatcher_.nodes().size());
   for (size_t n = 0; n < snapshot_.nodes.size(); ++n) {
     ClusterSnapshot::Node& node = snapshot_.nodes[n];
     node.name = dispatcher_.nodes()[n].name;

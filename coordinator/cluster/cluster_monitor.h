@@ -36,6 +36,7 @@ class ClusterMonitor final : public StepObserver {
                  std::span<const float> weights) override;
   void on_hidden(int64_t /*layer*/, std::span<const float> /*hidden*/) override {}
   void after_step();
+  void while_idle() { copy(); }  // the engine's thread has nothing to do
 
   ClusterSnapshot snapshot() const;  // any thread
 

@@ -15,7 +15,7 @@ struct ClusterSnapshot {
   struct Node {
     std::string name;
     bool alive = true;         // it is asked
-    std::string state;         // of its membership: "ready", "joining" and so on
+    std::string state;         // of its membership: "ready", "dialing" and so on, or "draining"
     std::string lost_because;  // the last time, until it is back
     uint64_t losses = 0;
     uint64_t restarts = 0;  // that brought it back
@@ -25,7 +25,8 @@ struct ClusterSnapshot {
     bool stats_known = false;  // the node told them, now or earlier
     transport::NodeStats stats;
   };
-  std::vector<Node> nodes;
+  std::vector<Node> nodes;  // none of those that were removed
+  Epoch epoch;              // of who is asked for what
   // [num_hidden_layers][n_routed_experts] rows that chose the expert; empty for a dense layer.
   std::vector<std::vector<uint64_t>> expert_rows;
   StepTimes times;

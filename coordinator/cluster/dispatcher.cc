@@ -44,6 +44,13 @@ Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const 
       traffic_(nodes_.size()) {
   in_flight_.reserve(kInFlightMax);
   idle_.reserve(kInFlightMax);
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (nodes_[node].is_there) continue;
+    states_[node].alive = false;
+    states_[node].life = 0;
+    states_[node].last_loss = "it was not there yet";
+  }
+  place();
 }
 
 Result<Dispatcher::Ptr> Dispatcher::dispatch(int32_t layer, int64_t num_rows, const float* rows,
@@ -104,12 +111,12 @@ void Dispatcher::hint(int32_t layer, std::span<const int32_t> experts) {
   std::memcpy(payload->data(), experts.data(), experts.size_bytes());
   transport::Hint hint;
   const PlacementView& placement = placement_.view();
-  hint.names = {options_.session, DispatchId{0}, placement.epoch, static_cast<uint32_t>(layer)};
   hint.experts = experts;
   std::vector<std::byte> header;
   for (size_t node = 0; node < nodes_.size(); ++node) {
     const auto tiles = placement.tiles(layer, node);
     if (!alive(node) || tiles.empty()) continue;
+    hint.names = {session_of(node), DispatchId{0}, placement.epoch, static_cast<uint32_t>(layer)};
     hint.tiles.assign(tiles.begin(), tiles.end());
     transport::encode_hint_header(hint, &header);
     // A node that is lost shows at the next poll, not here.
@@ -120,10 +127,12 @@ void Dispatcher::hint(int32_t layer, std::span<const int32_t> experts) {
 
 void Dispatcher::announce(const std::string& request_ids) {
   std::vector<std::byte> header;
-  transport::encode_step_note(
-      {{options_.session, DispatchId{next_id_}, placement_.view().epoch, 0}, request_ids}, &header);
   for (size_t node = 0; node < nodes_.size(); ++node) {
-    if (alive(node)) (void)transport_.send(nodes_[node].peer, header, nullptr, 0);
+    if (!alive(node)) continue;
+    transport::encode_step_note(
+        {{session_of(node), DispatchId{next_id_}, placement_.view().epoch, 0}, request_ids},
+        &header);
+    (void)transport_.send(nodes_[node].peer, header, nullptr, 0);
   }
 }
 
@@ -211,7 +220,7 @@ std::optional<size_t> Dispatcher::whom_to_ask(const Share& share) const {
   const size_t holder = placement_.holder_of(share.tiles.front().begin);
   if (may(holder)) return holder;
   const auto burden = [&](size_t node) {
-    return std::pair(states_[node].suspect, placement().num_tiles(node));
+    return std::pair(is_better_left(node), placement().num_tiles(node));
   };
   std::optional<size_t> best;
   for (size_t node = 0; node < nodes_.size(); ++node) {
@@ -228,7 +237,7 @@ Status Dispatcher::ask(const DispatchInFlight& flight, Share& share) {
   share.id = DispatchId{next_id_++};
   share.asked = true;
   share.sent = states_[node].last_progress = clock_.now();
-  dispatch.names = {options_.session, share.id, share.epoch, static_cast<uint32_t>(flight.layer())};
+  dispatch.names = {session_of(node), share.id, share.epoch, static_cast<uint32_t>(flight.layer())};
   dispatch.row_type = options_.limits.row_type;
   dispatch.num_rows = static_cast<uint32_t>(flight.num_rows());
   dispatch.hidden_size = options_.limits.hidden_size;
@@ -287,14 +296,15 @@ void Dispatcher::check_deadlines() {
 
 // ---- Nodes that go and come --------------------------------------------------------------------
 
-// Asked are the living but suspects, or all of them if there are only suspects: the fault is hardly
-// theirs then.
+// Asked are the living but suspects and those that are leaving, or all of them if there are no
+// others: the fault of all suspects is hardly theirs.
 void Dispatcher::place() {
-  const bool any_trusted = std::any_of(states_.begin(), states_.end(), [](const NodeState& state) {
-    return state.alive && !state.suspect;
-  });
+  bool any_good = false;
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    any_good = any_good || (alive(node) && !is_better_left(node));
+  }
   const auto is_asked = [&](size_t node) {
-    return alive(node) && (!any_trusted || !states_[node].suspect);
+    return alive(node) && (!any_good || !is_better_left(node));
   };
   for (size_t node = 0; node < nodes_.size(); ++node) {
     if (is_asked(node)) placement_.put_back(node);
@@ -335,7 +345,7 @@ void Dispatcher::suspect_node(size_t node) {
     for (Share& share : flight->shares()) {
       if (share.node != node || !share.asked || share.missing == 0) continue;
       const std::optional<size_t> other = whom_to_ask(share);
-      if (other && !states_[*other].suspect) share.asked = false;
+      if (other && !is_better_left(*other)) share.asked = false;
     }
   }
 }
@@ -352,15 +362,40 @@ void Dispatcher::join_node(const NodeNews& news) {
     return watch_->given_up(news.node, news.life, state.last_loss);
   }
   nodes_[news.node].peer = *peer;
+  nodes_[news.node].session = news.session;
   state.alive = true;
   state.last_loss.clear();
   state.times = {};
   place();
 }
 
+// What is in flight goes on as it was asked: any node computes any tile.
+void Dispatcher::take_plan(const std::vector<NodeNews::Owner>& plan) {
+  CHECK(plan.size() >= nodes_.size());
+  for (size_t node = nodes_.size(); node < plan.size(); ++node) {
+    nodes_.push_back({plan[node].name, {}, {}, {}, false});
+    states_.emplace_back().alive = false;
+    states_.back().life = 0;
+    states_.back().last_loss = "it was not there yet";
+    traffic_.emplace_back();
+  }
+  std::vector<std::vector<int>> owned;
+  for (size_t node = 0; node < plan.size(); ++node) {
+    nodes_[node].owned = plan[node].tiles;
+    states_[node].is_leaving = plan[node].is_leaving;
+    owned.push_back(plan[node].tiles);
+  }
+  placement_.replan(std::move(owned));
+  place();
+}
+
 void Dispatcher::take_news() {
   if (!watch_) return;
   for (const NodeNews& news : watch_->take_news()) {
+    if (news.kind == NodeNews::Kind::kPlan) {
+      take_plan(news.plan);
+      continue;
+    }
     const bool is_alive = alive(news.node);
     switch (news.kind) {
       case NodeNews::Kind::kSuspect:
@@ -376,6 +411,8 @@ void Dispatcher::take_news() {
         break;
       case NodeNews::Kind::kJoined:
         join_node(news);
+        break;
+      case NodeNews::Kind::kPlan:
         break;
     }
   }
@@ -412,7 +449,7 @@ void Dispatcher::handle(transport::Event event) {
   for (DispatchInFlight* flight : in_flight_) {
     for (Share& share : flight->shares()) {
       if (share.node != *node || !share.asked || share.missing == 0 ||
-          names != transport::DispatchNames{options_.session, share.id, share.epoch,
+          names != transport::DispatchNames{session_of(*node), share.id, share.epoch,
                                             static_cast<uint32_t>(flight->layer())}) {
         continue;
       }

@@ -35,7 +35,9 @@ namespace atl::coordinator {
 struct NodeLink {
   std::string name;
   transport::PeerId peer;
-  std::vector<int> owned;  // tiles by the plan, ascending; empty: a spare
+  std::vector<int> owned;                 // tiles by the plan, ascending; empty: a spare
+  std::optional<SessionId> session = {};  // of this life; none: DispatcherOptions'
+  bool is_there = true;                   // false: its first life will be told by NodeWatch
 };
 
 struct DispatcherOptions {
@@ -113,6 +115,7 @@ class Dispatcher {
   struct NodeState {
     bool alive = true;
     bool suspect = false;
+    bool is_leaving = false;
     uint64_t life = 1;
     std::string last_loss;
     AnswerTimes times;  // of this life
@@ -137,6 +140,14 @@ class Dispatcher {
   void drop_node(size_t node, const std::string& why);
   void suspect_node(size_t node);
   void join_node(const NodeNews& news);
+  void take_plan(const std::vector<NodeNews::Owner>& plan);
+  // Not to be asked while anybody else is there.
+  bool is_better_left(size_t node) const {
+    return states_[node].suspect || states_[node].is_leaving;
+  }
+  SessionId session_of(size_t node) const {
+    return nodes_[node].session.value_or(options_.session);
+  }
   void await_answers();
   void excuse_silence();
   std::chrono::nanoseconds deadline_of(const Share& share, int64_t num_rows) const;

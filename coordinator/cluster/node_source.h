@@ -1,4 +1,4 @@
-// Where a cluster's nodes come from: this process, children of it, later machines that are dialled.
+// Where a cluster's nodes come from: this process, children of it, machines that are dialled.
 #pragma once
 
 #include <sys/types.h>
@@ -15,7 +15,7 @@ namespace atl::coordinator {
 class NodeSource {
  public:
   virtual ~NodeSource() = default;
-  virtual int num_nodes() const = 0;
+  virtual int num_nodes() const = 0;  // may grow: a place that was given stays a node's
   virtual std::string name(int node) const = 0;
   // Starts the node, if it is ours to start, and opens its control connection. May block; calls for
   // different nodes come at once, for one node one after another.
@@ -25,6 +25,8 @@ class NodeSource {
   virtual std::string end(int node) = 0;
   // Whether a node that was lost can be opened again.
   virtual bool reopens() const = 0;
+  // Whether others start the nodes: one that can't be opened now may come later.
+  virtual bool waits() const { return false; }
   virtual std::vector<pid_t> pids() const { return {}; }  // of nodes that are processes of ours
 };
 

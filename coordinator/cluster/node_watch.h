@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "base/ids.h"
+
 namespace atl::coordinator {
 
 struct NodeNews {
@@ -15,12 +17,21 @@ struct NodeNews {
     kTrusted,  // and heard again
     kLost,     // gone, or as good as
     kJoined,   // a new life of it is greeted and has loaded its tiles
+    kPlan,     // who owns which tiles from now on, also nodes that were not there before
+  };
+  // Of kPlan.
+  struct Owner {
+    std::string name;
+    std::vector<int> tiles;   // ascending
+    bool is_leaving = false;  // not to be asked if there is anybody else
   };
   Kind kind = Kind::kLost;
-  size_t node = 0;
+  size_t node = 0;                      // of all but kPlan
   uint64_t life = 0;                    // kJoined: which one, from 1 up
+  SessionId session;                    // kJoined: what the node calls this life of the two's use
   std::string why;                      // kSuspect, kLost
   std::vector<std::byte> data_address;  // kJoined
+  std::vector<Owner> plan;              // kPlan: [node], those known so far first
 };
 
 // Implemented by whoever keeps the nodes; all calls come from the dispatcher's thread and none

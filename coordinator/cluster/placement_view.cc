@@ -61,6 +61,21 @@ void LivePlacement::put_back(size_t node) {
   ++view_.epoch.value;
 }
 
+void LivePlacement::replan(std::vector<std::vector<int>> owned) {
+  CHECK(owned.size() >= owned_.size());
+  const Epoch next{view_.epoch.value + 1};
+  owned_ = std::move(owned);
+  holder_.resize(owned_.size());
+  for (size_t node = 0; node < owned_.size(); ++node) holder_[node] = node;
+  std::vector<bool> were_there = std::exchange(there_, std::vector<bool>(owned_.size(), true));
+  were_there.resize(owned_.size(), false);
+  rebuild();
+  for (size_t node = 0; node < owned_.size(); ++node) {
+    if (!were_there[node]) take_out(node);
+  }
+  view_.epoch = next;
+}
+
 bool LivePlacement::owns(size_t node, std::span<const transport::TileRange> tiles) const {
   return std::all_of(tiles.begin(), tiles.end(), [&](const transport::TileRange& range) {
     for (int tile = range.begin; tile < range.end; ++tile) {

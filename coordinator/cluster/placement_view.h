@@ -45,6 +45,10 @@ class LivePlacement {
   // The node may be asked again: it holds what it owns, and what is held by nobody who is there.
   void put_back(size_t node);
 
+  // Another plan, of the same tiles and of at least as many nodes; new ones are out. Who is out
+  // owns what the plan says, and others hold it.
+  void replan(std::vector<std::vector<int>> owned);
+
   // Whether `node` owns all of these tiles by the plan, and so is likely to have them in RAM.
   bool owns(size_t node, std::span<const transport::TileRange> tiles) const;
   // Who is to be asked for this tile.
@@ -53,9 +57,9 @@ class LivePlacement {
  private:
   void rebuild();
 
-  const std::vector<std::vector<int>> owned_;  // [node]
-  std::vector<size_t> holder_;                 // [owner] who is asked for the owner's tiles
-  std::vector<bool> there_;                    // [node]
+  std::vector<std::vector<int>> owned_;  // [node]
+  std::vector<size_t> holder_;           // [owner] who is asked for the owner's tiles
+  std::vector<bool> there_;              // [node]
   PlacementView view_;
 };
 

@@ -213,13 +213,22 @@ void Scheduler::run() {
       return stopping_ || mask_found_ || !arrivals_.empty() || !cancellations_.empty();
     };
     if (!computed && !called()) {
-      if (const auto deadline = next_deadline()) {
-        wake_.wait_until(lock, *deadline, called);
+      std::optional<Clock::TimePoint> until = next_deadline();
+      if (options_.while_idle) {
+        const auto idle = clock_.now() + options_.idle_every;
+        until = until ? std::min(*until, idle) : idle;
+      }
+      if (until) {
+        wake_.wait_until(lock, *until, called);
       } else {
         wake_.wait(lock, called);
       }
     }
     if (stopping_) return;
+    if (!computed && !called() && options_.while_idle) {
+      lock.unlock();
+      options_.while_idle();
+    }
   }
 }
 

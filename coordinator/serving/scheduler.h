@@ -47,6 +47,9 @@ struct SchedulerOptions {
   std::vector<uint8_t> allowed;      // [vocab_limit], 0 for ids without a token; empty: all
   StepObserver* observer = nullptr;  // borrowed
   std::function<void()> after_step;  // on the engine's thread, e.g. to copy its statistics
+  // Called on the engine's thread about every idle_every while there is nothing to compute.
+  std::function<void()> while_idle;
+  std::chrono::milliseconds idle_every{100};
 };
 
 // submit(), cancel(), stats(), drain(), stop(): any thread. The rest: the engine's thread.

@@ -41,6 +41,9 @@ struct Script {
   std::mutex mutex;
   NodeState state;
   std::optional<Error> hello_error;
+  bool is_started = true;
+  std::string name;  // that it says; "": none
+  std::vector<SessionId> sessions;
   int opened = 0, ended = 0, greeted = 0, planned = 0, stopped = 0;
   transport::Plan plan;
   std::atomic<bool> beats{true}, connected{true};
@@ -55,7 +58,9 @@ class FakeClient final : public transport::NodeClient {
     EXPECT_EQ(hello.data_address, std::vector<std::byte>{std::byte{42}});
     if (script_.hello_error) return *script_.hello_error;
     ++script_.greeted;
+    script_.sessions.push_back(hello.session);
     transport::HelloReply reply;
+    reply.node = script_.name;
     reply.data_address = {static_cast<std::byte>(script_.greeted)};
     return reply;
   }
@@ -88,12 +93,14 @@ class FakeClient final : public transport::NodeClient {
 
 class FakeSource final : public NodeSource {
  public:
-  explicit FakeSource(std::vector<std::unique_ptr<Script>>& nodes) : nodes_(nodes) {}
+  FakeSource(std::vector<std::unique_ptr<Script>>& nodes, bool waits)
+      : nodes_(nodes), waits_(waits) {}
   int num_nodes() const override { return static_cast<int>(nodes_.size()); }
   std::string name(int node) const override { return "n" + std::to_string(node); }
   Result<std::unique_ptr<transport::NodeClient>> open(int node) override {
     Script& script = *nodes_[static_cast<size_t>(node)];
     const std::lock_guard lock(script.mutex);
+    if (!script.is_started) return Error{ErrorCode::kUnavailable, "connection refused"};
     ++script.opened;
     script.connected = true;
     return std::unique_ptr<transport::NodeClient>(std::make_unique<FakeClient>(script));
@@ -106,9 +113,11 @@ class FakeSource final : public NodeSource {
     return "exit code 3";
   }
   bool reopens() const override { return true; }
+  bool waits() const override { return waits_; }
 
  private:
   std::vector<std::unique_ptr<Script>>& nodes_;
+  const bool waits_;
 };
 
 class ClusterTest : public testing::Test {
@@ -123,8 +132,11 @@ class ClusterTest : public testing::Test {
     options.times.lost_after = std::chrono::milliseconds(400);
     options.times.backoff_min = std::chrono::milliseconds(1);
     options.load_patience = std::chrono::milliseconds(200);
+    options.times.redial = std::chrono::milliseconds(1);
+    options.grace = grace_;
+    options.min_coverage = min_coverage_;
     cluster_.emplace(transport_, clock_, options, topology::equal_placement(4, 2),
-                     std::make_unique<FakeSource>(nodes_));
+                     std::make_unique<FakeSource>(nodes_, waits_));
   }
   void open_ready() {
     set(0, state(Phase::kReady, 7, 7));
@@ -163,6 +175,37 @@ class ClusterTest : public testing::Test {
     return holds();
   }
 
+  std::vector<transport::TileRange> planned(size_t node) {
+    const std::lock_guard lock(nodes_[node]->mutex);
+    return nodes_[node]->plan.tiles;
+  }
+  void start(size_t node, bool is_started = true) {
+    const std::lock_guard lock(nodes_[node]->mutex);
+    nodes_[node]->is_started = is_started;
+    nodes_[node]->name = "n" + std::to_string(node);
+  }
+  // Nodes that others start, of which none is there yet.
+  void open_dialled() {
+    waits_ = true;
+    set(0, state(Phase::kReady, 7, 7));
+    set(1, state(Phase::kReady, 7, 7));
+    start(0, false);
+    start(1, false);
+    open();
+    cluster_->watch();
+  }
+  void await_all() {
+    start(0);
+    start(1);
+    ASSERT_TRUE(eventually([&] { return cluster_->load_state().ready; }));
+    cluster_->begin();
+    ASSERT_TRUE(eventually([&] { return cluster_->missing().empty(); }));
+    (void)cluster_->take_news();
+  }
+
+  bool waits_ = false;
+  double min_coverage_ = 1;
+  std::chrono::milliseconds grace_{600'000};
   const SteadyClock clock_;
   NullTransport transport_;
   std::vector<std::unique_ptr<Script>> nodes_;
@@ -340,6 +383,163 @@ TEST_F(ClusterTest, closing_ends_what_is_being_brought_back) {
   cluster_->close(Cluster::Nodes::kStop);
   EXPECT_EQ(nodes_[0]->stopped, 1);
   EXPECT_EQ(nodes_[1]->stopped, 0);
+}
+
+// ---- Nodes that others start -------------------------------------------------------------------
+
+TEST_F(ClusterTest, nodes_that_others_start_may_come_in_any_order) {
+  open_dialled();
+  ASSERT_TRUE(eventually([&] { return cluster_->missing().size() == 2; }));
+  EXPECT_FALSE(cluster_->load_state().ready);
+  for (const NodeLink& link : cluster_->links()) EXPECT_FALSE(link.is_there);
+  ASSERT_TRUE(eventually([&] {
+    return cluster_->missing() ==
+           std::vector<std::string>{"n0 (connection refused)", "n1 (connection refused)"};
+  }));
+  start(1);
+  const std::vector<NodeNews> news = news_until(NodeNews::Kind::kJoined);
+  EXPECT_EQ(news.back().node, 1u);
+  EXPECT_FALSE(cluster_->load_state().ready) << "half of the tiles have no node";
+  start(0);
+  EXPECT_TRUE(eventually([&] { return cluster_->load_state().ready; }));
+}
+
+TEST_F(ClusterTest, enough_nodes_are_enough_and_the_rest_comes_later) {
+  min_coverage_ = 0.5;
+  open_dialled();
+  start(1);
+  ASSERT_TRUE(eventually([&] { return cluster_->load_state().ready; }));
+  cluster_->begin();
+  start(0);
+  EXPECT_TRUE(eventually([&] { return cluster_->missing().empty(); }));
+}
+
+TEST_F(ClusterTest, a_node_that_is_another_than_wanted_ends_the_start_with_its_words) {
+  open_dialled();
+  {
+    const std::lock_guard lock(nodes_[0]->mutex);
+    nodes_[0]->hello_error = Error{ErrorCode::kInvalid, "checkpoint differs: n0 has a, you b"};
+  }
+  start(0);
+  std::string error;
+  EXPECT_TRUE(eventually([&] {
+    try {
+      (void)cluster_->load_state();
+    } catch (const LoadError& thrown) {
+      error = thrown.what();
+    }
+    return !error.empty();
+  }));
+  EXPECT_EQ(error, "expert node n0: checkpoint differs: n0 has a, you b");
+}
+
+TEST_F(ClusterTest, a_node_that_answers_at_anothers_address_is_refused) {
+  open_dialled();
+  {
+    const std::lock_guard lock(nodes_[0]->mutex);
+    nodes_[0]->is_started = true;
+    nodes_[0]->name = "n7";
+  }
+  EXPECT_TRUE(eventually(
+      [&] { return cluster_->status()[0].lost_because == "at its address is node n7, not n0"; }));
+}
+
+TEST_F(ClusterTest, each_life_of_a_node_has_a_session_of_its_own) {
+  open_dialled();
+  await_all();
+  nodes_[0]->connected = false;
+  const std::vector<NodeNews> news = news_until(NodeNews::Kind::kJoined);
+  const std::lock_guard lock(nodes_[0]->mutex);
+  ASSERT_EQ(nodes_[0]->sessions.size(), 2u);
+  EXPECT_NE(nodes_[0]->sessions[0], nodes_[0]->sessions[1]);
+  EXPECT_EQ(news.back().session, nodes_[0]->sessions[1]);
+}
+
+TEST_F(ClusterTest,
+       a_node_that_comes_back_as_another_one_is_quarantined_and_does_not_end_the_rest) {
+  open_dialled();
+  await_all();
+  {
+    const std::lock_guard lock(nodes_[0]->mutex);
+    nodes_[0]->hello_error = Error{ErrorCode::kInvalid, "profile differs: n0 has a, you b"};
+  }
+  nodes_[0]->connected = false;
+  EXPECT_TRUE(
+      eventually([&] { return cluster_->status()[0].state == Member::State::kQuarantined; }));
+  EXPECT_EQ(cluster_->status()[0].lost_because, "profile differs: n0 has a, you b");
+  EXPECT_NO_THROW((void)cluster_->load_state());
+}
+
+// ---- Plans -------------------------------------------------------------------------------------
+
+TEST_F(ClusterTest, after_the_grace_period_others_load_a_lost_nodes_tiles_until_it_is_back) {
+  grace_ = std::chrono::milliseconds(20);
+  open_dialled();
+  await_all();
+  start(0, false);
+  nodes_[0]->connected = false;
+  NodeNews plan = news_until(NodeNews::Kind::kPlan).back();
+  ASSERT_EQ(plan.plan.size(), 2u);
+  EXPECT_TRUE(plan.plan[0].tiles.empty());
+  EXPECT_EQ(plan.plan[1].tiles, (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_EQ(planned(1), (std::vector<transport::TileRange>{{0, 4}}));
+  start(0);
+  std::vector<NodeNews> news = news_until(NodeNews::Kind::kPlan);
+  EXPECT_EQ(news.back().plan[0].tiles, (std::vector<int>{0, 1}));
+  EXPECT_EQ(news.back().plan[1].tiles, (std::vector<int>{2, 3}));
+  EXPECT_EQ(planned(0), (std::vector<transport::TileRange>{{0, 2}}));
+}
+
+TEST_F(ClusterTest, a_plan_is_told_to_the_dispatcher_when_who_stays_has_loaded) {
+  open_dialled();
+  await_all();
+  set(1, state(Phase::kReady, 3, 9));  // it reads
+  ASSERT_TRUE(cluster_->drain("n0"));
+  ASSERT_TRUE(eventually([&] { return planned(1) == std::vector<transport::TileRange>{{0, 4}}; }));
+  EXPECT_TRUE(cluster_->take_news().empty());
+  EXPECT_TRUE(cluster_->status()[0].is_draining);
+  set(1, state(Phase::kReady, 9, 9));
+  NodeNews plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_TRUE(plan.plan[0].tiles.empty());
+  EXPECT_TRUE(plan.plan[0].is_leaving);
+  EXPECT_FALSE(plan.plan[1].is_leaving);
+  ASSERT_TRUE(cluster_->resume("n0"));
+  plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_EQ(plan.plan[0].tiles, (std::vector<int>{0, 1}));
+  EXPECT_FALSE(plan.plan[0].is_leaving);
+}
+
+TEST_F(ClusterTest, the_last_node_that_could_compute_is_not_drained) {
+  open_dialled();
+  await_all();
+  ASSERT_TRUE(cluster_->drain("n1"));
+  const Status status = cluster_->drain("n0");
+  ASSERT_FALSE(status);
+  EXPECT_THAT(status.error().message, testing::HasSubstr("n0 is the only one that could compute"));
+  EXPECT_EQ(cluster_->drain("n9").error().message, "there is no node n9");
+  EXPECT_EQ(cluster_->resume("n9").error().message, "there is no node n9");
+}
+
+TEST_F(ClusterTest, nodes_come_in_and_go_while_others_stay) {
+  open_dialled();
+  await_all();
+  nodes_.push_back(std::make_unique<Script>());
+  set(2, state(Phase::kReady, 7, 7));
+  start(2);
+  cluster_->set_nodes({{{}, true, false}, {{0, 1}, false, false}, {{2, 3}, false, false}});
+  // The dispatcher hears of a node only after the plan that names it.
+  const std::vector<NodeNews> news = news_until(NodeNews::Kind::kJoined);
+  EXPECT_EQ(news.back().node, 2u);
+  ASSERT_EQ(news.front().plan.size(), 3u);
+  EXPECT_EQ(news.front().plan[2].name, "n2");
+  EXPECT_TRUE(news.front().plan[0].is_leaving);
+  EXPECT_EQ(planned(1), (std::vector<transport::TileRange>{{0, 2}}));
+  EXPECT_EQ(news_until(NodeNews::Kind::kLost).back().node, 0u);
+  EXPECT_TRUE(cluster_->status()[0].is_removed);
+  // And back at its place.
+  cluster_->set_nodes({{{0}, false, false}, {{1}, false, false}, {{2, 3}, false, false}});
+  EXPECT_TRUE(eventually([&] { return cluster_->missing().empty(); }));
+  EXPECT_FALSE(cluster_->status()[0].is_removed);
 }
 
 }  // namespace

@@ -188,6 +188,13 @@ class ScriptedWatch final : public NodeWatch {
     one.node = node;
     one.life = life;
     one.data_address = {static_cast<std::byte>(peer)};
+    one.session = SessionId{77};
+    news.push_back(one);
+  }
+  void add_plan(std::vector<NodeNews::Owner> plan) {
+    NodeNews one;
+    one.kind = NodeNews::Kind::kPlan;
+    one.plan = std::move(plan);
     news.push_back(one);
   }
 
@@ -1001,6 +1008,52 @@ TEST_F(DispatcherTest, a_failed_row_names_the_lowest_expert_of_all_nodes) {
   EXPECT_EQ((*failures)[0].expert, 2);
   EXPECT_EQ((*failures)[1].row, 2u);
   EXPECT_EQ((*failures)[1].expert, 4);
+}
+
+// ---- Other plans -------------------------------------------------------------------------------
+
+TEST_F(DispatcherTest, asks_by_the_new_plan_and_whom_it_names) {
+  const Epoch before = dispatcher_->placement().epoch;
+  watch_.add_plan({{"n0", {0, 1}, false}, {"n1", {}, true}, {"n2", {2, 3}, false}});
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_GT(dispatcher_->placement().epoch, before);
+  EXPECT_EQ(dispatcher_->placement().num_tiles(0), 2);
+  EXPECT_EQ(dispatcher_->placement().num_tiles(1), 0);
+  EXPECT_EQ(dispatcher_->traffic()[1].dispatches, 0u);
+}
+
+TEST_F(DispatcherTest, a_plan_in_the_middle_of_a_dispatch_loses_nothing) {
+  auto flight = dispatch(3);
+  ASSERT_TRUE(flight);
+  watch_.add_plan({{"n0", {}, true}, {"n1", {0, 1, 2, 3}, false}, {"n2", {}, true}});
+  ASSERT_TRUE(combine(*flight));
+  expect_exact();
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->traffic()[0].dispatches, 1u);
+  EXPECT_EQ(dispatcher_->traffic()[1].dispatches, 2u);
+}
+
+TEST_F(DispatcherTest, a_node_of_a_new_plan_is_asked_once_it_has_joined) {
+  watch_.add_plan({{"n0", {0}, false}, {"n1", {1}, false}, {"n2", {2}, false}, {"n3", {3}, false}});
+  ASSERT_TRUE(step());
+  expect_exact();
+  ASSERT_EQ(dispatcher_->nodes().size(), 4u);
+  EXPECT_FALSE(dispatcher_->alive(3));
+  EXPECT_EQ(dispatcher_->traffic()[3].dispatches, 0u);
+  watch_.add_joined(3, 1, 3);
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->traffic()[3].dispatches, 1u);
+}
+
+TEST_F(DispatcherTest, a_node_that_is_leaving_is_asked_when_nobody_else_is_there) {
+  watch_.add_plan({{"n0", {0, 1, 2, 3}, false}, {"n1", {}, true}, {"n2", {}, true}});
+  watch_.add(NodeNews::Kind::kLost, 0);
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_EQ(dispatcher_->traffic()[0].dispatches, 0u);
 }
 
 }  // namespace

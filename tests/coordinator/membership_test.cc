@@ -21,7 +21,7 @@ class MembershipTest : public testing::Test {
     }
     return last;
   }
-  // From kBackingOff on: how long until it is to be joined.
+  // From kLost on: how long until it is to be joined.
   milliseconds until_join() {
     milliseconds waited{0};
     while (member_.tick(clock_.now()) != Order::kJoin) {
@@ -33,7 +33,7 @@ class MembershipTest : public testing::Test {
   void lose() {
     member_.lost("reset");
     ASSERT_EQ(member_.tick(clock_.now()), Order::kDrop);
-    ASSERT_EQ(member_.state(), State::kBackingOff);
+    ASSERT_FALSE(member_.is_there());
   }
 
   ManualClock clock_;
@@ -42,7 +42,7 @@ class MembershipTest : public testing::Test {
 };
 
 TEST_F(MembershipTest, a_node_that_is_heard_stays_ready) {
-  EXPECT_EQ(member_.state(), State::kJoining);
+  EXPECT_EQ(member_.state(), State::kDialing);
   EXPECT_EQ(pass(milliseconds(5000)), Order::kNone);  // loading takes what it takes
   member_.joined(clock_.now());
   EXPECT_EQ(pass(milliseconds(5000), true), Order::kNone);
@@ -60,7 +60,11 @@ TEST_F(MembershipTest, silence_makes_it_suspect_then_lost_then_it_is_joined_agai
   EXPECT_EQ(member_.why(), "no heartbeat for 1000 ms");
   EXPECT_EQ(member_.losses(), 1u);
   EXPECT_EQ(member_.tick(clock_.now()), Order::kJoin);  // at once
-  EXPECT_EQ(member_.state(), State::kJoining);
+  EXPECT_EQ(member_.state(), State::kLost);             // until somebody answers
+  member_.opened();
+  EXPECT_EQ(member_.state(), State::kGreeting);
+  member_.greeted();
+  EXPECT_EQ(member_.state(), State::kLoading);
   EXPECT_EQ(member_.life(), 2u);
   member_.joined(clock_.now());
   EXPECT_EQ(member_.joins(), 2u);
@@ -99,7 +103,7 @@ TEST_F(MembershipTest, pauses_double_while_it_does_not_settle_and_have_a_bound) 
   }
   for (int i = 0; i < 100; ++i) {
     member_.join_failed(clock_.now(), "exit code 1");
-    EXPECT_EQ(member_.state(), State::kBackingOff);
+    EXPECT_EQ(member_.state(), State::kQuarantined);
     EXPECT_LE(until_join(), times_.backoff_max);
   }
   EXPECT_EQ(member_.why(), "exit code 1");
@@ -134,6 +138,52 @@ TEST_F(MembershipTest, what_cannot_happen_now_is_ignored) {
   member_.lost("third");
   EXPECT_EQ(member_.tick(clock_.now()), Order::kJoin);
   EXPECT_EQ(member_.losses(), 1u);
+}
+
+TEST_F(MembershipTest, a_flapping_node_is_quarantined_until_it_settles) {
+  member_.joined(clock_.now());
+  for (int i = 0; i < Member::kFailuresMax; ++i) {
+    lose();
+    EXPECT_EQ(member_.state(), State::kLost);
+    until_join();
+    member_.joined(clock_.now());
+  }
+  lose();
+  EXPECT_EQ(member_.state(), State::kQuarantined);
+  until_join();
+  member_.joined(clock_.now());
+  pass(times_.settled_after, true);
+  lose();
+  EXPECT_EQ(member_.state(), State::kLost);
+}
+
+TEST_F(MembershipTest, one_that_nobody_has_started_is_dialled_again_and_again_at_the_same_pace) {
+  Member member(times_, clock_.now(), Member::First::kOrdered);
+  EXPECT_EQ(member.tick(clock_.now()), Order::kJoin);
+  EXPECT_EQ(member.life(), 1u);
+  for (int i = 0; i < 1000; ++i) {
+    member.unreachable(clock_.now(), "connection refused");
+    EXPECT_EQ(member.state(), State::kDialing);
+    EXPECT_EQ(member.why(), "connection refused");
+    clock_.advance(times_.redial - milliseconds(1));
+    ASSERT_EQ(member.tick(clock_.now()), Order::kNone);
+    clock_.advance(milliseconds(1));
+    ASSERT_EQ(member.tick(clock_.now()), Order::kJoin);
+  }
+  member.joined(clock_.now());
+  member.lost("reset");
+  EXPECT_EQ(member.tick(clock_.now()), Order::kDrop);
+  EXPECT_EQ(member.tick(clock_.now()), Order::kJoin);  // at once: it was never at fault
+  member.unreachable(clock_.now(), "connection refused");
+  EXPECT_EQ(member.state(), State::kLost);
+}
+
+TEST_F(MembershipTest, one_that_is_another_than_wanted_is_quarantined_at_once) {
+  member_.refused(clock_.now(), "checkpoint differs: it has a, the coordinator b");
+  EXPECT_EQ(member_.state(), State::kQuarantined);
+  EXPECT_EQ(until_join(), milliseconds(1000));
+  member_.refused(clock_.now(), "checkpoint differs: it has a, the coordinator b");
+  EXPECT_EQ(until_join(), milliseconds(2000));
 }
 
 }  // namespace

@@ -81,5 +81,19 @@ TEST(LivePlacement, every_tile_is_at_one_node_which_is_there_if_any_is_whatever_
   }
 }
 
+TEST(LivePlacement, another_plan_raises_the_epoch_by_one_and_keeps_who_is_out_out) {
+  LivePlacement placement(Epoch{1}, {{0, 3}, {1}, {2}});
+  placement.take_out(1);
+  placement.replan({{0, 1}, {}, {2}, {3}});
+  EXPECT_EQ(placement.view().epoch, Epoch{3});
+  EXPECT_FALSE(placement.is_there(3));  // it has not joined
+  EXPECT_EQ(placement.view().tiles_of_node[0], (Ranges{{0, 2}}));
+  EXPECT_EQ(placement.view().tiles_of_node[2], (Ranges{{2, 4}}));
+  placement.put_back(3);
+  EXPECT_EQ(placement.view().tiles_of_node[3], (Ranges{{3, 4}}));
+  placement.put_back(1);
+  EXPECT_EQ(placement.view().tiles_of_node[1], Ranges{});
+}
+
 }  // namespace
 }  // namespace atl::coordinator

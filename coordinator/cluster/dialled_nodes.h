@@ -1,0 +1,42 @@
+// Expert nodes that others start, on this machine or elsewhere: dialled at their addresses.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "coordinator/cluster/node_source.h"
+
+namespace atl::coordinator {
+
+struct DialledNode {
+  std::string name;
+  std::string address;  // "HOST:PORT" of its control port
+};
+
+// Any thread.
+class DialledNodes final : public NodeSource {
+ public:
+  //   secret  of transport::dial_node()
+  DialledNodes(std::vector<DialledNode> nodes, std::string secret);
+
+  // A node that is not there yet, or another address of one that is, from the next open() on.
+  void set(int node, DialledNode dialled);
+
+  int num_nodes() const override;
+  std::string name(int node) const override;
+  std::string address(int node) const;
+  Result<std::unique_ptr<transport::NodeClient>> open(int node) override;
+  // Nothing of it is ours to end: calls under way end with their deadline.
+  std::string end(int /*node*/) override { return ""; }
+  bool reopens() const override { return true; }
+  bool waits() const override { return true; }
+
+ private:
+  const std::string secret_;
+  mutable std::mutex mutex_;
+  std::vector<DialledNode> nodes_;
+};
+
+}  // namespace atl::coordinator
