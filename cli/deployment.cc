@@ -1,15 +1,18 @@
 #include "cli/deployment.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <map>
 #include <random>
 #include <thread>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "cli/cluster_transport.h"
 #include "cli/help_formatter.h"
 #include "cli/node_arguments.h"
 #include "cli/numerics.h"
@@ -26,6 +29,8 @@ namespace {
 constexpr auto kLoadPollInterval = std::chrono::milliseconds(20);
 constexpr auto kBarAfter = std::chrono::milliseconds(500);  // a shorter wait is not worth a line
 constexpr auto kWarmPatience = std::chrono::minutes(1);
+// Who is waited for is said so long after the start, and then so often.
+constexpr auto kFirstWord = std::chrono::seconds(1), kWordEvery = std::chrono::seconds(10);
 
 SessionId random_session() {
   std::random_device random;
@@ -35,6 +40,10 @@ SessionId random_session() {
 topology::Placement make_placement(const DeploymentOptions& options, int num_tiles) {
   if (!options.scattered_tiles.empty()) {
     return topology::placement_from_tiles(num_tiles, options.scattered_tiles);
+  }
+  if (options.cluster && options.nodes == 0 && !options.cluster->nodes.empty()) {
+    return topology::placement_from_counts(num_tiles,
+                                           config::tiles_of_nodes(*options.cluster, num_tiles));
   }
   const int nodes = std::max(1, options.nodes);
   if (options.tile_counts.empty()) {
@@ -91,10 +100,14 @@ Deployment::Deployment(const DeploymentOptions& options)
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
   open_device();
   if (!options_.force) check_memory(placement);
-  join_cluster(placement, options_.nodes == 0 ? local_node() : child_nodes());
+  join_cluster(placement, dials_nodes()         ? dialled_nodes()
+                          : options_.nodes == 0 ? local_node()
+                                                : child_nodes());
+  if (dials_nodes()) cluster_->watch();
   load_weights();
   wait_for_nodes("loading experts", &coordinator::Cluster::LoadState::ready);
-  cluster_->watch();
+  if (!dials_nodes()) cluster_->watch();
+  cluster_->begin();
   coordinator::EngineOptions engine_options;
   engine_options.cache_type = numerics_.cache;
   engine_options.rows_max = options_.chunk;
@@ -107,7 +120,8 @@ Deployment::Deployment(const DeploymentOptions& options)
 }
 
 Deployment::~Deployment() {
-  if (cluster_) cluster_->close(coordinator::Cluster::Nodes::kStop);
+  using coordinator::Cluster;
+  if (cluster_) cluster_->close(dials_nodes() ? Cluster::Nodes::kKeep : Cluster::Nodes::kStop);
   if (local_tiles_) local_tiles_->save_usage();
 }
 
@@ -154,7 +168,8 @@ void Deployment::check_memory(const topology::Placement& placement) const {
   MemoryRequest request;
   request.numerics = numerics_;
   request.placement = placement;
-  request.local_node = options_.nodes == 0;
+  request.local_node = options_.nodes == 0 && !dials_nodes();
+  if (dials_nodes()) request.placement = {};  // each of them looks at its own memory
   request.coordinator_threads = team_.num_threads();
   request.node_threads = team_.num_threads();
   for (const topology::TeamPlan& node : threads_.nodes) {
@@ -216,12 +231,41 @@ std::unique_ptr<coordinator::NodeSource> Deployment::child_nodes() {
   return std::make_unique<coordinator::ChildNodes>(std::move(children));
 }
 
+bool Deployment::dials_nodes() const {
+  return options_.cluster && options_.nodes == 0 && !options_.cluster->nodes.empty();
+}
+
+std::unique_ptr<coordinator::NodeSource> Deployment::dialled_nodes() {
+  const config::ClusterConfig& config = *options_.cluster;
+  const transport::ControlSecurity security = cluster_security(config, nullptr);
+  // Nodes of other machines leave this one its cores; with some of this one nobody knows.
+  transport_ = make_cluster_transport(config, nullptr, security, 0, false);
+  std::vector<coordinator::DialledNode> nodes;
+  for (const config::NodeConfig& node : config.nodes) {
+    nodes.push_back({node.name, node.control.text()});
+  }
+  auto source = std::make_unique<coordinator::DialledNodes>(std::move(nodes), security);
+  dialled_ = source.get();
+  settings_ = options_.cluster_file.settings();
+  return source;
+}
+
 void Deployment::join_cluster(const topology::Placement& placement,
                               std::unique_ptr<coordinator::NodeSource> nodes) {
   const model::ModelConfig& config = model_->config;
   coordinator::ClusterOptions cluster;
   cluster.identity = identity_of(*model_, numerics_);
   cluster.session = random_session();
+  if (options_.cluster) {
+    const config::TimeoutsConfig& times = options_.cluster->timeouts;
+    cluster.coordinator_name = options_.cluster->coordinator.name;
+    cluster.times.heartbeat = times.heartbeat;
+    cluster.times.suspect_after = times.suspect;
+    cluster.times.lost_after = times.lost;
+    cluster.times.backoff_max = times.backoff_max;
+    cluster.grace = times.grace;
+    cluster.min_coverage = options_.min_coverage;
+  }
   cluster.limits.rows_max = static_cast<uint32_t>(options_.chunk);
   cluster.limits.hidden_size = static_cast<uint32_t>(config.hidden_size);
   cluster.limits.top_k = static_cast<uint32_t>(config.num_experts_per_tok);
@@ -236,6 +280,7 @@ void Deployment::join_cluster(const topology::Placement& placement,
   dispatch.session = cluster.session;
   dispatch.epoch = placement.epoch;
   dispatch.limits = cluster.limits;
+  if (options_.cluster) dispatch.return_patience = options_.cluster->timeouts.comeback;
   dispatcher_ = std::make_unique<coordinator::Dispatcher>(*transport_, team_, clock_, dispatch,
                                                           cluster_->links(), cluster_.get());
 }
@@ -259,6 +304,7 @@ void Deployment::wait_for_nodes(const char* label, bool coordinator::Cluster::Lo
   uint64_t total = 0, shown = 0;
   const auto start = clock_.now();
   auto last_progress = start;
+  auto next_word = start + kFirstWord;
   while (true) {
     dispatcher_->poll();  // sets connections up; a node in this process takes its session up
     const coordinator::Cluster::LoadState state = cluster_->load_state();
@@ -270,10 +316,14 @@ void Deployment::wait_for_nodes(const char* label, bool coordinator::Cluster::Lo
       shown = 0;
     }
     if (state.bytes_loaded != shown) last_progress = clock_.now();
-    if (bar && options_.nodes > 0) bar->set_parts(parts_of(state));
+    if (bar && (options_.nodes > 0 || dials_nodes())) bar->set_parts(parts_of(state));
     if (bar && state.bytes_loaded > shown) bar->advance(state.bytes_loaded - shown);
     shown = state.bytes_loaded;
     if (state.*done) return;
+    if (dials_nodes() && !state.ready && clock_.now() >= next_word) {
+      next_word = clock_.now() + kWordEvery;
+      log_info("waits for expert nodes: {}", fmt::join(cluster_->missing(), ", "));
+    }
     if (state.ready && clock_.now() - last_progress > kWarmPatience) {
       log_warn("{}: {} of {} read, and no more for a minute: goes on without", label,
                format_bytes(state.bytes_loaded), format_bytes(state.bytes_total));
@@ -318,6 +368,74 @@ std::vector<Deployment::NodeReport> Deployment::node_reports() {
   return reports;
 }
 
+namespace {
+
+// Values that need another coordinator, by key; nodes are taken as they come.
+std::vector<std::string> changed_keys(const config::Settings& before,
+                                      const config::Settings& after) {
+  std::map<std::string, std::vector<std::string>> values;
+  for (const auto& [path, setting] : before.all()) values[path] = setting.items;
+  std::vector<std::string> changed;
+  for (const auto& [path, setting] : after.all()) {
+    if (path.starts_with("node")) continue;
+    if (values[path] != setting.items) changed.push_back(path);
+  }
+  return changed;
+}
+
+}  // namespace
+
+// Places in the source and in the cluster are the same: a node that goes leaves its place empty,
+// and takes it again if it comes back.
+Deployment::Reload Deployment::reload() {
+  if (dialled_ == nullptr) {
+    throw LoadError("there is nothing to reload: the coordinator has no cluster file with nodes");
+  }
+  const config::Settings settings = options_.cluster_file.settings();
+  const config::ClusterConfig config = config::make_cluster_config(settings);
+  config::require_built(config);
+  if (config.nodes.empty())
+    throw LoadError("the cluster file has no nodes any more: nothing changes");
+  const std::vector<int> counts =
+      config::tiles_of_nodes(config, kernels::num_tiles(model_->config.moe_intermediate_size));
+  Reload report;
+  if (settings_) report.needs_restart = changed_keys(*settings_, settings);
+  std::vector<coordinator::Cluster::Planned> planned;
+  std::vector<coordinator::Cluster::NodeStatus> status = cluster_->status();
+  for (size_t n = 0; n < status.size(); ++n) {
+    planned.emplace_back().is_removed = true;
+    if (config.node(status[n].name) == nullptr && !status[n].is_removed) {
+      report.removed.push_back(status[n].name);
+    }
+  }
+  int begin = 0;
+  for (size_t c = 0; c < config.nodes.size(); ++c) {
+    const config::NodeConfig& node = config.nodes[c];
+    size_t n = 0;
+    while (n < status.size() && status[n].name != node.name) ++n;
+    const std::string address = node.control.text();
+    if (n == status.size()) {
+      status.emplace_back().name = node.name;
+      planned.emplace_back();
+      report.added.push_back(node.name);
+    } else if (status[n].is_removed) {
+      report.added.push_back(node.name);
+    } else if (dialled_->address(static_cast<int>(n)) != address) {
+      planned[n].is_moved = true;
+      report.moved.push_back(node.name);
+    }
+    dialled_->set(static_cast<int>(n), {node.name, address});
+    planned[n].is_removed = false;
+    for (int tile = begin; tile < begin + counts[c]; ++tile) planned[n].tiles.push_back(tile);
+    begin += counts[c];
+  }
+  cluster_->set_nodes(planned);
+  log_info("reloaded {}: added [{}], removed [{}], moved [{}]", config.file.filename().string(),
+           fmt::join(report.added, ", "), fmt::join(report.removed, ", "),
+           fmt::join(report.moved, ", "));
+  return report;
+}
+
 void add_transport_option(CLI::App& command, transport::TransportKind* kind) {
   command
       .add_option_function<std::string>(
@@ -334,12 +452,45 @@ void add_transport_option(CLI::App& command, transport::TransportKind* kind) {
       ->type_name("auto|shm|tcp");
 }
 
+namespace {
+
+// What the cluster file says, where the command line says nothing.
+void take_cluster_file(const CLI::App& command, DeploymentOptions* options) {
+  if (!options->cluster_file.is_given()) {
+    if (!options->cluster_file.flags.empty()) throw CLI::RequiresError("--set", "--config");
+    if (command.count("model_dir") == 0) throw CLI::RequiredError("model_dir, or --config,");
+    return;
+  }
+  options->cluster = options->cluster_file.load();
+  const config::ClusterConfig& config = *options->cluster;
+  config::require_built(config);
+  const auto is_open = [&](const char* option) { return command.count(option) == 0; };
+  if (is_open("model_dir")) {
+    options->model_dir = config.model;
+    if (is_open("--stripe")) options->memory.stripes = config.stripes;
+  }
+  take_numerics(config.numerics, command, &options->numerics);
+  if (is_open("--threads")) options->threads = config.coordinator.threads;
+  if (is_open("--device")) options->device = config.coordinator.device;
+  if (is_open("--chunk")) options->chunk = config.coordinator.chunk;
+}
+
+}  // namespace
+
 void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
   command
       .add_option("model_dir", options->model_dir,
-                  "Checkpoint directory (Hugging Face layout) or expert pack")
-      ->required()
+                  "Checkpoint directory (Hugging Face layout) or expert pack; the cluster file's "
+                  "unless given")
       ->type_name("MODEL_DIR");
+  options->cluster_file.add_config_option(command);
+  command
+      .add_option("--min-coverage", options->min_coverage,
+                  "Share of the tiles whose nodes have to be there before it begins, of a cluster "
+                  "file's nodes; others read what is missing from their copies")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command.parse_complete_callback([&command, options] { take_cluster_file(command, options); });
   command
       .add_option("--nodes", options->nodes,
                   "Expert nodes to start as child processes; 0: experts in this process")
@@ -384,7 +535,8 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
       ->check(CLI::IsMember({"off", "next-layer"}))
       ->type_name("off|next-layer");
   group_options(command, "Nodes and threads",
-                {"--nodes", "--tiles", "--transport", "--threads", "--pin", "--chunk", "--device"});
+                {"--config", "--set", "--min-coverage", "--nodes", "--tiles", "--transport",
+                 "--threads", "--pin", "--chunk", "--device"});
   group_options(command, "Memory", {"--prefetch", "--force"});
 }
 

@@ -13,10 +13,12 @@
 #include "base/affinity.h"
 #include "base/clock.h"
 #include "base/thread_team.h"
+#include "cli/cluster_file_option.h"
 #include "cli/memory_check.h"
 #include "cli/memory_options.h"
 #include "cli/model_parts.h"
 #include "coordinator/cluster/cluster.h"
+#include "coordinator/cluster/dialled_nodes.h"
 #include "coordinator/cluster/dispatcher.h"
 #include "coordinator/cluster/node_source.h"
 #include "coordinator/engine/engine.h"
@@ -38,6 +40,9 @@ namespace atl::cli {
 
 // Options of all commands that run a model: `run`, `serve`, `eval`, `bench decode|prefill`.
 struct DeploymentOptions {
+  ClusterFileOption cluster_file;
+  std::optional<config::ClusterConfig> cluster;  // what the file says, if there is one
+  double min_coverage = 1;  // share of the tiles whose owners have to be there, of a file's nodes
   std::filesystem::path model_dir;
   int nodes = 0;                                  // 0: the expert node lives in this process
   std::vector<int> tile_counts;                   // of each node; empty: equal shares
@@ -99,6 +104,15 @@ class Deployment {
   std::string fingerprint() const;
   std::string short_fingerprint() const;  // 12 hexadecimal digits of it
   coordinator::Cluster& cluster() { return *cluster_; }
+  // The engine's thread: hears of nodes that went or came while nothing is computed.
+  void poll_nodes() { dispatcher_->poll(); }
+  // Reads the cluster file again and takes its nodes. Any thread, one at a time. LoadError: it is
+  // wrong, and nothing changes; or there is none.
+  struct Reload {
+    std::vector<std::string> added, removed, moved;
+    std::vector<std::string> needs_restart;  // keys with another value, which was not taken
+  };
+  Reload reload();
   const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
   // What each node did so far, with the traffic seen from here.
   struct NodeReport {
@@ -121,6 +135,8 @@ class Deployment {
   void check_memory(const topology::Placement& placement) const;
   std::unique_ptr<coordinator::NodeSource> local_node();
   std::unique_ptr<coordinator::NodeSource> child_nodes();
+  std::unique_ptr<coordinator::NodeSource> dialled_nodes();
+  bool dials_nodes() const;
   void join_cluster(const topology::Placement& placement,
                     std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
@@ -141,6 +157,8 @@ class Deployment {
   std::unique_ptr<storage::TileStore> local_tiles_;
   std::unique_ptr<expert_node::ExpertNode> local_node_;
 
+  std::optional<config::Settings> settings_;      // of the cluster file when this began
+  coordinator::DialledNodes* dialled_ = nullptr;  // cluster_'s source, if it dials
   std::unique_ptr<coordinator::Cluster> cluster_;
   std::unique_ptr<coordinator::Dispatcher> dispatcher_;
   std::optional<coordinator::Weights> weights_;

@@ -16,6 +16,8 @@
 #include "base/log.h"
 #include "base/thread_team.h"
 #include "base/units.h"
+#include "cli/cluster_file_option.h"
+#include "cli/cluster_transport.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
 #include "cli/help_formatter.h"
@@ -33,9 +35,11 @@ namespace {
 struct NodeCommandOptions {
   std::filesystem::path model_dir;
   std::string name = "n0";
+  ClusterFileOption cluster_file;
   std::string listen = "127.0.0.1:0";
-  std::optional<int> control_fd;  // instead
-  std::filesystem::path keys;     // folder of certificates; "": none
+  std::optional<config::ClusterConfig> cluster;  // what the file says, if there is one
+  std::optional<int> control_fd;                 // instead
+  std::filesystem::path keys;                    // folder of certificates; "": none
   std::vector<std::string> coordinators = transport::kCoordinatorNames;
   transport::TransportKind transport = transport::TransportKind::kAuto;
   model::NumericsProfile numerics;
@@ -63,6 +67,8 @@ std::string check_listen(const std::string& text) {
 
 // Certificates, or a secret for whoever reads our stdout.
 transport::ControlSecurity security_of(const NodeCommandOptions& options) {
+  if (options.cluster)
+    return cluster_security(*options.cluster, options.cluster->node(options.name));
   transport::ControlSecurity security;
   security.coordinators = options.coordinators;
   if (!options.keys.empty()) {
@@ -146,7 +152,11 @@ void serve(const NodeCommandOptions& options) {
   largest.row_type = transport::WireRowType::kF32;
   ucx.message_bytes_max =
       std::max(largest.dispatch_payload_bytes_max(), largest.hint_payload_bytes_max());
-  const std::unique_ptr<transport::Transport> transport = transport::make_ucx_transport(ucx);
+  const std::unique_ptr<transport::Transport> transport =
+      options.cluster
+          ? make_cluster_transport(*options.cluster, options.cluster->node(options.name), security,
+                                   ucx.message_bytes_max, options.spin)
+          : transport::make_ucx_transport(ucx);
 
   expert_node::ExpertNode node(node_options, team, *tiles, *transport);
   const std::unique_ptr<transport::ControlServer> control =
@@ -155,13 +165,46 @@ void serve(const NodeCommandOptions& options) {
   if (!options.control_fd) {
     const std::string host = options.listen.substr(0, options.listen.rfind(':'));
     std::string line = fmt::format("listening {}:{}", host, control->port());
-    if (!security.keys) line += " secret " + security.secret;
+    if (!security.keys && !options.cluster) line += " secret " + security.secret;
     write_stdout(line + "\n");
   }
   signals.watch([&node] { node.stop(); });
   const std::unique_ptr<ScopedThreadPin> pin = team.pin_caller();  // all other threads are there
   node.serve_until_stopped();
   tiles->save_usage();
+}
+
+// What the cluster file says of this node, where the command line says nothing.
+void take_cluster_file(const CLI::App& command, NodeCommandOptions* options) {
+  if (!options->cluster_file.is_given()) {
+    if (!options->cluster_file.flags.empty()) throw CLI::RequiresError("--set", "--config");
+    if (command.count("model_dir") == 0) throw CLI::RequiredError("model_dir, or --config,");
+    return;
+  }
+  if (command.count("--name") == 0) throw CLI::RequiresError("--config", "--name");
+  options->cluster_file.node = options->name;
+  options->cluster = options->cluster_file.load();
+  const config::ClusterConfig& config = *options->cluster;
+  config::require_built(config);
+  const config::NodeConfig* node = config.node(options->name);
+  if (node == nullptr) {
+    std::vector<std::string> names;
+    for (const config::NodeConfig& other : config.nodes) names.push_back(other.name);
+    throw LoadError(fmt::format(
+        "{}: no node '{}': expected one of {}", config.file.filename().string(), options->name,
+        names.empty() ? "none: the file has no nodes" : fmt::format("{}", fmt::join(names, ", "))));
+  }
+  const auto is_open = [&](const char* option) { return command.count(option) == 0; };
+  if (is_open("model_dir")) {
+    options->model_dir = node->model;
+    if (is_open("--stripe")) options->memory.stripes = node->stripes;
+  }
+  take_numerics(config.numerics, command, &options->numerics);
+  if (is_open("--ram-budget")) options->memory.ram_budget = node->ram_bytes;
+  if (is_open("--rows-max")) options->rows_max = static_cast<uint32_t>(config.coordinator.chunk);
+  if (is_open("--threads")) options->threads.num_threads = node->threads;
+  if (is_open("--numa-node")) options->threads.numa_node = node->numa_node;
+  options->listen = node->control.text();
 }
 
 }  // namespace
@@ -172,14 +215,19 @@ void add_node_command(CLI::App& app, int* exit_code) {
       "node", "An expert node: keeps tiles of every expert and computes what a coordinator asks");
   command
       ->add_option("model_dir", options->model_dir,
-                   "Checkpoint directory (Hugging Face layout) or expert pack")
-      ->required()
+                   "Checkpoint directory (Hugging Face layout) or expert pack; the cluster file's "
+                   "unless given")
       ->type_name("MODEL_DIR");
-  command->add_option("--name", options->name, "Name in logs and reports")->capture_default_str();
+  options->cluster_file.add_config_option(*command);
+  command
+      ->add_option("--name", options->name,
+                   "Name in logs and reports; with --config which node of the file this is")
+      ->capture_default_str();
   command
       ->add_option("--listen", options->listen,
                    "Address of the control port, HOST:PORT; port 0: any free one, told on stdout")
       ->check(check_listen)
+      ->excludes("--config")
       ->capture_default_str();
   command
       ->add_option("--control-fd", options->control_fd,
@@ -187,14 +235,14 @@ void add_node_command(CLI::App& app, int* exit_code) {
                    "port; the node ends with that connection")
       ->check(CLI::Range(3, 1 << 20))
       ->type_name("N")
-      ->excludes("--listen");
+      ->excludes("--listen", "--config");
   command
       ->add_option("--keys", options->keys,
                    "Folder with ca.pem, NAME.pem and NAME.key ('atoll keys' makes them): control "
                    "over TLS, with certificates from both sides. Without it the node listens on "
                    "loopback only")
       ->type_name("DIR")
-      ->excludes("--control-fd");
+      ->excludes("--control-fd", "--config");
   command
       ->add_option("--coordinators", options->coordinators,
                    "Names of the coordinators that may command this node; with --keys")
@@ -203,6 +251,7 @@ void add_node_command(CLI::App& app, int* exit_code) {
       ->type_name("NAME,NAME,...")
       ->capture_default_str();
   add_transport_option(*command, &options->transport);
+  command->get_option("--transport")->excludes("--config");
   add_numerics_options(*command, &options->numerics);
   add_threads_option(*command, "Compute threads", &options->threads.num_threads);
   add_pin_option(*command, &options->threads.pin);
@@ -227,18 +276,22 @@ void add_node_command(CLI::App& app, int* exit_code) {
   add_force_option(*command, &options->force);
   command->add_flag("--spin", options->spin,
                     "Wait by spinning for a while: only if every thread has a core of its own");
-  group_options(*command, "Nodes and threads",
-                {"--name", "--listen", "--keys", "--coordinators", "--transport", "--threads",
-                 "--pin", "--cpus", "--numa-node", "--rows-max", "--spin", "--control-fd"});
+  group_options(
+      *command, "Nodes and threads",
+      {"--config", "--set", "--name", "--listen", "--keys", "--coordinators", "--transport",
+       "--threads", "--pin", "--cpus", "--numa-node", "--rows-max", "--spin", "--control-fd"});
   group_options(*command, "Memory", {"--force"});
   command->footer(
       "Example:\n  atoll node tests/models/tiny-fp8 --name n1 --listen 127.0.0.1:7001\n"
       "  atoll node MODEL_DIR --name n1 --listen 10.0.0.1:7001 --keys keys\n"
+      "  atoll node --config cluster.yaml --name n1\n"
       "\nThe first line on stdout is 'listening HOST:PORT' once a coordinator may dial; without "
-      "--keys\n' secret SECRET' follows, which it has to know.");
-  command->callback([options, exit_code] {
+      "--keys\nand --config ' secret SECRET' follows, which it has to know. With --config it is in "
+      "the file\nsecurity.secret_file.");
+  command->callback([options, exit_code, command] {
+    take_cluster_file(*command, options.get());
     const std::string host = options->listen.substr(0, options->listen.rfind(':'));
-    if (options->keys.empty() && !transport::is_loopback(host)) {
+    if (!options->cluster && options->keys.empty() && !transport::is_loopback(host)) {
       throw CLI::ValidationError(
           "--listen",
           fmt::format("'{}' can be reached from other machines, and without --keys anybody could "

@@ -61,6 +61,23 @@ std::vector<std::string> numerics_arguments(const model::NumericsProfile& profil
   return arguments;
 }
 
+void take_numerics(const config::NumericsConfig& numerics, const CLI::App& command,
+                   model::NumericsProfile* profile) {
+  const auto is_open = [&](const char* option) { return command.count(option) == 0; };
+  const auto row_type = [](const std::string& text) {
+    return text == "f32" ? RowType::kF32 : RowType::kBf16;
+  };
+  if (is_open("--wire")) profile->wire = row_type(numerics.wire);
+  if (is_open("--kv")) profile->cache = row_type(numerics.kv);
+  if (is_open("--format")) profile->format = kernels::parse_weight_format(numerics.format);
+  if (is_open("--dense-format")) {
+    profile->dense_format = kernels::parse_weight_format(numerics.dense_format);
+  }
+  if (is_open("--activations") && !numerics.activations.empty()) {
+    profile->activations = kernels::parse_activations(numerics.activations);
+  }
+}
+
 void add_numerics_options(CLI::App& command, model::NumericsProfile* profile) {
   add_row_type_option(command, "--wire", "Rows sent to the experts are rounded to this",
                       &profile->wire);

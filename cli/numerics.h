@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "config/cluster_config.h"
 #include "kernels/numeric_types.h"
 #include "model/numerics_profile.h"
 #include "transport/data/wire.h"
@@ -13,6 +14,10 @@ class App;
 }
 
 namespace atl::cli {
+
+// A cluster file's numerics, where the user said nothing else on the command line.
+void take_numerics(const config::NumericsConfig& numerics, const CLI::App& command,
+                   model::NumericsProfile* profile);
 
 // --wire, --kv, --format, --dense-format and --activations into *profile, borrowed for the life of
 // the program.

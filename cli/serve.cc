@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "cli/admin_server.h"
 #include "cli/byte_size_option.h"
 #include "cli/commands.h"
 #include "cli/deployment.h"
@@ -258,6 +259,10 @@ void serve(ServeOptions options) {
   std::atomic<bool> loading = true;
   http::HttpServer server(http_options(options, api_settings, loading), clock);
   ServerThread http(server);
+  std::optional<AdminServer> admin;
+  if (const auto& cluster = options.deployment.cluster; cluster && cluster->coordinator.admin) {
+    admin.emplace(*cluster->coordinator.admin, cluster->cluster, clock);
+  }
   log_info("loading {}; {}/health answers", model_dir.string(), url_of(options, server.port()));
 
   Deployment deployment(options.deployment);
@@ -269,6 +274,10 @@ void serve(ServeOptions options) {
   coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
   settings.observer = &monitor;
   settings.after_step = [&monitor] { monitor.after_step(); };
+  settings.while_idle = [&deployment, &monitor] {
+    deployment.poll_nodes();
+    monitor.while_idle();
+  };
   std::optional<coordinator::Api> api;  // the server's thread
   coordinator::Scheduler scheduler(
       deployment.engine(), deployment.team(), clock, settings,
@@ -283,6 +292,7 @@ void serve(ServeOptions options) {
     shutdown.emplace(options.drain_timeout_s, server, scheduler, *api);
   });
   loading = false;
+  if (admin) admin->begin(deployment, [&monitor] { return monitor.snapshot(); });
   serving = &server;
   write_stdout(fmt::format("listening on {}\n", url_of(options, server.port())));
   log_info("serving {} with a context of {} tokens, ready after {:.1f} s", api_settings.model_name,
@@ -292,6 +302,7 @@ void serve(ServeOptions options) {
     scheduler.run();
   }
   http.join();
+  admin.reset();
   signals.reset();
   log_info("stopped");
 }
@@ -377,6 +388,19 @@ void add_batch_options(CLI::App& command, ServeOptions* options) {
   group_options(command, "Memory", {"--cold-start"});
 }
 
+// Where the command line says nothing; the rest is taken with the deployment's options.
+void take_cluster_file(const CLI::App& command, ServeOptions* options) {
+  if (!options->deployment.cluster) return;
+  const config::CoordinatorConfig& coordinator = options->deployment.cluster->coordinator;
+  const auto is_open = [&](const char* option) { return command.count(option) == 0; };
+  if (is_open("--host")) options->host = coordinator.listen.host;
+  if (is_open("--port")) options->port = coordinator.listen.port;
+  if (is_open("--api-key-file")) options->api_key_file = coordinator.api_keys.string();
+  if (is_open("--model-name")) options->model_name = coordinator.model_name;
+  if (is_open("--kv-cache")) options->cache_bytes = coordinator.kv_cache_bytes;
+  if (is_open("--context")) options->context = coordinator.context;
+}
+
 }  // namespace
 
 void add_serve_command(CLI::App& app, int* exit_code) {
@@ -388,10 +412,12 @@ void add_serve_command(CLI::App& app, int* exit_code) {
   add_batch_options(*command, options.get());
   command->footer(
       "Example:\n  atoll serve tests/models/tiny-fp8 --nodes 3 --port 8080\n"
+      "  atoll serve --config cluster.yaml\n"
       "  curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"And God said,\"}'\n"
       "\nThe first line on stdout is 'listening on http://HOST:PORT' once it answers. A page for "
       "browsers\nis at /, metrics at /metrics. SIGTERM finishes what is under way and exits 0.");
-  command->callback([options, exit_code] {
+  command->callback([options, exit_code, command] {
+    take_cluster_file(*command, options.get());
     serve(*options);
     *exit_code = 0;
   });

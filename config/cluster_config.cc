@@ -98,6 +98,7 @@ void take_models(std::vector<fs::path> paths, fs::path* model, std::vector<fs::p
 
 CoordinatorConfig read_coordinator(const Values& values) {
   CoordinatorConfig coordinator;
+  coordinator.name = values.text("coordinator.name");
   coordinator.listen = parse_address(values.text("coordinator.listen"), true).value();
   if (values.at("coordinator.admin").is_set()) {
     coordinator.admin = parse_address(values.text("coordinator.admin")).value();
@@ -170,6 +171,9 @@ void check_nodes(const Values& values, const ClusterConfig& config) {
   for (size_t n = 0; n < config.nodes.size(); ++n) {
     const NodeConfig& node = config.nodes[n];
     const std::string path = fmt::format("nodes[{}].", n);
+    if (node.name == config.coordinator.name) {
+      values.fail(path + "name", fmt::format("'{}' is the coordinator's name, too", node.name));
+    }
     if (const auto [first, is_new] = names.emplace(node.name, n); !is_new) {
       values.fail(path + "name",
                   fmt::format("'{}' is the name of nodes[{}], too", node.name, first->second));
@@ -278,6 +282,11 @@ ClusterConfig make_cluster_config(const Settings& settings) {
   config.network.device = values.text("network.device");
   config.security.keys = values.path("security.keys");
   config.security.secret_file = values.path("security.secret_file");
+  if (config.network.trust == Trust::kEncrypted && config.security.keys.empty()) {
+    values.fail("network.trust",
+                "encrypted needs security.keys: the certificates that the link's ends know each "
+                "other by");
+  }
   if (config.security.secret_file.empty()) {
     config.security.secret_file = config.file.string() + ".secret";
   }
@@ -300,15 +309,6 @@ std::vector<std::string> not_built(const ClusterConfig& config) {
     missing.push_back(fmt::format(
         "redundancy: {}: keeping a tile on several nodes isn't built: leave it out, or say 1",
         config.redundancy));
-  }
-  if (config.network.trust == Trust::kEncrypted) {
-    missing.push_back(
-        "network.trust: encrypted: an encrypted link for rows isn't built: `trusted`, on a network "
-        "that is");
-  }
-  if (!config.security.keys.empty()) {
-    missing.push_back(
-        "security.keys: control over TLS isn't built: without keys nodes listen on loopback");
   }
   return missing;
 }

@@ -46,10 +46,11 @@ struct NumericsConfig {  // as the options of the same names; "": not said
 };
 
 struct CoordinatorConfig {
-  Address listen;                // of HTTP
-  std::optional<Address> admin;  // of `atoll cluster`
-  std::string device = "auto";   // cpu, cuda:N, auto
-  int threads = 0;               // 0: one per core
+  std::string name = "coordinator";  // of its certificate
+  Address listen;                    // of HTTP
+  std::optional<Address> admin;      // of `atoll cluster`
+  std::string device = "auto";       // cpu, cuda:N, auto
+  int threads = 0;                   // 0: one per core
   std::optional<uint64_t> kv_cache_bytes;
   int64_t context = 0;             // tokens; 0: what model and cache hold
   int64_t chunk = 512;             // rows of a step, and of a dispatch

@@ -81,6 +81,8 @@ std::vector<Key> make_keys() {
        0,
        0,
        {"bf16", "f32"}},
+      {"coordinator.name", kName, "coordinator",
+       "its name in its certificate, and in logs of nodes"},
       {"coordinator.listen", kAddress, "127.0.0.1:8080", "address of the HTTP API"},
       {"coordinator.admin", kAddress, "",
        "address of `atoll cluster`, on loopback; not said: there is none"},

@@ -13,8 +13,8 @@ constexpr auto kCallTimeout = std::chrono::seconds(5);
 
 }  // namespace
 
-DialledNodes::DialledNodes(std::vector<DialledNode> nodes, std::string secret)
-    : secret_(std::move(secret)), nodes_(std::move(nodes)) {}
+DialledNodes::DialledNodes(std::vector<DialledNode> nodes, transport::ControlSecurity security)
+    : security_(std::move(security)), nodes_(std::move(nodes)) {}
 
 void DialledNodes::set(int node, DialledNode dialled) {
   const std::lock_guard lock(mutex_);
@@ -39,7 +39,7 @@ std::string DialledNodes::address(int node) const {
 }
 
 Result<std::unique_ptr<transport::NodeClient>> DialledNodes::open(int node) {
-  return transport::dial_node(address(node), secret_, kCallTimeout);
+  return transport::dial_node(address(node), name(node), security_, kCallTimeout);
 }
 
 }  // namespace atl::coordinator

@@ -18,8 +18,7 @@ struct DialledNode {
 // Any thread.
 class DialledNodes final : public NodeSource {
  public:
-  //   secret  of transport::dial_node()
-  DialledNodes(std::vector<DialledNode> nodes, std::string secret);
+  DialledNodes(std::vector<DialledNode> nodes, transport::ControlSecurity security);
 
   // A node that is not there yet, or another address of one that is, from the next open() on.
   void set(int node, DialledNode dialled);
@@ -34,7 +33,7 @@ class DialledNodes final : public NodeSource {
   bool waits() const override { return true; }
 
  private:
-  const std::string secret_;
+  const transport::ControlSecurity security_;
   mutable std::mutex mutex_;
   std::vector<DialledNode> nodes_;
 };

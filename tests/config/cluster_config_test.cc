@@ -91,6 +91,10 @@ TEST(ClusterConfig, refuses_what_does_not_go_together) {
   EXPECT_THAT(error_of(nodes("{name: a, control: '127.0.0.1:1', tiles: 2}, "
                              "{name: b, control: '127.0.0.1:2'}")),
               HasSubstr("b has no `tiles` and another node has: expected all or none"));
+  EXPECT_THAT(error_of(nodes("{name: coordinator, control: '127.0.0.1:1'}")),
+              HasSubstr("nodes[0].name: 'coordinator' is the coordinator's name, too"));
+  EXPECT_THAT(error_of("model: /m\nnetwork: {trust: encrypted}\n"),
+              HasSubstr("network.trust: encrypted needs security.keys"));
   EXPECT_THAT(error_of("model: /m\ntimeouts: {suspect: 150ms}\n"),
               HasSubstr("timeouts.suspect: 150 ms: expected at least two heartbeats, 200 ms"));
   EXPECT_THAT(error_of("model: /m\ntimeouts: {lost: 300ms}\n"),
@@ -113,9 +117,6 @@ TEST(ClusterConfig, lets_nodes_listen_beyond_loopback_only_with_keys) {
 TEST(ClusterConfig, names_what_is_asked_for_and_not_built) {
   EXPECT_THAT(not_built(load("model: /m\nredundancy: 2\n")),
               ElementsAre(HasSubstr("redundancy: 2: keeping a tile on several nodes isn't built")));
-  EXPECT_THAT(not_built(load("model: /m\nnetwork: {trust: encrypted}\n")),
-              ElementsAre(HasSubstr("network.trust: encrypted: an encrypted link for rows isn't "
-                                    "built")));
   EXPECT_THROW(require_built(load("model: /m\nredundancy: 2\n")), LoadError);
   EXPECT_NO_THROW(require_built(load("model: /m\n")));
 }
