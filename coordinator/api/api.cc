@@ -29,7 +29,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kTick{1000};
+constexpr milliseconds kTick{500};
 constexpr double kStatisticsEverySeconds = 10;
 constexpr int kRetryAfterMax = 60;
 constexpr int kRetryAfterLoading = 5;
@@ -140,6 +140,8 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void probe();
   void log_statistics(Clock::TimePoint now);
   std::optional<std::string> not_ready_because() const;
+  std::optional<std::string> no_node_because() const;
+  void doubt_when_nodes_go();
   std::string state() const;
   Json model_json() const;
 
@@ -155,6 +157,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   RequestPreparer preparer;
   Metrics metrics;
   Canary canary;
+  uint64_t node_losses = 0;  // of all nodes, when they were looked at last
   HelperProbe helper_probe;
 
   std::unordered_map<uint64_t, Place> sequences;                 // by GenerationId
@@ -311,7 +314,29 @@ std::string Api::Impl::state() const {
 std::optional<std::string> Api::Impl::not_ready_because() const {
   if (draining) return "draining";
   if (auto why = helper_probe.not_ready_because()) return why;
+  if (auto why = no_node_because()) return why;
   return canary.not_ready_because();
+}
+
+// All nodes are gone: nothing can be computed until one is back.
+std::optional<std::string> Api::Impl::no_node_because() const {
+  const ClusterSnapshot now = snapshot();
+  std::string why;
+  for (const ClusterSnapshot::Node& node : now.nodes) {
+    if (node.alive) return std::nullopt;
+    why += fmt::format("{}{}: {}", why.empty() ? "" : ", ", node.name,
+                       node.lost_because.empty() ? node.state : node.lost_because);
+  }
+  if (why.empty()) return std::nullopt;
+  return "no expert node is there: " + why;
+}
+
+// Others may not have the tiles of one that has gone.
+void Api::Impl::doubt_when_nodes_go() {
+  uint64_t losses = 0;
+  for (const ClusterSnapshot::Node& node : snapshot().nodes) losses += node.losses;
+  if (losses != node_losses) canary.doubt();
+  node_losses = losses;
 }
 
 // --- tokens ---
@@ -385,6 +410,7 @@ std::optional<ApiError> Api::Impl::refusal() const {
   if (const GenerationStats stats = backend.stats(); !stats.failure.empty()) {
     return api_error(503, "the engine's last step failed: " + stats.failure);
   }
+  if (const auto why = no_node_because()) return api_error(503, *why);
   return std::nullopt;
 }
 
@@ -558,6 +584,7 @@ void Api::Impl::check_drained() {
 
 void Api::Impl::tick() {
   const Clock::TimePoint now = clock.now();
+  doubt_when_nodes_go();
   if (!draining) canary.tick();
   log_statistics(now);
   std::vector<std::shared_ptr<LiveAnswer>> late;

@@ -13,7 +13,8 @@ Canary::Canary(CanaryOptions options, GenerationBackend& backend, const Clock& c
 void Canary::tick() {
   if (under_way_) return;
   const bool fresh = last_token_ && clock_.now() - *last_token_ < options_.every;
-  if (fresh && backend_.stats().failure.empty()) return;
+  if (fresh && !in_doubt_ && backend_.stats().failure.empty()) return;
+  in_doubt_ = false;
   GenerationRequest request;
   request.prompt = options_.prompt;
   request.max_tokens = 1;

@@ -29,6 +29,8 @@ class Canary {
   // Now and then, at least twice in `every`. An engine that fails is tried each time, so that it is
   // known soon when it is well again.
   void tick();
+  // Something has happened that may keep the engine from generating: the next tick tries.
+  void doubt() { in_doubt_ = true; }
   // Of every event, whosesoever. True: it was the canary's.
   bool on_event(const GenerationEvent& event);
   // Nullopt: a token came lately, and the engine's last step went well.
@@ -42,6 +44,7 @@ class Canary {
   const Clock& clock_;
   std::optional<Clock::TimePoint> last_token_;
   std::optional<GenerationId> under_way_;
+  bool in_doubt_ = false;
   std::string error_;  // of the last one, if it failed
 };
 
