@@ -178,6 +178,33 @@ TEST_F(ControlTls, a_node_that_calls_itself_otherwise_is_refused) {
   EXPECT_THAT(reply.error().message, AllOf(HasSubstr("n1"), HasSubstr("n2")));
 }
 
+// While the node runs: a new authority beside the old one, then the node's new certificate, then
+// the old authority is taken away. What can't be used changes nothing.
+TEST_F(ControlTls, certificates_are_renewed_while_all_goes_on) {
+  const fs::path dir = folders().temp.path() / "renewed";
+  fs::copy(folders().ours, dir);
+  serve(security_of(dir, "n1"));
+  expect_serves();
+
+  const auto dial_theirs = [&] { return dial(folders().trusting, "coordinator").has_value(); };
+  EXPECT_FALSE(dial_theirs());
+  test::write_file(dir / "ca.pem", test::read_file(folders().ours / "ca.pem") +
+                                       test::read_file(folders().theirs / "ca.pem"));
+  EXPECT_TRUE(eventually(dial_theirs));
+  expect_serves();
+
+  test::write_file(dir / "n1.pem", "half a file");
+  EXPECT_TRUE(dial_theirs());
+  std::this_thread::sleep_for(1100ms);  // it has looked
+  EXPECT_TRUE(dial_theirs());
+  expect_serves();
+
+  for (const char* file : {"ca.pem", "n1.pem", "n1.key"})
+    fs::copy_file(folders().theirs / file, dir / file, fs::copy_options::overwrite_existing);
+  EXPECT_TRUE(eventually([&] { return dial(folders().theirs, "coordinator").has_value(); }));
+  EXPECT_FALSE(dial(folders().ours, "coordinator").has_value());
+}
+
 TEST_F(ControlTls, needs_keys_beyond_this_machine) {
   ControlSecurity in_the_clear;
   in_the_clear.secret = random_secret();

@@ -169,7 +169,7 @@ std::string checked_peer(SSL& ssl) {
 kj::Promise<TlsStream> tls_connect(kj::Own<kj::AsyncIoStream> raw, const TlsKeys& keys,
                                    const std::string& name) {
   auto stream =
-      kj::heap<TlsIoStream>(kj::mv(raw), keys.context().new_client(TlsUse::kControl, {name}));
+      kj::heap<TlsIoStream>(kj::mv(raw), keys.context()->new_client(TlsUse::kControl, {name}));
   TlsIoStream& s = *stream;
   auto welcome = kj::heapArray<kj::byte>(1);
   kj::byte* first = welcome.begin();
@@ -187,7 +187,7 @@ kj::Promise<TlsStream> tls_accept(kj::Own<kj::AsyncIoStream> raw, const TlsKeys&
                                   const std::vector<std::string>& names) {
   static constexpr kj::byte kWelcome = 1;
   auto stream =
-      kj::heap<TlsIoStream>(kj::mv(raw), keys.context().new_server(TlsUse::kControl, names));
+      kj::heap<TlsIoStream>(kj::mv(raw), keys.context()->new_server(TlsUse::kControl, names));
   TlsIoStream& s = *stream;
   return s.shake_hands()
       .then([&s] {

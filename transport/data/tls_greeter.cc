@@ -220,7 +220,7 @@ void TlsGreeter::accept_all() {
     Guest guest;
     guest.who = text_of_address(&from, bytes);
     guest.socket = std::make_unique<TlsSocket>(
-        fd, options_.keys->context().new_server(TlsUse::kData, options_.peers));
+        fd, options_.keys->context()->new_server(TlsUse::kData, options_.peers));
     add(std::move(guest));
   }
 }
@@ -257,7 +257,7 @@ void TlsGreeter::begin(const Dial& dial) {
     return;
   }
   guest.socket = std::make_unique<TlsSocket>(
-      fd, options_.keys->context().new_client(TlsUse::kData, {dial.name}));
+      fd, options_.keys->context()->new_client(TlsUse::kData, {dial.name}));
   add(std::move(guest));
 }
 

@@ -4,8 +4,12 @@
 // checked. OpenSSL's types stay in the sources.
 #pragma once
 
+#include <array>
+#include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -13,7 +17,8 @@ namespace atl::transport {
 
 class TlsContext;  // tls_context.h
 
-// Immutable; any thread.
+// Any thread. Files that change are read again for the next connection, so that certificates can be
+// renewed while all goes on; what can't be used is told in the log, and the last good ones stay.
 class TlsKeys {
  public:
   // Reads DIR/ca.pem, DIR/NAME.pem and DIR/NAME.key (key_files.h says what stands in them).
@@ -27,13 +32,28 @@ class TlsKeys {
   TlsKeys& operator=(const TlsKeys&) = delete;
 
   const std::string& name() const { return name_; }
-  const TlsContext& context() const { return *context_; }
+  // For a new connection, which keeps what it needs of it. Looks at the files if it hasn't for a
+  // second.
+  std::shared_ptr<const TlsContext> context() const;
 
  private:
-  TlsKeys(std::string name, std::unique_ptr<TlsContext> context);
+  // Of each file: changes when it does.
+  struct Stamp {
+    uint64_t inode = 0, bytes = 0;
+    int64_t changed_ns = 0;
+    friend bool operator==(const Stamp&, const Stamp&) = default;
+  };
+  using Stamps = std::array<Stamp, 3>;
 
+  TlsKeys(std::filesystem::path dir, std::string name);
+  Stamps stamps() const;
+
+  const std::filesystem::path dir_;
   const std::string name_;
-  const std::unique_ptr<TlsContext> context_;
+  mutable std::mutex mutex_;
+  mutable Stamps stamps_;
+  mutable std::chrono::steady_clock::time_point looked_;
+  mutable std::shared_ptr<const TlsContext> context_;
 };
 
 // The names of coordinators unless something else is said.
