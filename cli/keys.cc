@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "base/result.h"
+#include "cli/cluster_file_option.h"
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "transport/tls/make_keys.h"
@@ -21,9 +23,26 @@ using transport::MadeKeys;
 using transport::MakeKeysOptions;
 
 struct KeysOptions {
+  ClusterFileOption cluster_file;
   MakeKeysOptions make;
   bool json = false;
 };
+
+// Names that the cluster file has, where the command line says nothing.
+void take_cluster_file(const CLI::App& command, KeysOptions* options) {
+  const bool has_nodes = command.count("--nodes") > 0;
+  if (!options->cluster_file.is_given()) {
+    if (!has_nodes) throw CLI::RequiredError("a cluster file, or --nodes,");
+    return;
+  }
+  if (has_nodes) throw CLI::ExcludesError("--nodes", "a cluster file");
+  const config::ClusterConfig config = options->cluster_file.load();
+  for (const config::NodeConfig& node : config.nodes) options->make.nodes.push_back(node.name);
+  if (command.count("--coordinators") == 0) options->make.coordinators = {config.coordinator.name};
+  if (config.nodes.empty())
+    throw LoadError(fmt::format("{}: the file has no nodes, so nobody to make certificates for",
+                                config.file.filename().string()));
+}
 
 std::vector<std::string> names_of(const std::vector<std::filesystem::path>& files) {
   std::vector<std::string> names;
@@ -68,10 +87,12 @@ void add_keys_command(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand(
       "keys", "Certificates for the members of a cluster, by which they know each other");
   command
+      ->add_option("FILE", options->cluster_file.path, "Cluster file (YAML) that names the nodes")
+      ->type_name("");
+  command
       ->add_option("--nodes", options->make.nodes,
-                   "Names of the nodes, as --name of 'atoll node' has them")
+                   "Names of the nodes in place of a file, as --name of 'atoll node' has them")
       ->delimiter(',')
-      ->required()
       ->type_name("NAME,NAME,...");
   command->add_option("--coordinators", options->make.coordinators, "Names of the coordinators")
       ->delimiter(',')
@@ -91,11 +112,13 @@ void add_keys_command(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object in place of the text");
   command->footer(
-      "Example:\n  atoll keys --nodes n1,n2,n3 --out keys\n"
+      "Example:\n  atoll keys cluster.yaml --out keys\n"
+      "  atoll keys --nodes n1,n2,n3 --out keys\n"
       "\nMakes ca.pem and ca.key (the authority) and NAME.pem and NAME.key for each member; "
       "private "
       "keys\nhave mode 0600. Certificates of your own do, too: docs/security.md.");
-  command->callback([options, exit_code] {
+  command->callback([options, exit_code, command] {
+    take_cluster_file(*command, options.get());
     const MadeKeys keys = transport::make_keys(options->make);
     write_stdout(options->json ? to_json(options->make, keys) : report(options->make, keys));
     *exit_code = 0;
