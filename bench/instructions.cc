@@ -38,7 +38,7 @@ int run(int argc, char** argv) {
   const auto format = cli::parse_kernel_format(argc == 3 ? argv[1] : "");
   const int64_t rows = argc == 3 ? parse_count(argv[2]) : 0;
   if (!format || rows == 0) {
-    fmt::print(stderr, "usage: atoll_instructions fp8|bf16|f32|int4|int4-i8 ROWS\n");
+    fmt::print(stderr, "usage: atoll_instructions fp8|bf16|f32|int4|int4-i8|int8-i8 ROWS\n");
     return 2;
   }
   ThreadTeam one(1);

@@ -84,7 +84,7 @@ void report(benchmark::State& state, const Config& c, const MachineLimit& before
     return;
   }
   const double weights = static_cast<double>(state.iterations() * c.outputs * c.k);
-  const PanelShape shape = kernels::panel_shape(c.format, c.outputs, c.k, {});
+  const PanelShape shape = kernels::panel_shape(c.format, c.outputs, c.k, {}, c.activations);
   const double bytes = static_cast<double>(state.iterations()) *
                        static_cast<double>(shape.total_code_bytes() + shape.total_scale_bytes());
   const double flop = 2 * weights * static_cast<double>(c.rows);
@@ -158,6 +158,7 @@ void add_all() {
     }
     add_all_of(target, WeightFormat::kInt4, Activations::kF32);
     add_all_of(target, WeightFormat::kInt4, Activations::kI8);
+    add_all_of(target, WeightFormat::kInt8, Activations::kI8);
   }
 }
 

@@ -409,7 +409,7 @@ void add_bench_kernels_command(CLI::App& bench, int* exit_code) {
       "kernels", "Whole experts out of memory: share of read rate and FMA peak");
   command
       ->add_option("--format", options->formats,
-                   fmt::format("Weight formats: {}; int4-i8 rounds rows to int8",
+                   fmt::format("Weight formats: {}; -i8: rows are rounded to int8",
                                fmt::join(kKernelFormats, ", ")))
       ->delimiter(',')
       ->check(

@@ -40,6 +40,7 @@ CodeBits bits_of_codes(WeightFormat format) {
     case WeightFormat::kF32:
       return {0x83ffffff83ffffffu, 0x3c0000003c000000u};
     case WeightFormat::kInt4:
+    case WeightFormat::kInt8:
       return {~uint64_t{0}, 0};
   }
   return {};
@@ -57,10 +58,24 @@ void set_int4_scales(const PanelShape& shape, std::byte* codes) {
   }
 }
 
+// Likewise those of int8 (kernels/int8.h).
+void set_int8_scales(const PanelShape& shape, std::byte* codes) {
+  float scales[kernels::kPanelWidth];
+  std::fill(std::begin(scales), std::end(scales), kScale / 16);
+  for (int64_t panel = 0; panel < shape.num_panels(); ++panel) {
+    std::byte* begin = codes + static_cast<size_t>(panel) * shape.panel_code_bytes();
+    kernels::for_each_int8_block(shape.k, shape.k_offset, [&](const kernels::Int8Block& block) {
+      std::memcpy(begin + block.scales, scales, sizeof(scales));
+    });
+  }
+}
+
 }  // namespace
 
 std::optional<KernelFormat> parse_kernel_format(std::string_view name) {
   if (name == "int4-i8") return KernelFormat{WeightFormat::kInt4, Activations::kI8};
+  if (name == "int8-i8") return KernelFormat{WeightFormat::kInt8, Activations::kI8};
+  if (name == "int8") return std::nullopt;  // takes rounded rows alone
   const std::optional<WeightFormat> weights = kernels::parse_weight_format(name);
   if (!weights) return std::nullopt;
   return KernelFormat{*weights, Activations::kF32};
@@ -129,6 +144,10 @@ void ExpertMemory::fill(int64_t expert, size_t tile) {
     set_int4_scales(layout.gate_up, data + layout.gate_codes);
     set_int4_scales(layout.gate_up, data + layout.up_codes);
     set_int4_scales(layout.down, data + layout.down_codes);
+  } else if (shape_.format.weights == WeightFormat::kInt8) {
+    set_int8_scales(layout.gate_up, data + layout.gate_codes);
+    set_int8_scales(layout.gate_up, data + layout.up_codes);
+    set_int8_scales(layout.down, data + layout.down_codes);
   } else if (layout.gate_up.total_scale_bytes() > 0) {
     // Scales are all that follows the codes.
     auto* scales = reinterpret_cast<float*>(data + layout.gate_scales);

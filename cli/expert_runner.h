@@ -15,13 +15,14 @@
 
 namespace atl::cli {
 
-// A weight format and what is done with the rows: "fp8", "bf16", "f32", "int4" and "int4-i8", in
-// which rows are rounded to int8.
+// A weight format and what is done with the rows: "fp8", "bf16", "f32", "int4", and "int4-i8"
+// and "int8-i8", in which rows are rounded to int8.
 struct KernelFormat {
   kernels::WeightFormat weights = kernels::WeightFormat::kFp8E4m3;
   kernels::Activations activations = kernels::Activations::kF32;
 };
-inline constexpr std::string_view kKernelFormats[] = {"fp8", "bf16", "f32", "int4", "int4-i8"};
+inline constexpr std::string_view kKernelFormats[] = {"fp8",  "bf16",    "f32",
+                                                      "int4", "int4-i8", "int8-i8"};
 std::optional<KernelFormat> parse_kernel_format(std::string_view name);
 
 // Sizes of an expert, or of its first tiles.

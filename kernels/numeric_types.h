@@ -9,13 +9,19 @@
 
 namespace atl::kernels {
 
-// How the weights of a matrix are stored. kFp8E4m3 carries FP32 scales, one per 128x128 block of the
-// checkpoint's matrix; kInt4 (kernels/int4.h) is only ever made by packing and has its scales among
-// its codes; the others have no scale.
-enum class WeightFormat : uint8_t { kF32, kBf16, kFp8E4m3, kInt4 };
+// How the weights of a matrix are stored. kFp8E4m3 carries FP32 scales, one per 128x128 block of
+// the checkpoint's matrix; kInt4 (kernels/int4.h) and kInt8 (kernels/int8.h) are only ever made by
+// packing and have their scales among their codes; the others have no scale.
+enum class WeightFormat : uint8_t { kF32, kBf16, kFp8E4m3, kInt4, kInt8 };
+
+// Made by packing alone: no checkpoint has it.
+constexpr bool is_packed_only(WeightFormat format) {
+  return format == WeightFormat::kInt4 || format == WeightFormat::kInt8;
+}
 
 // What a linear layer does with its rows: takes them as they are, or rounds them to int8 per block
-// of 128 (kInt4 only). Part of the arithmetic, not of the weights' bytes.
+// of 128 (kInt4, which has the choice, and kInt8, which has only this). Part of the arithmetic, not
+// of the weights' bytes.
 enum class Activations : uint8_t { kF32, kI8 };
 
 // Rows on the wire and entries of the KV cache.
@@ -23,23 +29,37 @@ enum class RowType : uint8_t { kBf16, kF32 };
 
 constexpr int code_bits(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kF32: return 32;
-    case WeightFormat::kBf16: return 16;
-    case WeightFormat::kFp8E4m3: return 8;
-    case WeightFormat::kInt4: return 4;
+    case WeightFormat::kF32:
+      return 32;
+    case WeightFormat::kBf16:
+      return 16;
+    case WeightFormat::kFp8E4m3:
+      return 8;
+    case WeightFormat::kInt4:
+      return 4;
+    case WeightFormat::kInt8:
+      return 8;
   }
   return 0;
 }
-// Bytes of one element of a checkpoint's matrix, which is never kInt4.
-constexpr size_t code_bytes(WeightFormat format) { return static_cast<size_t>(code_bits(format)) / 8; }
+// Bytes of one element of a checkpoint's matrix, which is never packed only.
+constexpr size_t code_bytes(WeightFormat format) {
+  return static_cast<size_t>(code_bits(format)) / 8;
+}
 constexpr size_t element_bytes(RowType type) { return type == RowType::kBf16 ? 2 : 4; }
 
 constexpr std::string_view to_string(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kF32: return "f32";
-    case WeightFormat::kBf16: return "bf16";
-    case WeightFormat::kFp8E4m3: return "fp8";
-    case WeightFormat::kInt4: return "int4";
+    case WeightFormat::kF32:
+      return "f32";
+    case WeightFormat::kBf16:
+      return "bf16";
+    case WeightFormat::kFp8E4m3:
+      return "fp8";
+    case WeightFormat::kInt4:
+      return "int4";
+    case WeightFormat::kInt8:
+      return "int8";
   }
   return "?";
 }
@@ -49,7 +69,7 @@ constexpr std::string_view to_string(Activations activations) {
 // The format or activations of that name, if there is one.
 constexpr std::optional<WeightFormat> parse_weight_format(std::string_view name) {
   for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3,
-                              WeightFormat::kInt4}) {
+                              WeightFormat::kInt4, WeightFormat::kInt8}) {
     if (name == to_string(format)) return format;
   }
   return std::nullopt;
@@ -60,7 +80,9 @@ constexpr std::optional<Activations> parse_activations(std::string_view name) {
   }
   return std::nullopt;
 }
-constexpr std::string_view to_string(RowType type) { return type == RowType::kBf16 ? "bf16" : "f32"; }
+constexpr std::string_view to_string(RowType type) {
+  return type == RowType::kBf16 ? "bf16" : "f32";
+}
 
 // BF16 is the upper half of an FP32.
 constexpr float bf16_to_float(uint16_t bits) {

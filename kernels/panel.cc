@@ -53,6 +53,7 @@ float element_value(const MatrixRows& rows, int64_t row, int64_t col) {
     case WeightFormat::kFp8E4m3:
       return e4m3_to_float(std::to_integer<uint8_t>(*at)) * grid_scale(rows, row, col);
     case WeightFormat::kInt4:
+    case WeightFormat::kInt8:
       break;
   }
   return 0.0f;
@@ -61,7 +62,7 @@ float element_value(const MatrixRows& rows, int64_t row, int64_t col) {
 // Whether packing chooses scales.
 bool quantizes(const PanelShape& shape, const MatrixRows& rows) {
   return shape.format != rows.format &&
-         (shape.format == WeightFormat::kInt4 || shape.format == WeightFormat::kFp8E4m3);
+         (is_packed_only(shape.format) || shape.format == WeightFormat::kFp8E4m3);
 }
 
 bool writes_scale(const PanelShape& shape, int64_t output) {
@@ -148,9 +149,14 @@ class OutputWriter {
  public:
   OutputWriter(const PanelShape& shape, std::byte* codes, float* scales)
       : shape_(shape), codes_(codes), scales_(scales) {
-    if (shape.format != WeightFormat::kInt4) return;
-    for_each_int4_group(shape.k, shape.k_offset,
-                        [&](const Int4Group& group) { int4_groups_.push_back(group); });
+    if (shape.format == WeightFormat::kInt4) {
+      for_each_int4_group(shape.k, shape.k_offset,
+                          [&](const Int4Group& group) { int4_groups_.push_back(group); });
+    }
+    if (shape.format == WeightFormat::kInt8) {
+      for_each_int8_block(shape.k, shape.k_offset,
+                          [&](const Int8Block& block) { int8_blocks_.push_back(block); });
+    }
   }
 
   void write(int64_t output, int64_t begin, int64_t end, const float* values) {
@@ -168,6 +174,8 @@ class OutputWriter {
         return write_fp8(output, begin, end, values, panel);
       case WeightFormat::kInt4:
         return write_int4(lane, begin, end, values, panel);
+      case WeightFormat::kInt8:
+        return write_int8(lane, begin, end, values, panel);
     }
   }
 
@@ -217,10 +225,27 @@ class OutputWriter {
     }
   }
 
+  void write_int8(int64_t lane, int64_t begin, int64_t end, const float* values,
+                  std::byte* panel) const {
+    for (const Int8Block& block : int8_blocks_) {
+      if (block.begin < begin || block.begin >= end) continue;
+      int8_t codes[kInt8Block];
+      float scale;
+      const int64_t length = block.end - block.begin;
+      quantize_int8(values + (block.begin - begin), length, codes, &scale);
+      std::memcpy(panel + block.scales + lane * 4, &scale, sizeof(scale));
+      for (int64_t i = 0; i < length; i += 4) {
+        std::memcpy(panel + block.codes + int8_code_offset(lane, i), codes + i,
+                    static_cast<size_t>(std::min<int64_t>(4, length - i)));
+      }
+    }
+  }
+
   const PanelShape& shape_;
   std::byte* codes_;
   float* scales_;
   std::vector<Int4Group> int4_groups_;
+  std::vector<Int8Block> int8_blocks_;
 };
 
 void convert_outputs(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
@@ -285,8 +310,9 @@ int64_t find_code(const std::byte* codes, int64_t count, T mask, T carry) {
 
 PanelShape panel_shape(WeightFormat format, int64_t outputs, int64_t k, const PanelSource& source,
                        Activations activations, ScaleOrigin scales) {
-  // Rounded rows are defined for int4 weights only.
-  CHECK(activations == Activations::kF32 || format == WeightFormat::kInt4);
+  // Rounded rows are for int4 and int8 weights, and int8 ones take no others.
+  CHECK(activations == Activations::kF32 || is_packed_only(format));
+  CHECK(activations == Activations::kI8 || format != WeightFormat::kInt8);
   PanelShape shape;
   shape.activations = activations;
   shape.format = format;
@@ -306,7 +332,7 @@ PanelShape panel_shape(WeightFormat format, int64_t outputs, int64_t k, const Pa
 
 void pack(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
           std::byte* codes, float* scales) {
-  CHECK(rows.format != WeightFormat::kInt4);
+  CHECK(!is_packed_only(rows.format));
   CHECK_LE(source.col_begin + (source.transposed ? shape.outputs : shape.k), rows.cols);
   if (rows.format != shape.format) {
     // Scales of a checkpoint's block would be shared by outputs that are quantized one by one.
@@ -336,6 +362,7 @@ int64_t find_non_finite(WeightFormat format, const std::byte* values, int64_t co
     case WeightFormat::kFp8E4m3:
       return find_e4m3_nan(values, count);
     case WeightFormat::kInt4:
+    case WeightFormat::kInt8:
       break;  // never in a checkpoint
   }
   return -1;

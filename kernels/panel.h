@@ -6,9 +6,9 @@
 //
 //   FP8   [ceil(k/4)][16][4 codes]     BF16  [ceil(k/2)][16][2 codes]     F32  [k][16]
 //
-// (int4, with 8 codes a word and its scales among them: kernels/int4.h.) k is padded to a multiple
-// of 4 and the last panel to 16 outputs, both with zero codes. Kernels never do arithmetic on
-// padded k (a padded term could turn a -0 into +0).
+// (int4 and int8 have their scales among the codes: kernels/int4.h, kernels/int8.h.) k is padded to
+// a multiple of 4 and the last panel to 16 outputs, both with zero codes. Kernels never do
+// arithmetic on padded k (a padded term could turn a -0 into +0).
 //
 // FP8 scales lie apart from the codes, per panel and scale group. A group is the stretch of k
 // inside one 128-block of the checkpoint's matrix, so the first and last may be shorter:
@@ -21,6 +21,7 @@
 
 #include "base/units.h"
 #include "kernels/int4.h"
+#include "kernels/int8.h"
 #include "kernels/numeric_types.h"
 
 namespace atl::kernels {
@@ -37,7 +38,7 @@ struct PanelShape {
   int64_t k_offset = 0;  // place of the first k in the checkpoint's matrix
   // FP8 only: a panel may straddle two 128-row blocks, or the codes were made by packing.
   bool scale_per_output = false;
-  Activations activations = Activations::kF32;  // kI8 for kInt4 only
+  Activations activations = Activations::kF32;  // kI8 for kInt4, if asked for, and kInt8
 
   int64_t num_panels() const { return ceil_div(outputs, kPanelWidth); }
   // Length of the first group; the following ones are 128 long but the last.
@@ -45,9 +46,10 @@ struct PanelShape {
   int64_t num_groups() const {
     return k == 0 ? 0 : (k_offset + k - 1) / kScaleBlock - k_offset / kScaleBlock + 1;
   }
-  // kInt4: with its scales.
+  // kInt4 and kInt8: with their scales.
   size_t panel_code_bytes() const {
     if (format == WeightFormat::kInt4) return int4_panel_bytes(k, k_offset);
+    if (format == WeightFormat::kInt8) return int8_panel_bytes(k, k_offset);
     return static_cast<size_t>(round_up(k, kPanelKPad) * kPanelWidth) * code_bytes(format);
   }
   // FP32 scales of one panel beside its codes: 0 for formats without.
@@ -101,8 +103,8 @@ PanelShape panel_shape(WeightFormat format, int64_t outputs, int64_t k, const Pa
                        Activations activations = Activations::kF32,
                        ScaleOrigin scales = ScaleOrigin::kCheckpoint);
 
-// The rows of a piece for a transposed pack that quantizes (to kInt4, or BF16 or F32 to FP8) begin
-// and end at multiples of this, counted in the whole matrix, or at the packed matrix's ends.
+// The rows of a piece for a transposed pack that quantizes (to int4, int8, or BF16 or F32 to FP8)
+// begin and end at multiples of this, counted in the whole matrix, or at the packed matrix's ends.
 inline constexpr int64_t kTransposedPieceRows = 128;
 
 // Writes those rows of `rows` that fall into the packed matrix to their places in codes and scales
@@ -112,9 +114,9 @@ inline constexpr int64_t kTransposedPieceRows = 128;
 // group of 4 k).
 //
 // Where rows.format is not shape.format, each value (FP8: code * scale, rounded to FP32) is
-// converted: rounded to BF16; or quantized to int4, or to FP8 with scale = largest magnitude / 448
-// of an output's 128 k (which asks for ScaleOrigin::kPacking). docs/numbers.md, "Converted
-// weights".
+// converted: rounded to BF16; or quantized to int4, to int8, or to FP8 with scale = largest
+// magnitude / 448 of an output's 128 k (which asks for ScaleOrigin::kPacking). docs/numbers.md,
+// "Converted weights".
 void pack(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
           std::byte* codes, float* scales);
 

@@ -55,7 +55,8 @@ struct TileView {
 };
 
 // h[i][o] = (weights[i] * silu(g)) * u for the outputs of panels [panel_begin, panel_end) of gate
-// and up, g = G_t x[i], u = U_t x[i], of some tiles of one expert: rows are made ready once for all.
+// and up, g = G_t x[i], u = U_t x[i], of some tiles of one expert: rows are made ready once for
+// all.
 //   tiles    [t], panels that a narrower one does not have are left out
 //   x        [n] pointers to FP32 rows [hidden] (already rounded to the wire type)
 //   weights  [n] router weights w_e

@@ -1,6 +1,7 @@
 // Which SIMD instruction set the kernels run on. Chosen once, by what the CPU has.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,5 +19,12 @@ bool use_cpu_target(std::string_view name);
 // Lets AVX-512 kernels use VNNI, as they do where the CPU has it, or keeps them from it: for tests
 // and comparisons. False if VNNI is wanted and the CPU has none. Not while kernels run.
 bool use_vnni(bool wanted);
+
+// Lets AVX-512 kernels use AMX's tiles of bytes, as they do where CPU and kernel have them; keeps
+// them from it; or lets kernels of any SIMD target use an emulation of the tiles, slow and equal to
+// the bit, so that this code is tested where there are none. False if AMX is wanted and can't be
+// had. Not while kernels run.
+enum class AmxUse : uint8_t { kOff, kOn, kEmulated };
+bool use_amx(AmxUse wanted);
 
 }  // namespace atl::kernels

@@ -4,6 +4,7 @@
 // FP32 rows: a few rows decode in registers, as the other formats do; more rows decode a group to
 // L1 first. Rounded rows (i8): the nibbles of a word are two sets of 4 adjacent bytes after a mask
 // and a shift, which is what the instructions for dot products of bytes take.
+#include "kernels/cpu/byte_units.h"
 #include "kernels/cpu/targets.h"
 #include "kernels/panel.h"
 
@@ -12,6 +13,7 @@
 #include "hwy/foreach_target.h"  // compiles this file once per target
 
 #include "hwy/highway.h"
+#include "kernels/cpu/i8_rows-inl.h"
 #include "kernels/cpu/int4_kernel-inl.h"
 #include "kernels/cpu/panel_kernel-inl.h"
 
@@ -20,14 +22,6 @@
 namespace atl::kernels {
 // Memory of this thread, page-aligned, kept for its next call.
 std::byte* row_scratch(size_t bytes);
-}  // namespace atl::kernels
-#endif
-
-#ifndef ATOLL_KERNELS_VNNI_IN_USE
-#define ATOLL_KERNELS_VNNI_IN_USE
-namespace atl::kernels {
-// Whether AVX-512 kernels may use VNNI: the CPU has it, and use_vnni(false) was not called.
-bool vnni_in_use();
 }  // namespace atl::kernels
 #endif
 
@@ -361,8 +355,81 @@ void AddI8Block(const I8Block& block, int num_panels, int64_t num_rows, int64_t 
 
 #endif
 
-void Int4SumsOfI8(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
-                  int64_t num_rows, const std::byte* next, float* sums) {
+namespace tiles {
+#include "kernels/cpu/amx-inl.h"
+}  // namespace tiles
+
+// 16 BF16 scales as floats.
+HWY_INLINE void WidenInt4Scales(const std::byte* from, float* to) {
+  HWY_UNROLL(8)
+  for (int i = 0; i < kVectors; ++i) {
+    hn::Store(LoadInt4Scales(from + i * kLanes * 2), kD, to + i * kLanes);
+  }
+}
+
+// The words of a group of one panel as lines of signed bytes.
+HWY_INLINE void DecodeInt4Lines(const std::byte* words, int64_t num_words, ptrdiff_t ahead,
+                                int8_t* lines) {
+  const hn::CappedTag<uint8_t, kInt4WordLine> d8;
+  constexpr size_t kBytes = hn::MaxLanes(d8);
+  const auto low_half = hn::Set(d8, uint8_t{15});
+  const auto zero = hn::Set(d8, uint8_t{kInt4Zero});
+  auto* to = reinterpret_cast<uint8_t*>(lines);
+  for (int64_t word = 0; word < num_words; ++word, words += kInt4WordLine, to += 128) {
+    PrefetchToL2(words + ahead);
+    for (size_t i = 0; i < kInt4WordLine; i += kBytes) {
+      const auto both = hn::Load(d8, reinterpret_cast<const uint8_t*>(words) + i);
+      hn::Store(hn::Sub(hn::And(both, low_half), zero), d8, to + i);
+      const hn::Repartition<uint16_t, decltype(d8)> d16;
+      const auto high = hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, both)));
+      hn::Store(hn::Sub(hn::And(high, low_half), zero), d8, to + kInt4WordLine + i);
+    }
+  }
+}
+
+// Blocks by tiles of bytes, each decoded once for all rows.
+template <class Tiles>
+class Int4Tiles {
+ public:
+  explicit Int4Tiles(int64_t stride) : sums_(stride) { memset(lines_, 0, sizeof(lines_)); }
+
+  void Add(const I8Block& block, int num_panels, int64_t num_rows, float* sums) {
+    tiles::TileBlock piece;
+    piece.q = block.q;
+    piece.row_scales = block.row_scales;
+    piece.num_rows = num_rows;
+    for (int g = 0; g < block.num_groups; ++g) piece.halves[block.groups[g].slot] = true;
+    for (int p = 0; p < num_panels; p += tiles::TileBlock::kPanels) {
+      piece.num_panels = HWY_MIN(tiles::TileBlock::kPanels, num_panels - p);
+      scales_place_ ^= 1;  // the others are still wanted: see TileSums
+      for (int i = 0; i < piece.num_panels; ++i) {
+        const std::byte* panel = block.panel + static_cast<size_t>(p + i) * block.panel_bytes;
+        piece.lines[i] = lines_[i][0];
+        for (int g = 0; g < block.num_groups; ++g) {
+          const Int4Group& group = block.groups[g];
+          float* scales = scales_[scales_place_][i][group.slot];
+          WidenInt4Scales(panel + group.scales, scales);
+          piece.scales[i][group.slot] = scales;
+          // What a shorter group leaves of its lines meets zeros of the rows.
+          DecodeInt4Lines(panel + group.codes, ceil_div(group.end - group.begin, kInt4PerWord),
+                          block.ahead, lines_[i][group.slot]);
+        }
+      }
+      sums_.Add(piece, sums + p * kPanelWidth);
+    }
+  }
+
+ private:
+  alignas(64) int8_t lines_[tiles::TileBlock::kPanels][2][16 * kInt4WordLine];
+  alignas(64) float scales_[2][tiles::TileBlock::kPanels][2][kPanelWidth];
+  int scales_place_ = 0;
+  tiles::TileSums<Tiles, 2> sums_;
+};
+
+// add(block) for every 128-block.
+template <class Add>
+HWY_INLINE void ForEachI8Block(const PanelMatrix& w, int64_t panel, const Int4Rows& rows,
+                               int64_t num_rows, const std::byte* next, const Add& add) {
   I8Block block;
   block.panel = w.panel_codes(panel);
   block.panel_bytes = w.shape.panel_code_bytes();
@@ -375,8 +442,34 @@ void Int4SumsOfI8(const PanelMatrix& w, int64_t panel, int num_panels, const Int
     block.q = rows.q + first * kInt4Block;
     block.start = rows.start + first * 2;
     block.row_scales = rows.scales + first;
-    AddI8Block(block, num_panels, num_rows, num_panels * kPanelWidth, sums);
+    add(block);
     block.num_groups = 0;
+  });
+}
+
+template <class Tiles>
+HWY_NOINLINE void Int4SumsByTiles(const PanelMatrix& w, int64_t panel, int num_panels,
+                                  const Int4Rows& rows, int64_t num_rows, const std::byte* next,
+                                  float* sums) {
+  Int4Tiles<Tiles> by_tiles(num_panels * kPanelWidth);
+  ForEachI8Block(w, panel, rows, num_rows, next, [&](const I8Block& block) HWY_ATTR {
+    by_tiles.Add(block, num_panels, num_rows, sums);
+  });
+}
+
+void Int4SumsOfI8(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,
+                  int64_t num_rows, const std::byte* next, float* sums) {
+  const AmxUse amx = num_rows < tiles::kTileRowsMin ? AmxUse::kOff : amx_in_use();
+  if (amx == AmxUse::kEmulated) {
+    return Int4SumsByTiles<tiles::EmulatedTiles>(w, panel, num_panels, rows, num_rows, next, sums);
+  }
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  if (amx == AmxUse::kOn) {
+    return Int4SumsByTiles<tiles::AmxTiles>(w, panel, num_panels, rows, num_rows, next, sums);
+  }
+#endif
+  ForEachI8Block(w, panel, rows, num_rows, next, [&](const I8Block& block) HWY_ATTR {
+    AddI8Block(block, num_panels, num_rows, num_panels * kPanelWidth, sums);
   });
 }
 
@@ -463,74 +556,34 @@ Int4Rows PrepareInt4F32(const PanelShape& shape, const float* const* rows, int64
   return result;
 }
 
-// Largest bits of |x| of n values: those of the largest magnitude, or above infinity's for a NaN.
-uint32_t LargestBits(const float* row, int64_t n) {
-  const auto magnitude = hn::Set(kDU, 0x7fffffffu);
-  auto largest = hn::Zero(kDI);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const VU bits = hn::And(hn::BitCast(kDU, hn::LoadU(kD, row + i)), magnitude);
-    largest = hn::Max(largest, hn::BitCast(kDI, bits));
-  }
-  int32_t result = hn::GetLane(hn::MaxOfLanes(kDI, largest));
-  for (; i < n; ++i) {
-    int32_t bits;
-    memcpy(&bits, row + i, sizeof(bits));
-    bits &= 0x7fffffff;
-    result = bits > result ? bits : result;
-  }
-  return static_cast<uint32_t>(result);
-}
-
-// q = from * inverse to the nearest integer, ties to even, for n values; returns their sum.
-int32_t RoundToI8(const float* from, int64_t n, float inverse, int8_t* q) {
-  const hn::Rebind<int8_t, D> d8;
-  const V factor = hn::Set(kD, inverse);
-  auto sums = hn::Zero(kDI);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(kD, from + i), factor));
-    sums = hn::Add(sums, rounded);
-    hn::StoreU(hn::DemoteTo(d8, rounded), d8, q + i);
-  }
-  int32_t sum = hn::GetLane(hn::SumOfLanes(kDI, sums));
-  for (; i < n; ++i) {
-    constexpr float kMagic = 0x1.8p+23f;  // adding it rounds to an integer, ties to even
-    q[i] = static_cast<int8_t>(static_cast<int32_t>((from[i] * inverse + kMagic) - kMagic));
-    sum += q[i];
-  }
-  return sum;
-}
-
 // One block of a row: q = x * (127 / largest), rounded, what the groups' sums start from, and the
 // scale that it returns.
 float RoundI8Block(const float* row, int64_t begin, int64_t end, int64_t place, int8_t* q,
                    int32_t* start) {
   start[0] = start[1] = 0;
-  const uint32_t largest_bits = LargestBits(row + begin, end - begin);
-  float largest;
-  memcpy(&largest, &largest_bits, sizeof(largest));
-  const bool finite = largest_bits < 0x7f800000u;
-  if (!finite || largest < kI8SmallestBlock) {
+  const I8Scale scale = I8ScaleOf(LargestBits(row + begin, end - begin));
+  if (scale.inverse == 0.0f) {
     memset(q, 0, kInt4Block);
-    return finite ? 0.0f : __builtin_nanf("");
+    return scale.scale;
   }
-  const float inverse = 127.0f / largest;
   if (end - begin < kInt4Block) memset(q, 0, kInt4Block);
   for (int64_t slot = place / kInt4Group; begin < end; ++slot, place = slot * kInt4Group) {
     const int64_t n = HWY_MIN((slot + 1) * kInt4Group - place, end - begin);
     // A group's first word starts at its slot, wherever its first k is.
-    start[slot] = -kInt4Zero * RoundToI8(row + begin, n, inverse, q + slot * kInt4Group);
+    start[slot] = -kInt4Zero * RoundToI8(row + begin, n, scale.inverse, q + slot * kInt4Group);
     begin += n;
   }
-  return largest / 127.0f;
+  return scale.scale;
 }
 
 Int4Rows PrepareI8(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
   const auto count = static_cast<size_t>(shape.num_groups() * num_rows);  // of block and row
-  std::byte* memory = row_scratch(count * (kInt4Block + 2 * sizeof(int32_t) + sizeof(float)));
+  // Tiles read 15 rows more than there are.
+  const size_t q_bytes = (count + tiles::kTileRowsOfAmx - 1) * kInt4Block;
+  std::byte* memory = row_scratch(q_bytes + count * (2 * sizeof(int32_t) + sizeof(float)));
   auto* q = reinterpret_cast<int8_t*>(memory);
-  auto* start = reinterpret_cast<int32_t*>(q + count * kInt4Block);
+  memset(q + count * kInt4Block, 0, q_bytes - count * kInt4Block);
+  auto* start = reinterpret_cast<int32_t*>(q + q_bytes);
   auto* scales = reinterpret_cast<float*>(start + count * 2);
   ForEachInt4Block(shape, [&](int64_t block, int64_t begin, int64_t end, int64_t place) {
     for (int64_t r = 0; r < num_rows; ++r) {
@@ -586,36 +639,12 @@ float BestInt4Scale(const float* weights, float largest) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <atomic>
-
-#include "kernels/cpu/dispatch.h"
-
 namespace atl::kernels {
 
 HWY_EXPORT(BestInt4Scale);
 
 float best_int4_scale(const float* weights, float largest) {
   return HWY_DYNAMIC_DISPATCH(BestInt4Scale)(weights, largest);
-}
-
-namespace {
-
-bool has_vnni() {
-#if HWY_ARCH_X86
-  return __builtin_cpu_supports("avx512vnni") != 0;
-#else
-  return false;
-#endif
-}
-std::atomic<bool> vnni_wanted{has_vnni()};
-
-}  // namespace
-
-bool vnni_in_use() { return vnni_wanted.load(std::memory_order_relaxed); }
-
-bool use_vnni(bool wanted) {
-  vnni_wanted = wanted && has_vnni();
-  return vnni_wanted || !wanted;
 }
 
 }  // namespace atl::kernels

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/int4_kernel-inl.h"
+#include "kernels/cpu/int8_kernel-inl.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/panel.h"
 
@@ -61,6 +62,7 @@ struct PreparedRows {
   const uint8_t* direct;  // [group] 1: for the direct kernels (FP8: scaled by kFp8RowScale)
   int64_t num_rows;
   Int4Rows int4 = {};  // kInt4: instead of x and direct
+  Int8Rows int8 = {};  // kInt8: likewise
 };
 
 // Copies `rows` to memory of this thread, valid until its next call.

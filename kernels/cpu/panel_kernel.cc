@@ -408,6 +408,8 @@ void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const Prepar
       return AllSums<Fp8Codes>(w, panel, num_panels, rows, next, sums);
     case WeightFormat::kInt4:
       return Int4Sums(w, panel, num_panels, rows.int4, rows.num_rows, next, sums);
+    case WeightFormat::kInt8:
+      return Int8Sums(w, panel, num_panels, rows.int8, rows.num_rows, next, sums);
   }
 }
 
@@ -459,6 +461,9 @@ bool PrepareGroup(const PanelShape& shape, const float* const* rows, int64_t num
 PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
   if (shape.format == WeightFormat::kInt4) {
     return {nullptr, nullptr, num_rows, PrepareInt4Rows(shape, rows, num_rows)};
+  }
+  if (shape.format == WeightFormat::kInt8) {
+    return {nullptr, nullptr, num_rows, {}, PrepareInt8Rows(shape, rows, num_rows)};
   }
   const auto groups = static_cast<size_t>(shape.num_groups());
   const size_t group_values = static_cast<size_t>(num_rows) * kRowStride;

@@ -28,7 +28,8 @@ float code_value(WeightFormat format, const std::byte* panel, int64_t k, int64_t
       return value;
     }
     case WeightFormat::kInt4:
-      break;  // one_int4_output
+    case WeightFormat::kInt8:
+      break;  // one_int4_output, one_i8_output
   }
   return 0.0f;
 }
@@ -91,28 +92,31 @@ I8Row round_to_i8(const PanelShape& shape, const float* x) {
   I8Row row{std::vector<int8_t>(static_cast<size_t>(shape.k)), {}};
   for (int64_t begin = 0, end; begin < shape.k; begin = end) {
     end = std::min(shape.k, begin + kInt4Block - (shape.k_offset + begin) % kInt4Block);
-    float largest = 0.0f;
-    bool finite = true;
-    for (int64_t k = begin; k < end; ++k) {
-      finite &= std::isfinite(x[k]);
-      largest = std::max(largest, std::fabs(x[k]));
-    }
-    if (!finite) {
-      row.scales.push_back(std::nanf(""));
-    } else if (largest < kI8SmallestBlock) {
-      row.scales.push_back(0.0f);
-    } else {
-      row.scales.push_back(largest / 127.0f);
-      const float inverse = 127.0f / largest;
-      for (int64_t k = begin; k < end; ++k) {
-        row.q[static_cast<size_t>(k)] = static_cast<int8_t>(std::nearbyint(x[k] * inverse));
-      }
-    }
+    row.scales.push_back(
+        round_to_int8(x + begin, end - begin, row.q.data() + static_cast<size_t>(begin)));
   }
   return row;
 }
 
+float one_int8_output(const PanelMatrix& w, int64_t panel, int64_t lane, const I8Row& x) {
+  const std::byte* at = w.panel_codes(panel);
+  float sum = 0.0f;
+  for_each_int8_block(w.shape.k, w.shape.k_offset, [&](const Int8Block& block) {
+    int32_t dot = 0;
+    for (int64_t k = block.begin; k < block.end; ++k) {
+      const std::byte code = at[block.codes + int8_code_offset(lane, k - block.begin)];
+      dot += x.q[static_cast<size_t>(k)] * static_cast<int8_t>(code);
+    }
+    float scale;
+    std::memcpy(&scale, at + block.scales + lane * 4, sizeof(scale));
+    const float total = std::fma(scale, static_cast<float>(dot), 0.0f);
+    sum = std::fma(x.scales[static_cast<size_t>(block.block)], total, sum);
+  });
+  return sum;
+}
+
 float one_i8_output(const PanelMatrix& w, int64_t panel, int64_t lane, const I8Row& x) {
+  if (w.shape.format == WeightFormat::kInt8) return one_int8_output(w, panel, lane, x);
   const std::byte* at = w.panel_codes(panel);
   float sum = 0.0f;
   float acc = 0.0f;

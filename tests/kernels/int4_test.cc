@@ -222,17 +222,18 @@ TEST(Int4, packing_in_pieces_gives_the_same_bytes) {
   std::mt19937 rng(34);
   const struct {
     WeightFormat from, to;
-  } conversions[] = {{WeightFormat::kFp8E4m3, WeightFormat::kInt4},
-                     {WeightFormat::kBf16, WeightFormat::kInt4},
-                     {WeightFormat::kF32, WeightFormat::kFp8E4m3},
-                     {WeightFormat::kFp8E4m3, WeightFormat::kBf16},
-                     {WeightFormat::kBf16, WeightFormat::kF32}};
+  } conversions[] = {
+      {WeightFormat::kFp8E4m3, WeightFormat::kInt4}, {WeightFormat::kBf16, WeightFormat::kInt4},
+      {WeightFormat::kFp8E4m3, WeightFormat::kInt8}, {WeightFormat::kF32, WeightFormat::kInt8},
+      {WeightFormat::kF32, WeightFormat::kFp8E4m3},  {WeightFormat::kFp8E4m3, WeightFormat::kBf16},
+      {WeightFormat::kBf16, WeightFormat::kF32}};
   for (const auto& [from, to] : conversions) {
     for (bool transposed : {false, true}) {
       const TestMatrix dense = random_matrix(rng, from, 700, 290);
       const PanelSource source{.row_begin = 7, .col_begin = 13, .transposed = transposed};
       const Packed whole =
-          pack_as({to}, dense, transposed ? 270 : 660, transposed ? 660 : 270, source);
+          pack_as({to, to == WeightFormat::kInt8 ? Activations::kI8 : Activations::kF32}, dense,
+                  transposed ? 270 : 660, transposed ? 660 : 270, source);
       std::vector<int64_t> cuts = {0, 700};
       for (int i = 0; i < 5; ++i) {
         const auto cut = static_cast<int64_t>(rng() % 700);
@@ -271,9 +272,9 @@ TEST(Int4, refuses_a_transposed_piece_that_cuts_a_group) {
   }
 }
 
-TEST(Int4, rounded_rows_are_for_int4_alone) {
+TEST(Int4, rounded_rows_are_for_int4_and_int8_alone) {
   for (WeightFormat format : kFormats) {
-    EXPECT_DEATH(panel_shape(format, 16, 16, {}, Activations::kI8), "kInt4");
+    EXPECT_DEATH(panel_shape(format, 16, 16, {}, Activations::kI8), "is_packed_only");
   }
 }
 

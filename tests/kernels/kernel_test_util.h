@@ -32,7 +32,7 @@ struct Arithmetic {
   }
   // Of the checkpoint's matrix that is packed; int4 is only ever made by packing.
   WeightFormat source_format() const {
-    return format == WeightFormat::kInt4 ? WeightFormat::kBf16 : format;
+    return is_packed_only(format) ? WeightFormat::kBf16 : format;
   }
 };
 inline constexpr Arithmetic kArithmetics[] = {
@@ -41,22 +41,37 @@ inline constexpr Arithmetic kArithmetics[] = {
     {WeightFormat::kFp8E4m3},
     {WeightFormat::kInt4, Activations::kF32},
     {WeightFormat::kInt4, Activations::kI8},
+    {WeightFormat::kInt8, Activations::kI8},
 };
 
-// Runs check(name) on every target, the best first, and goes back to the best. AVX-512 counts twice
-// where the CPU has VNNI: with and without.
+// Runs check(name) on every target, the best first, and goes back to the best. AVX-512 counts
+// thrice where the CPU has AMX and VNNI: with all, with VNNI alone and without both. The last one
+// before the reference runs once more with an emulation of AMX.
 template <typename Check>
 void for_each_target(Check check) {
   for (const std::string& target : cpu_targets()) {
     SCOPED_TRACE("target " + target);
     ASSERT_TRUE(use_cpu_target(target));
     check(target);
-    if (target.starts_with("AVX3") && use_vnni(true)) {
-      SCOPED_TRACE("without VNNI");
-      use_vnni(false);
-      check(target);
-      use_vnni(true);
+    if (target.starts_with("AVX3")) {
+      if (use_amx(AmxUse::kOn)) {
+        SCOPED_TRACE("without AMX");
+        use_amx(AmxUse::kOff);
+        check(target);
+      }
+      if (use_vnni(true)) {
+        SCOPED_TRACE("without VNNI");
+        use_vnni(false);
+        check(target);
+        use_vnni(true);
+      }
     }
+    if (target == "AVX2" || target == "NEON") {
+      SCOPED_TRACE("emulated AMX");
+      use_amx(AmxUse::kEmulated);
+      check(target);
+    }
+    use_amx(AmxUse::kOn);
   }
   ASSERT_TRUE(use_cpu_target(""));
 }
