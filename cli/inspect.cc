@@ -312,7 +312,7 @@ std::string pack_text(const Facts& facts) {
   add_fact(&text, "format",
            fmt::format("{} (the checkpoint has {}){}", kernels::to_string(params.format),
                        params.source_format,
-                       params.format == kernels::WeightFormat::kInt4
+                       kernels::is_packed_only(params.format)
                            ? fmt::format(", rows {}", kernels::to_string(params.activations))
                            : ""));
   add_fact(&text, "layers", ranges_text(params.layers));

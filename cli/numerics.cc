@@ -13,7 +13,7 @@ using kernels::Activations;
 using kernels::RowType;
 using kernels::WeightFormat;
 
-constexpr const char* kFormatNames = "auto|fp8|bf16|f32|int4";
+constexpr const char* kFormatNames = "auto|fp8|bf16|f32|int8|int4";
 
 void add_row_type_option(CLI::App& command, const std::string& name, const std::string& what,
                          RowType* type) {
@@ -34,7 +34,7 @@ void add_format_option(CLI::App& command, const std::string& name, const std::st
       .add_option_function<std::string>(
           name, [format](const std::string& text) { *format = kernels::parse_weight_format(text); },
           what + "; auto (as in the checkpoint) unless given")
-      ->check(CLI::IsMember({"auto", "fp8", "bf16", "f32", "int4"}))
+      ->check(CLI::IsMember({"auto", "fp8", "bf16", "f32", "int8", "int4"}))
       ->type_name(kFormatNames);
 }
 

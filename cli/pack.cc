@@ -142,8 +142,8 @@ void add_pack_command(CLI::App& app, int* exit_code) {
   command
       ->add_option("--format", options->format,
                    "Convert routed experts to this; auto (as in the checkpoint) unless given")
-      ->check(CLI::IsMember({"auto", "fp8", "bf16", "f32", "int4"}))
-      ->type_name("auto|fp8|bf16|f32|int4");
+      ->check(CLI::IsMember({"auto", "fp8", "bf16", "f32", "int8", "int4"}))
+      ->type_name("auto|fp8|bf16|f32|int8|int4");
   command->add_option("--layers", options->layers, "Pack these layers only; all unless given")
       ->check(check_range)
       ->type_name("A-B");

@@ -51,7 +51,7 @@ void add_node_keys(std::vector<Key>* keys, const std::string& section) {
 }
 
 std::vector<Key> make_keys() {
-  const std::vector<std::string> formats = {"auto", "fp8", "bf16", "f32", "int4"};
+  const std::vector<std::string> formats = {"auto", "fp8", "bf16", "f32", "int8", "int4"};
   std::vector<Key> keys = {
       {"cluster", kName, "atoll", "the cluster's name, in logs"},
       {"model", kPaths, "", "checkpoint or pack, or a list of packs on several drives; required"},

@@ -1,6 +1,7 @@
 #include "kernels/panel.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -57,6 +58,27 @@ float element_value(const MatrixRows& rows, int64_t row, int64_t col) {
       break;
   }
   return 0.0f;
+}
+
+// The values of `n` elements of one row, as element_value() has them.
+void row_values(const MatrixRows& rows, int64_t row, int64_t col, int64_t n, float* values) {
+  if (rows.format != WeightFormat::kFp8E4m3) {
+    for (int64_t i = 0; i < n; ++i) values[i] = element_value(rows, row, col + i);
+    return;
+  }
+  static const std::array<float, 256> kValues = [] {
+    std::array<float, 256> table;
+    for (int code = 0; code < 256; ++code) table[code] = e4m3_to_float(static_cast<uint8_t>(code));
+    return table;
+  }();
+  const std::byte* codes = element(rows, row, col);
+  for (int64_t begin = 0, end; begin < n; begin = end) {
+    end = std::min(n, begin + kScaleBlock - (col + begin) % kScaleBlock);
+    const float scale = grid_scale(rows, row, col + begin);
+    for (int64_t i = begin; i < end; ++i) {
+      values[i] = kValues[std::to_integer<uint8_t>(codes[i])] * scale;
+    }
+  }
 }
 
 // Whether packing chooses scales.
@@ -255,9 +277,7 @@ void convert_outputs(const PanelShape& shape, const PanelSource& source, const M
   OutputWriter writer(shape, codes, scales);
   std::vector<float> values(static_cast<size_t>(shape.k));
   for (int64_t output = begin; output < end; ++output) {
-    for (int64_t k = 0; k < shape.k; ++k) {
-      values[k] = element_value(rows, source.row_begin + output, source.col_begin + k);
-    }
+    row_values(rows, source.row_begin + output, source.col_begin, shape.k, values.data());
     writer.write(output, 0, shape.k, values.data());
   }
 }

@@ -17,6 +17,10 @@ storage::HeldFormat NumericsProfile::dense() const {
 
 void NumericsProfile::check() const {
   if (!activations || format == WeightFormat::kInt4 || dense_format == WeightFormat::kInt4) return;
+  if (format == WeightFormat::kInt8 || dense_format == WeightFormat::kInt8) {
+    if (activations == kernels::Activations::kI8) return;
+    throw LoadError("--activations f32: int8 weights take i8 rows alone; int4 takes both");
+  }
   throw LoadError(fmt::format(
       "--activations {} is for matrices in int4, and none is asked for: add --format int4 or "
       "--dense-format int4",
@@ -42,9 +46,11 @@ NumericsProfile NumericsProfile::with_pack(const storage::Pack& pack) const {
 std::string NumericsProfile::describe(WeightFormat experts_in_checkpoint) const {
   const auto with_rows = [this](WeightFormat held) {
     std::string text(kernels::to_string(held));
-    if (held != WeightFormat::kInt4) return text;
+    if (!kernels::is_packed_only(held)) return text;
+    const bool chosen = held == WeightFormat::kInt4;
     return fmt::format("{} with {} rows", text,
-                       kernels::to_string(activations.value_or(kInt4Activations)));
+                       kernels::to_string(chosen ? activations.value_or(kInt4Activations)
+                                                 : kernels::Activations::kI8));
   };
   return fmt::format("wire {}, kv {}, experts {}, dense {}", kernels::to_string(wire),
                      kernels::to_string(cache), with_rows(format.value_or(experts_in_checkpoint)),

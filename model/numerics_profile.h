@@ -21,7 +21,7 @@ struct NumericsProfile {
 
   storage::HeldFormat experts() const;
   storage::HeldFormat dense() const;
-  // LoadError if activations are named and no matrix is asked for in int4.
+  // LoadError if activations are named and no matrix is asked for that has them.
   void check() const;
   // The profile with what a pack decides unless the user does: format and activations of the
   // routed experts. LoadError if another format is asked for, and as check().

@@ -137,8 +137,9 @@ Result<std::unique_ptr<CudaCompute>> CudaCompute::make(const model::ModelConfig&
   });
   if (rounds_rows) {
     return Error{ErrorCode::kUnsupported,
-                 "dense weights in int4 with rows rounded to int8 have no GPU kernel: choose "
-                 "--activations f32, or --device cpu"};
+                 "dense weights that meet rows rounded to int8 (int8; int4 with --activations i8) "
+                 "have no GPU kernel: choose another --dense-format, --activations f32 for int4, "
+                 "or --device cpu"};
   }
   std::unique_ptr<CudaCompute> compute(new CudaCompute(config, weights, cache, device, rows_max));
   Status status = compute->allocate();

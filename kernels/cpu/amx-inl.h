@@ -12,14 +12,8 @@ constexpr int64_t kTileRowsMin = 5;
 
 // All tiles at full size. A fresh one each time: the state belongs to the thread.
 struct EmulatedTiles {
-  struct State {
-    bool configured = false;
-    alignas(64) uint8_t bytes[8][kTileRowsOfAmx][kTileBytesOfAmx];
-  };
-  static State& Get() {
-    thread_local State state;
-    return state;
-  }
+  using State = EmulatedTileState;
+  static State& Get() { return emulated_tiles(); }
   static void Configure() {
     memset(Get().bytes, 0xcd, sizeof(Get().bytes));  // what a kernel may not count on
     Get().configured = true;
@@ -126,11 +120,8 @@ struct TileBlock {
 template <class Tiles, int kHalves>
 class TileSums {
  public:
-  explicit TileSums(int64_t stride) : stride_(stride) { Tiles::Configure(); }
-  ~TileSums() {
-    Finish();
-    Tiles::Release();
-  }
+  explicit TileSums(int64_t stride) : stride_(stride) {}
+  ~TileSums() { Finish(); }
   TileSums(const TileSums&) = delete;
   TileSums& operator=(const TileSums&) = delete;
 

@@ -10,4 +10,11 @@ bool vnni_in_use();
 // What of use_amx() is in force.
 AmxUse amx_in_use();
 
+// A thread's emulated tiles (amx-inl.h).
+struct EmulatedTileState {
+  bool configured = false;
+  alignas(64) uint8_t bytes[8][16][64];
+};
+EmulatedTileState& emulated_tiles();
+
 }  // namespace atl::kernels

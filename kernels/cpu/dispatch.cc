@@ -42,6 +42,10 @@ std::atomic<AmxUse> amx_wanted{has_amx() ? AmxUse::kOn : AmxUse::kOff};
 
 bool vnni_in_use() { return vnni_wanted.load(std::memory_order_relaxed); }
 AmxUse amx_in_use() { return amx_wanted.load(std::memory_order_relaxed); }
+EmulatedTileState& emulated_tiles() {
+  thread_local EmulatedTileState state;
+  return state;
+}
 
 bool use_vnni(bool wanted) {
   vnni_wanted = wanted && has_vnni();

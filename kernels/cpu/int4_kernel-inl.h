@@ -27,8 +27,12 @@ struct Int4Rows {
   const float* scales = nullptr;    // kI8, [block][row]
 };
 
-// Copies or rounds `rows` to memory of this thread, valid until its next call.
-Int4Rows PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows);
+// Bytes that some rows take, and where in them what lies.
+size_t Int4RowsBytes(const PanelShape& shape, int64_t num_rows);
+Int4Rows Int4RowsAt(const PanelShape& shape, int64_t num_rows, std::byte* memory);
+// Copies or rounds `rows` to there.
+void PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                     std::byte* memory);
 
 // sums[row][num_panels * 16] of panels [panel, panel + num_panels); `next` as in PanelSums().
 void Int4Sums(const PanelMatrix& w, int64_t panel, int num_panels, const Int4Rows& rows,

@@ -17,14 +17,6 @@
 #include "kernels/cpu/int4_kernel-inl.h"
 #include "kernels/cpu/panel_kernel-inl.h"
 
-#ifndef ATOLL_KERNELS_ROW_SCRATCH
-#define ATOLL_KERNELS_ROW_SCRATCH
-namespace atl::kernels {
-// Memory of this thread, page-aligned, kept for its next call.
-std::byte* row_scratch(size_t bytes);
-}  // namespace atl::kernels
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
@@ -526,12 +518,37 @@ HWY_INLINE void FillSlots(const float* row, int64_t begin, int64_t end, int64_t 
   if (begin + first < end) fn(row + begin + first, end - begin - first, to + kInt4Group);
 }
 
-Int4Rows PrepareInt4F32(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+// Bytes of rounded rows: tiles read 15 more than there are.
+size_t I8Bytes(size_t count) { return (count + tiles::kTileRowsOfAmx - 1) * kInt4Block; }
+
+size_t Int4RowsBytes(const PanelShape& shape, int64_t num_rows) {
   const auto blocks = static_cast<size_t>(shape.num_groups());
+  const auto count = blocks * static_cast<size_t>(num_rows);  // of block and row
+  if (shape.activations == Activations::kI8) {
+    return I8Bytes(count) + count * (2 * sizeof(int32_t) + sizeof(float));
+  }
+  return count * kInt4Block * sizeof(float) + blocks;
+}
+
+Int4Rows Int4RowsAt(const PanelShape& shape, int64_t num_rows, std::byte* memory) {
+  const auto count = static_cast<size_t>(shape.num_groups() * num_rows);
+  Int4Rows rows;
+  if (shape.activations == Activations::kI8) {
+    rows.q = reinterpret_cast<int8_t*>(memory);
+    rows.start = reinterpret_cast<int32_t*>(memory + I8Bytes(count));
+    rows.scales = reinterpret_cast<const float*>(rows.start + count * 2);
+  } else {
+    rows.x = reinterpret_cast<float*>(memory);
+    rows.direct = reinterpret_cast<uint8_t*>(memory + count * kInt4Block * sizeof(float));
+  }
+  return rows;
+}
+
+void PrepareInt4F32(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                    const Int4Rows& to_rows) {
   const size_t block_values = static_cast<size_t>(num_rows) * kInt4Block;
-  std::byte* memory = row_scratch(blocks * (block_values * sizeof(float) + 1));
-  auto* x = reinterpret_cast<float*>(memory);
-  auto* direct = reinterpret_cast<uint8_t*>(x + blocks * block_values);
+  auto* x = const_cast<float*>(to_rows.x);
+  auto* direct = const_cast<uint8_t*>(to_rows.direct);
   ForEachInt4Block(shape, [&](int64_t block, int64_t begin, int64_t end, int64_t place) {
     float* to = x + static_cast<size_t>(block) * block_values;
     // Groups of whole words, as they begin at words.
@@ -550,10 +567,6 @@ Int4Rows PrepareInt4F32(const PanelShape& shape, const float* const* rows, int64
                 });
     }
   });
-  Int4Rows result;
-  result.x = x;
-  result.direct = direct;
-  return result;
 }
 
 // One block of a row: q = x * (127 / largest), rounded, what the groups' sums start from, and the
@@ -576,31 +589,26 @@ float RoundI8Block(const float* row, int64_t begin, int64_t end, int64_t place, 
   return scale.scale;
 }
 
-Int4Rows PrepareI8(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
-  const auto count = static_cast<size_t>(shape.num_groups() * num_rows);  // of block and row
-  // Tiles read 15 rows more than there are.
-  const size_t q_bytes = (count + tiles::kTileRowsOfAmx - 1) * kInt4Block;
-  std::byte* memory = row_scratch(q_bytes + count * (2 * sizeof(int32_t) + sizeof(float)));
-  auto* q = reinterpret_cast<int8_t*>(memory);
-  memset(q + count * kInt4Block, 0, q_bytes - count * kInt4Block);
-  auto* start = reinterpret_cast<int32_t*>(q + q_bytes);
-  auto* scales = reinterpret_cast<float*>(start + count * 2);
+void PrepareI8(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+               const Int4Rows& to_rows) {
+  const auto count = static_cast<size_t>(shape.num_groups() * num_rows);
+  auto* q = const_cast<int8_t*>(to_rows.q);
+  auto* start = const_cast<int32_t*>(to_rows.start);
+  auto* scales = const_cast<float*>(to_rows.scales);
+  memset(q + count * kInt4Block, 0, I8Bytes(count) - count * kInt4Block);
   ForEachInt4Block(shape, [&](int64_t block, int64_t begin, int64_t end, int64_t place) {
     for (int64_t r = 0; r < num_rows; ++r) {
       const int64_t at = block * num_rows + r;
       scales[at] = RoundI8Block(rows[r], begin, end, place, q + at * kInt4Block, start + at * 2);
     }
   });
-  Int4Rows result;
-  result.q = q;
-  result.start = start;
-  result.scales = scales;
-  return result;
 }
 
-Int4Rows PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
-  return shape.activations == Activations::kI8 ? PrepareI8(shape, rows, num_rows)
-                                               : PrepareInt4F32(shape, rows, num_rows);
+void PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                     std::byte* memory) {
+  const Int4Rows to_rows = Int4RowsAt(shape, num_rows, memory);
+  shape.activations == Activations::kI8 ? PrepareI8(shape, rows, num_rows, to_rows)
+                                        : PrepareInt4F32(shape, rows, num_rows, to_rows);
 }
 
 // Sum of squares of weight - scale * code over a group.

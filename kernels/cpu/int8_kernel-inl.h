@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/byte_units.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/panel.h"
 
@@ -24,12 +25,29 @@ struct Int8Rows {
   const float* scales = nullptr;   // [block][row]
 };
 
-// Rounds `rows` to memory of this thread, valid until its next call.
-Int8Rows PrepareInt8Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows);
+// Bytes that some rows take, and where in them what lies.
+size_t Int8RowsBytes(const PanelShape& shape, int64_t num_rows);
+Int8Rows Int8RowsAt(const PanelShape& shape, int64_t num_rows, std::byte* memory);
+// Rounds `rows` to there.
+void PrepareInt8Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                     std::byte* memory);
 
 // sums[row][num_panels * 16] of panels [panel, panel + num_panels); `next` as in PanelSums().
 void Int8Sums(const PanelMatrix& w, int64_t panel, int num_panels, const Int8Rows& rows,
               int64_t num_rows, const std::byte* next, float* sums);
+
+// While it lives, this thread's tiles (amx-inl.h) can be used for linear layers of this shape and
+// so many rows, if they are to be: some 90 ns, too much for each call of PanelSums().
+class TilesInUse {
+ public:
+  TilesInUse(const PanelShape& shape, int64_t num_rows);
+  ~TilesInUse();
+  TilesInUse(const TilesInUse&) = delete;
+  TilesInUse& operator=(const TilesInUse&) = delete;
+
+ private:
+  AmxUse use_;
+};
 
 #endif  // ATOLL_SIMD
 }  // namespace atl::kernels::HWY_NAMESPACE

@@ -13,14 +13,6 @@
 #include "kernels/cpu/i8_rows-inl.h"
 #include "kernels/cpu/int8_kernel-inl.h"
 
-#ifndef ATOLL_KERNELS_ROW_SCRATCH
-#define ATOLL_KERNELS_ROW_SCRATCH
-namespace atl::kernels {
-// Memory of this thread, page-aligned, kept for its next call.
-std::byte* row_scratch(size_t bytes);
-}  // namespace atl::kernels
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace atl::kernels::HWY_NAMESPACE {
 #if ATOLL_SIMD
@@ -196,13 +188,44 @@ void Int8Sums(const PanelMatrix& w, int64_t panel, int num_panels, const Int8Row
   });
 }
 
-Int8Rows PrepareInt8Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+TilesInUse::TilesInUse(const PanelShape& shape, int64_t num_rows)
+    : use_(shape.activations == Activations::kI8 && num_rows >= tiles::kTileRowsMin
+               ? amx_in_use()
+               : AmxUse::kOff) {
+  if (use_ == AmxUse::kEmulated) tiles::EmulatedTiles::Configure();
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  if (use_ == AmxUse::kOn) tiles::AmxTiles::Configure();
+#endif
+}
+
+TilesInUse::~TilesInUse() {
+  if (use_ == AmxUse::kEmulated) tiles::EmulatedTiles::Release();
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  if (use_ == AmxUse::kOn) tiles::AmxTiles::Release();
+#endif
+}
+
+constexpr size_t kSlack = (tiles::kTileRowsOfAmx - 1) * kInt8Block;  // see Int8Rows::q
+
+size_t Int8RowsBytes(const PanelShape& shape, int64_t num_rows) {
   const auto count = static_cast<size_t>(shape.num_groups() * num_rows);  // of block and row
-  constexpr size_t kSlack = (tiles::kTileRowsOfAmx - 1) * kInt8Block;     // see Int8Rows::q
-  std::byte* memory = row_scratch(count * (kInt8Block + sizeof(int32_t) + sizeof(float)) + kSlack);
+  return count * (kInt8Block + sizeof(int32_t) + sizeof(float)) + kSlack;
+}
+
+Int8Rows Int8RowsAt(const PanelShape& shape, int64_t num_rows, std::byte* memory) {
+  const auto count = static_cast<size_t>(shape.num_groups() * num_rows);
   auto* start = reinterpret_cast<int32_t*>(memory);
   auto* scales = reinterpret_cast<float*>(start + count);
-  auto* q = reinterpret_cast<int8_t*>(scales + count);
+  return {reinterpret_cast<int8_t*>(scales + count), start, scales};
+}
+
+void PrepareInt8Rows(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                     std::byte* memory) {
+  const auto count = static_cast<size_t>(shape.num_groups() * num_rows);
+  const Int8Rows to_rows = Int8RowsAt(shape, num_rows, memory);
+  auto* q = const_cast<int8_t*>(to_rows.q);
+  auto* start = const_cast<int32_t*>(to_rows.start);
+  auto* scales = const_cast<float*>(to_rows.scales);
   memset(q + count * kInt8Block, 0, kSlack);
   for_each_int8_block(shape.k, shape.k_offset, [&](const Int8Block& block) HWY_ATTR {
     const int64_t length = block.end - block.begin;
@@ -217,7 +240,6 @@ Int8Rows PrepareInt8Rows(const PanelShape& shape, const float* const* rows, int6
       if (scale.inverse != 0.0f) start[at] = -128 * RoundToI8(from, length, scale.inverse, to);
     }
   });
-  return {q, start, scales};
 }
 
 float RoundToInt8(const float* values, int64_t n, int8_t* codes) {

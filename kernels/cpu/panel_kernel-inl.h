@@ -65,12 +65,19 @@ struct PreparedRows {
   Int8Rows int8 = {};  // kInt8: likewise
 };
 
-// Copies `rows` to memory of this thread, valid until its next call.
+// Bytes that some rows take, and where in them (aligned to a cache line) what lies.
+size_t PreparedBytes(const PanelShape& shape, int64_t num_rows);
+PreparedRows PreparedAt(const PanelShape& shape, int64_t num_rows, std::byte* memory);
+// Copies or rounds `rows` to there.
+void PrepareRowsAt(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                   std::byte* memory);
+// The same in memory of this thread, valid until its next call.
 PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows);
 
 // sums[row][num_panels * 16] of panels [panel, panel + num_panels), num_panels from NextPanels.
 // `sums` is aligned and holds kSumsMax values. `next`: codes of the panels that the next call will
-// take, of a matrix of the same shape, fetched meanwhile; nullptr if not known.
+// take, of a matrix of the same shape, fetched meanwhile; nullptr if not known. The caller holds
+// TilesInUse for the shape and rows.
 void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const PreparedRows& rows,
                const std::byte* next, float* sums);
 

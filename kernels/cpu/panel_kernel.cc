@@ -458,23 +458,44 @@ bool PrepareGroup(const PanelShape& shape, const float* const* rows, int64_t num
   return direct;
 }
 
-PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
-  if (shape.format == WeightFormat::kInt4) {
-    return {nullptr, nullptr, num_rows, PrepareInt4Rows(shape, rows, num_rows)};
-  }
-  if (shape.format == WeightFormat::kInt8) {
-    return {nullptr, nullptr, num_rows, {}, PrepareInt8Rows(shape, rows, num_rows)};
-  }
+size_t PreparedBytes(const PanelShape& shape, int64_t num_rows) {
+  if (shape.format == WeightFormat::kInt4) return Int4RowsBytes(shape, num_rows);
+  if (shape.format == WeightFormat::kInt8) return Int8RowsBytes(shape, num_rows);
   const auto groups = static_cast<size_t>(shape.num_groups());
-  const size_t group_values = static_cast<size_t>(num_rows) * kRowStride;
-  std::byte* memory = row_scratch(groups * (group_values * sizeof(float) + 1));
-  auto* x = reinterpret_cast<float*>(memory);
-  auto* direct = reinterpret_cast<uint8_t*>(x + groups * group_values);
-  for (int64_t g = 0; g < shape.num_groups(); ++g) {
-    float* to = x + static_cast<size_t>(g) * group_values;
-    direct[g] = PrepareGroup(shape, rows, num_rows, GroupBegin(shape, g), GroupEnd(shape, g), to);
+  return groups * (static_cast<size_t>(num_rows) * kRowStride * sizeof(float) + 1);
+}
+
+PreparedRows PreparedAt(const PanelShape& shape, int64_t num_rows, std::byte* memory) {
+  PreparedRows rows{nullptr, nullptr, num_rows};
+  if (shape.format == WeightFormat::kInt4) {
+    rows.int4 = Int4RowsAt(shape, num_rows, memory);
+  } else if (shape.format == WeightFormat::kInt8) {
+    rows.int8 = Int8RowsAt(shape, num_rows, memory);
+  } else {
+    rows.x = reinterpret_cast<float*>(memory);
+    rows.direct = reinterpret_cast<uint8_t*>(memory) +
+                  static_cast<size_t>(shape.num_groups() * num_rows * kRowStride) * sizeof(float);
   }
-  return {x, direct, num_rows};
+  return rows;
+}
+
+void PrepareRowsAt(const PanelShape& shape, const float* const* rows, int64_t num_rows,
+                   std::byte* memory) {
+  if (shape.format == WeightFormat::kInt4) return PrepareInt4Rows(shape, rows, num_rows, memory);
+  if (shape.format == WeightFormat::kInt8) return PrepareInt8Rows(shape, rows, num_rows, memory);
+  const PreparedRows to_rows = PreparedAt(shape, num_rows, memory);
+  auto* x = const_cast<float*>(to_rows.x);
+  auto* direct = const_cast<uint8_t*>(to_rows.direct);
+  for (int64_t g = 0; g < shape.num_groups(); ++g) {
+    direct[g] = PrepareGroup(shape, rows, num_rows, GroupBegin(shape, g), GroupEnd(shape, g),
+                             x + g * num_rows * kRowStride);
+  }
+}
+
+PreparedRows PrepareRows(const PanelShape& shape, const float* const* rows, int64_t num_rows) {
+  std::byte* memory = row_scratch(PreparedBytes(shape, num_rows));
+  PrepareRowsAt(shape, rows, num_rows, memory);
+  return PreparedAt(shape, num_rows, memory);
 }
 
 #endif  // ATOLL_SIMD

@@ -61,6 +61,7 @@ void TileGateUp(const TileView* tiles, int64_t num_tiles, int64_t panel_begin, i
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
     const PreparedRows prepared = PrepareRows(tiles[0].layout->gate_up, x + row, rows);
+    const TilesInUse byte_tiles(tiles[0].layout->gate_up, rows);
     for (int64_t t = 0; t < num_tiles; ++t) {
       const std::byte* next =
           t + 1 < num_tiles ? tiles[t + 1].gate().panel_codes(panel_begin) : nullptr;
@@ -122,6 +123,7 @@ void TileDownAccumulate(const TileView& tile, int64_t panel_begin, int64_t panel
   for (int64_t row = 0; row < num_rows; row += kRowChunk) {
     const int64_t rows = HWY_MIN(kRowChunk, num_rows - row);
     const PreparedRows prepared = PrepareRows(down.shape, h + row, rows);
+    const TilesInUse byte_tiles(down.shape, rows);
     int panels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
       panels = NextPanels(down.shape.format, panel_end - panel, rows);

@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/check.h"
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/math.h"
 #include "kernels/cuda/simt.h"
@@ -601,6 +602,8 @@ void linear(StreamHandle stream, const LinearCall& call) {
       return launch_linear<WeightFormat::kF32>(stream, call);
     case WeightFormat::kInt4:
       return launch_linear<WeightFormat::kInt4>(stream, call);
+    case WeightFormat::kInt8:
+      CHECK(false);  // has no kernel: CudaCompute::make() refuses it
   }
 }
 

@@ -50,8 +50,14 @@ struct HeldFormat {
     return weights.value_or(from);
   }
   kernels::Activations activations_of(kernels::WeightFormat from) const {
-    const bool int4 = format_of(from) == kernels::WeightFormat::kInt4;
-    return int4 ? activations : kernels::Activations::kF32;
+    switch (format_of(from)) {
+      case kernels::WeightFormat::kInt4:
+        return activations;
+      case kernels::WeightFormat::kInt8:
+        return kernels::Activations::kI8;  // takes no others
+      default:
+        return kernels::Activations::kF32;
+    }
   }
   kernels::ScaleOrigin scales_of(kernels::WeightFormat from) const {
     return from == kernels::WeightFormat::kFp8E4m3 ? kernels::ScaleOrigin::kCheckpoint

@@ -31,7 +31,8 @@ constexpr size_t kChecksumAt = 32;  // in both
 constexpr int64_t kDimensionMax = 1 << 20;
 
 // What the bytes of tiles mean. A name for each way to lay a format out: whoever changes
-// kernels/panel.h or kernels/int4.h changes the number here, and older packs are refused.
+// kernels/panel.h, kernels/int4.h or kernels/int8.h changes the number here, and older packs are
+// refused.
 std::string layout_id(WeightFormat format) {
   return fmt::format("panels of {}, {}, layout 1", kernels::kPanelWidth, to_string(format));
 }
@@ -167,8 +168,11 @@ PackParams read_params(const Reader& reader, const std::filesystem::path& file) 
   }
   params.format = *known;
   params.activations = *activations;
-  if (*activations == Activations::kI8 && *known != WeightFormat::kInt4) {
-    refuse(file, "activations i8 are for int4 only");
+  if (*activations == Activations::kI8 && !kernels::is_packed_only(*known)) {
+    refuse(file, "activations i8 are for int4 and int8 only");
+  }
+  if (*activations == Activations::kF32 && *known == WeightFormat::kInt8) {
+    refuse(file, "activations f32: int8 takes i8 alone");
   }
   if (reader.text("layout") != layout_id(params.format)) {
     refuse(file, fmt::format("layout {}, this program reads \"{}\": pack again with this program",

@@ -34,7 +34,8 @@ uint64_t checksum(std::span<const std::byte> bytes);
 // What decides every byte of a pack.
 struct PackParams {
   kernels::WeightFormat format = kernels::WeightFormat::kF32;
-  // What int4 tiles ask rows to be rounded to unless the user says; kF32 for other formats.
+  // What int4 tiles ask rows to be rounded to unless the user says; kI8 for int8, kF32
+  // for other formats.
   kernels::Activations activations = kernels::Activations::kF32;
   kernels::ScaleOrigin scales = kernels::ScaleOrigin::kCheckpoint;
   int64_t hidden_size = 0;

@@ -360,7 +360,7 @@ TEST(BenchCommandLine, mistakes_end_with_one_line_that_names_the_inner_command) 
        "unknown command 'kernel'; did you mean 'kernels'? (see 'atoll bench --help')"},
       {{"bench", "kernels", "--row", "1"},
        "unknown option '--row'; did you mean '--rows'? (see 'atoll bench kernels --help')"},
-      {{"bench", "kernels", "--format", "fp9"}, "'fp9' is none of fp8, bf16, f32, int4, int4-i8"},
+      {{"bench", "kernels", "--format", "fp9"}, "'fp9' is none of fp8, bf16, f32, int4, int4-i8, int8-i8"},
       {{"bench", "kernels", "--rows", "1,0"}, "--rows"},
       {{"bench", "kernels", "--rows", "x"}, "--rows"},
       {{"bench", "kernels", "--repeats", "0"}, "--repeats"},

@@ -106,7 +106,7 @@ const Mistake kMistakes[] = {
     {"? [a]\n: b\n", "a key has to be a text"},
     {"redundancy: 1.5\n", "redundancy: expected a whole number from 1 to 8, found '1.5'"},
     {"redundancy: 9\n", "redundancy: expected a whole number from 1 to 8, found '9'"},
-    {"numerics: {format: fp4}\n", "numerics.format: expected one of auto, fp8, bf16, f32, int4"},
+    {"numerics: {format: fp4}\n", "numerics.format: expected one of auto, fp8, bf16, f32, int8, int4"},
     {"timeouts: {lost: 1000}\n", "timeouts.lost: expected a duration such as 100ms"},
     {"timeouts: {lost: 1}\n", "timeouts.lost: expected a duration"},
     {"timeouts: {heartbeat: 1ms}\n", "timeouts.heartbeat: expected 10ms to 1min, found '1ms'"},

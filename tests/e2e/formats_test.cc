@@ -61,6 +61,8 @@ struct Quality {
 TEST(Formats, cost_little_perplexity) {
   const GoldenFolder golden(test::tests_dir() / "golden");
   const Quality cases[] = {
+      {"experts int8", WeightFormat::kInt8, {}, Activations::kI8, 0.001},
+      {"all int8", WeightFormat::kInt8, WeightFormat::kInt8, Activations::kI8, 0.004},
       {"experts bf16", WeightFormat::kBf16, {}, Activations::kF32, 0.0005},
       {"all fp8", WeightFormat::kFp8E4m3, WeightFormat::kFp8E4m3, Activations::kF32, 0.002},
       {"experts int4, f32 rows", WeightFormat::kInt4, {}, Activations::kF32, 0.004},
@@ -100,10 +102,13 @@ std::vector<float> logits(const cli::DeploymentOptions& options,
 TEST(Formats, give_the_same_bits_on_any_layout_and_in_any_chunk) {
   const std::vector<std::vector<int32_t>> rows = {{0, 5, 600, 14, 262, 3000, 9, 77, 18, 1200, 6},
                                                   {0, 42, 699}};
-  for (const Activations activations : {Activations::kI8, Activations::kF32}) {
+  const std::pair<WeightFormat, Activations> formats[] = {{WeightFormat::kInt4, Activations::kI8},
+                                                          {WeightFormat::kInt4, Activations::kF32},
+                                                          {WeightFormat::kInt8, Activations::kI8}};
+  for (const auto& [format, activations] : formats) {
+    SCOPED_TRACE(to_string(format));
     SCOPED_TRACE(to_string(activations));
-    cli::DeploymentOptions options =
-        options_of(WeightFormat::kInt4, WeightFormat::kInt4, activations);
+    cli::DeploymentOptions options = options_of(format, format, activations);
     options.threads = 1;
     const std::vector<float> expected = logits(options, rows);
     ASSERT_FALSE(expected.empty());

@@ -84,6 +84,7 @@ NaiveMatrix dequantise(const Checkpoint& checkpoint, const MatrixSource& source)
                 scales[(i / m.cols / 128) * grid_cols + i % m.cols / 128];
         break;
       case WeightFormat::kInt4:
+      case WeightFormat::kInt8:
         break;  // never in a checkpoint
     }
     m.values.push_back(value);
@@ -107,7 +108,8 @@ float unpacked(const PanelMatrix& m, int64_t output, int64_t k) {
       std::memcpy(&half, code, 2);
       return kernels::bf16_to_float(half);
     case WeightFormat::kFp8E4m3:
-    case WeightFormat::kInt4:  // not packed here
+    case WeightFormat::kInt4:
+    case WeightFormat::kInt8:  // not packed here
       break;
   }
   const int64_t group = (m.shape.k_offset + k) / 128 - m.shape.k_offset / 128;
