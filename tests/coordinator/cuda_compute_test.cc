@@ -170,7 +170,7 @@ TEST_F(OnGpu, refuses_what_it_has_no_kernel_for_and_auto_takes_the_cpu) {
     cli::Deployment deployment(options);
     FAIL() << "started";
   } catch (const LoadError& error) {
-    EXPECT_THAT(error.what(), testing::HasSubstr("--device cuda:0: dense weights in int4"));
+    EXPECT_THAT(error.what(), testing::HasSubstr("--device cuda:0: dense weights that meet rows rounded to int8"));
   }
   options.device = "auto";
   EXPECT_EQ(cli::Deployment(options).device(), "cpu");

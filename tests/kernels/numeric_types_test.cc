@@ -95,13 +95,14 @@ TEST(NumericTypes, e4m3_rounds_to_the_nearest_of_all_codes_with_ties_to_even) {
 
 TEST(NumericTypes, names_of_formats_and_activations_parse_back) {
   for (WeightFormat format :
-       {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3, WeightFormat::kInt4}) {
+       {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3, WeightFormat::kInt4,
+        WeightFormat::kInt8}) {
     EXPECT_EQ(parse_weight_format(to_string(format)), format);
   }
   for (Activations activations : {Activations::kF32, Activations::kI8}) {
     EXPECT_EQ(parse_activations(to_string(activations)), activations);
   }
-  EXPECT_FALSE(parse_weight_format("int8"));
+  EXPECT_FALSE(parse_weight_format("int2"));
   EXPECT_FALSE(parse_activations(""));
 }
 
