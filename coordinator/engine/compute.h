@@ -75,6 +75,9 @@ class Compute {
   virtual void linear(const Linear& weights, Activation from, Activation to) = 0;
   // Rotates the rope part of every head of kQ.
   virtual void rope_queries() = 0;
+  // From here to the step's end only these rows of it go on, ascending and not all: kX and kH hold
+  // theirs, and rows are counted anew.
+  virtual void keep_rows(std::span<const int32_t> kept) = 0;
   // kKvA: its latent part normalised by `weight`, its rope part rotated, both rounded into the
   // cache at each row's position.
   virtual void write_cache(int64_t layer, const std::vector<float>& weight) = 0;

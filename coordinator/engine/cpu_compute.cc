@@ -129,6 +129,27 @@ void CpuCompute::linear(const Linear& weights, Activation from, Activation to) {
   kernels::linear(team_, weights.matrix, num_rows(), at(from), shape.k, at(to), shape.outputs);
 }
 
+void CpuCompute::keep_rows(std::span<const int32_t> kept) {
+  const int64_t hidden = config_.hidden_size, pairs = config_.qk_rope_head_dim / 2;
+  std::vector<StepRow> rows;
+  for (size_t to = 0; to < kept.size(); ++to) {
+    const auto from = static_cast<size_t>(kept[to]);
+    CHECK(from >= to && from < rows_.size());
+    rows.push_back(rows_[from]);
+    const auto move = [&](float* values, int64_t width) {
+      std::copy_n(values + static_cast<int64_t>(from) * width, width,
+                  values + static_cast<int64_t>(to) * width);
+    };
+    if (from == to) continue;
+    move(at(Activation::kX), hidden);
+    move(at(Activation::kH), hidden);
+    move(cos_.data(), pairs);
+    move(sin_.data(), pairs);
+  }
+  kept_rows_ = std::move(rows);
+  rows_ = kept_rows_;
+}
+
 void CpuCompute::rope_queries() {
   const int64_t heads = config_.num_attention_heads, width = config_.qk_head_dim();
   const int64_t pairs = config_.qk_rope_head_dim / 2;

@@ -23,6 +23,7 @@ class CpuCompute final : public Compute {
   void rms_norm(Activation from, const std::vector<float>& weight, float eps,
                 Activation to) override;
   void linear(const Linear& weights, Activation from, Activation to) override;
+  void keep_rows(std::span<const int32_t> kept) override;
   void rope_queries() override;
   void write_cache(int64_t layer, const std::vector<float>& weight) override;
   int64_t attention_rows() const override;
@@ -54,7 +55,8 @@ class CpuCompute final : public Compute {
   const std::vector<double> inv_freq_;  // [qk_rope_head_dim / 2]
   const float softmax_scale_;
 
-  std::span<const StepRow> rows_;  // of the step under way
+  std::span<const StepRow> rows_;   // of the step under way
+  std::vector<StepRow> kept_rows_;  // what rows_ are after keep_rows()
   std::array<std::vector<float>, kNumActivations> activations_;
   std::vector<float> cos_, sin_;   // [n, rope / 2]
   std::vector<float> q_absorbed_;  // [attention rows, heads, kv_lora_rank + rope]

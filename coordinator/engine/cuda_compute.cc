@@ -304,6 +304,33 @@ void CudaCompute::begin(std::span<const StepRow> rows) {
   send(sin_, host_sin_, num_rows() * pairs);
 }
 
+void CudaCompute::keep_rows(std::span<const int32_t> kept) {
+  const int64_t hidden = config_.hidden_size, pairs = config_.qk_rope_head_dim / 2;
+  rows_are_here_ = false;
+  std::vector<StepRow> rows;
+  for (size_t to = 0; to < kept.size(); ++to) {
+    const auto from = static_cast<size_t>(kept[to]);
+    CHECK(from >= to && from < rows_.size());
+    rows.push_back(rows_[from]);
+    if (from == to) continue;
+    // In stream order and upwards, so that no row is overwritten before it has moved.
+    const auto move = [&](void* values, int64_t width) {
+      float* base = static_cast<float*>(values);
+      device_.copy(base + static_cast<int64_t>(to) * width,
+                   base + static_cast<int64_t>(from) * width,
+                   static_cast<size_t>(width) * sizeof(float));
+    };
+    move(at(Activation::kX), hidden);
+    move(at(Activation::kH), hidden);
+    move(cos_.data(), pairs);
+    move(sin_.data(), pairs);
+    move(num_positions_.data(), 1);
+    move(block_table_.data(), step_blocks_);
+  }
+  kept_rows_ = std::move(rows);
+  rows_ = kept_rows_;
+}
+
 const float* CudaCompute::on_device(const std::vector<float>& vector) const {
   const auto found = vectors_.find(vector.data());
   CHECK(found != vectors_.end());

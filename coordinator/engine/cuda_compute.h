@@ -38,6 +38,7 @@ class CudaCompute final : public Compute {
   void rms_norm(Activation from, const std::vector<float>& weight, float eps,
                 Activation to) override;
   void linear(const Linear& weights, Activation from, Activation to) override;
+  void keep_rows(std::span<const int32_t> kept) override;
   void rope_queries() override;
   void write_cache(int64_t layer, const std::vector<float>& weight) override;
   int64_t attention_rows() const override { return attention_rows_; }
@@ -105,7 +106,8 @@ class CudaCompute final : public Compute {
 
   // Of the step under way.
   std::span<const StepRow> rows_;
-  int64_t step_blocks_ = 1;  // columns of the block table
+  std::vector<StepRow> kept_rows_;  // what rows_ are after keep_rows()
+  int64_t step_blocks_ = 1;         // columns of the block table
   int64_t attention_rows_ = 1;
   bool rows_are_here_ = false;  // host_rows_ holds what route() was given
   Activation routed_ = Activation::kH;

@@ -25,6 +25,7 @@ Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
   ScopedStandardFpEnv fp_env;
   rows_ = rows;
   row_errors_ = row_errors;
+  kept_.clear();
   hinted_.clear();  // a step before may have ended half-way
   timer_.begin_step();
   const Status status = run_layers(sink, observer);
@@ -41,6 +42,9 @@ Status DecodeStep::run_layers(const LogitsSink& sink, StepObserver* observer) {
     timer_.set_layer(layer);
     const LayerWeights& weights = weights_.layers()[layer];
     compute_.rms_norm(Activation::kX, weights.input_layernorm, norm_eps(), Activation::kH);
+    write_cache(layer, weights.attention);
+    const bool is_last = layer + 1 == config_.num_hidden_layers;
+    if (is_last && !observer && !keep_wanted_rows()) return compute_.wait();
     attention(layer, weights.attention);
     compute_.add(Activation::kOut, Activation::kX);
 
@@ -61,8 +65,24 @@ Status DecodeStep::run_layers(const LogitsSink& sink, StepObserver* observer) {
 
   timer_.set_layer(-1);
   StageScope stage(timer_, Stage::kHead);
-  compute_.head(weights_.norm(), norm_eps(), weights_.lm_head(), sink);
+  compute_.head(weights_.norm(), norm_eps(), weights_.lm_head(),
+                [&](size_t row, std::span<const float> logits) { sink(origin(row), logits); });
   return compute_.wait();
+}
+
+// What is left to do in the last layer once the cache is written is for those rows alone that want
+// logits. False if none does.
+bool DecodeStep::keep_wanted_rows() {
+  for (size_t row = 0; row < rows_.size(); ++row) {
+    if (rows_[row].wants_logits) kept_.push_back(static_cast<int32_t>(row));
+  }
+  if (kept_.empty()) return false;
+  if (kept_.size() == rows_.size()) {
+    kept_.clear();
+  } else {
+    compute_.keep_rows(kept_);
+  }
+  return true;
 }
 
 // y = sum of w_e Expert_e(h) + Shared(h): the routed part on the expert nodes, the shared part here
@@ -94,23 +114,27 @@ Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver*
 
 void DecodeStep::note_failures(int64_t layer, std::span<const RowFailure> failures) {
   for (const RowFailure& failure : failures) {
-    std::optional<Error>& error = row_errors_[failure.row];
+    std::optional<Error>& error = row_errors_[origin(failure.row)];
     if (error) continue;  // the first layer that failed is the cause
     const std::string who =
         failure.expert < 0 ? "the sum over the experts" : fmt::format("expert {}", failure.expert);
     error = Error{ErrorCode::kInvalid,
                   fmt::format("position {}, layer {}: {} gave a value that is not finite or beyond "
                               "+-8388608",
-                              rows_[failure.row].position, layer, who)};
+                              rows_[origin(failure.row)].position, layer, who)};
   }
+}
+
+void DecodeStep::write_cache(int64_t layer, const AttentionWeights& weights) {
+  StageScope linears(timer_, Stage::kAttentionLinear);
+  compute_.linear(weights.kv_a_proj, Activation::kH, Activation::kKvA);
+  compute_.write_cache(layer, weights.kv_a_layernorm);
 }
 
 // Multi-head latent attention in its absorbed form. Source: docs/model.md 3.2.
 void DecodeStep::attention(int64_t layer, const AttentionWeights& weights) {
   StageScope linears(timer_, Stage::kAttentionLinear);
   queries(weights);
-  compute_.linear(weights.kv_a_proj, Activation::kH, Activation::kKvA);
-  compute_.write_cache(layer, weights.kv_a_layernorm);
   for (int64_t row = 0; row < num_rows(); row += compute_.attention_rows()) {
     const int64_t n = std::min(compute_.attention_rows(), num_rows() - row);
     StageScope absorbed(timer_, Stage::kAttentionAbsorbed);
@@ -164,11 +188,12 @@ Status DecodeStep::route(int64_t layer, const LayerWeights& weights) {
   compute_.route(weights.router, weights.e_score_correction_bias, Activation::kH, &routed_);
   if (Status status = compute_.wait(); !status) return status;
   for (int64_t row = 0; row < num_rows(); ++row) {
-    if (routed_.finite[row] || row_errors_[row]) continue;
-    row_errors_[row] =
-        Error{ErrorCode::kInvalid, fmt::format("position {}, layer {}: the router's logits are not "
-                                               "finite",
-                                               rows_[row].position, layer)};
+    std::optional<Error>& error = row_errors_[origin(static_cast<size_t>(row))];
+    if (routed_.finite[row] || error) continue;
+    error = Error{ErrorCode::kInvalid,
+                  fmt::format("position {}, layer {}: the router's logits are not "
+                              "finite",
+                              rows_[origin(static_cast<size_t>(row))].position, layer)};
   }
   return {};
 }

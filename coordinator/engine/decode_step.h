@@ -80,6 +80,8 @@ class DecodeStep {
 
  private:
   Status run_layers(const LogitsSink& sink, StepObserver* observer);
+  void write_cache(int64_t layer, const AttentionWeights& weights);
+  bool keep_wanted_rows();
   void attention(int64_t layer, const AttentionWeights& weights);
   void queries(const AttentionWeights& weights);
   void ffn(const FfnWeights& weights);
@@ -89,7 +91,9 @@ class DecodeStep {
   Status hint_next_layer(int64_t layer, StepObserver* observer);
   void count_foretold();
   void note_failures(int64_t layer, std::span<const RowFailure> failures);
-  int64_t num_rows() const { return static_cast<int64_t>(rows_.size()); }
+  int64_t num_rows() const { return kept_.empty() ? std::ssize(rows_) : std::ssize(kept_); }
+  // Place in the step of the row that is counted so now.
+  size_t origin(size_t row) const { return kept_.empty() ? row : static_cast<size_t>(kept_[row]); }
   float norm_eps() const { return static_cast<float>(config_.rms_norm_eps); }
 
   const model::ModelConfig& config_;
@@ -103,6 +107,7 @@ class DecodeStep {
   // Of the step under way.
   std::span<const StepRow> rows_;
   std::span<std::optional<Error>> row_errors_;
+  std::vector<int32_t> kept_;  // rows that go on in the last layer; empty: all
   RouterOutput routed_;
   RouterOutput hint_;
   std::vector<int32_t> hinted_;  // experts that the layer to come was foretold; empty: none

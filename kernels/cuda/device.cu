@@ -57,6 +57,11 @@ class CudaDevice final : public Device {
     note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_),
          "copying from the device");
   }
+  void copy(void* to, const void* from, size_t bytes) override {
+    use();
+    note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_),
+         "copying within the device");
+  }
   void clear(void* memory, size_t bytes) override {
     use();
     note(cudaMemsetAsync(memory, 0, bytes, stream_), "clearing device memory");

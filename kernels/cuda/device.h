@@ -36,6 +36,8 @@ class Device {
   // Queued behind what came before; the host's memory is left alone until wait().
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
   virtual void download(void* to, const void* from, size_t bytes) = 0;
+  // Within the device; the two don't overlap.
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void clear(void* memory, size_t bytes) = 0;
   // Until all that was queued is done. kUnavailable: what the device failed with.
   virtual Status wait() = 0;

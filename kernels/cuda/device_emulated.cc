@@ -44,6 +44,9 @@ class EmulatedDevice final : public Device {
   void download(void* to, const void* from, size_t bytes) override {
     if (bytes > 0) std::memcpy(to, from, bytes);
   }
+  void copy(void* to, const void* from, size_t bytes) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
   void clear(void* memory, size_t bytes) override { std::memset(memory, 0, bytes); }
   Status wait() override { return {}; }
   StreamHandle stream() override { return nullptr; }

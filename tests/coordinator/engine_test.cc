@@ -71,6 +71,55 @@ TEST(Engine, steps_of_mixed_sequences_give_each_what_it_gets_alone) {
   EXPECT_EQ(prefilling.num_tokens, 6);
 }
 
+// Rows of prompts whose logits nobody wants end in the last layer's cache: its attention and
+// experts are for the others alone. Each wanted row has the bits that it has among all.
+TEST(Engine, the_last_layer_computes_the_wanted_rows_only) {
+  cli::Deployment deployment(options_for(tiny(), 1024));
+  Engine& engine = deployment.engine();
+  const auto& config = deployment.config();
+  const int64_t moe_layers = config.num_hidden_layers - config.first_k_dense_replace;
+  const auto rows_sent = [&] { return deployment.dispatcher().traffic()[0].rows; };
+  const std::vector<int32_t> a = {0, 5, 600, 14, 262, 9, 77}, b = {0, 42, 699, 3000};
+  std::map<std::pair<size_t, size_t>, std::vector<float>> all, wanted;
+  const auto run = [&](WantLogits want_a, WantLogits want_b, auto& to) {
+    Sequence first, second;
+    const SequenceRows rows[] = {{&first, a, want_a}, {&second, b, want_b}};
+    std::optional<Error> errors[2];
+    const uint64_t before = rows_sent();
+    EXPECT_TRUE(engine.step(
+        rows,
+        [&](size_t w, size_t t, std::span<const float> row) {
+          to[{w, t}].assign(row.begin(), row.end());
+        },
+        errors));
+    EXPECT_FALSE(errors[0] || errors[1]);
+    const uint64_t sent = rows_sent() - before;
+    // What is in the cache of both is what it is without this.
+    auto next = step(engine, first, {14});
+    auto next_of_b = step(engine, second, {15});
+    EXPECT_TRUE(next && next_of_b);
+    if (next && next_of_b) {
+      to[{0, 100}] = *next;
+      to[{1, 100}] = *next_of_b;
+    }
+    engine.release(first);
+    engine.release(second);
+    return sent;
+  };
+  const uint64_t num_rows = a.size() + b.size();
+  EXPECT_EQ(run(WantLogits::kAll, WantLogits::kAll, all), num_rows * moe_layers);
+  ASSERT_EQ(all.size(), num_rows + 2);
+  EXPECT_EQ(run(WantLogits::kNone, WantLogits::kLast, wanted), num_rows * (moe_layers - 1) + 1);
+  EXPECT_EQ(run(WantLogits::kLast, WantLogits::kNone, wanted), num_rows * (moe_layers - 1) + 1);
+  EXPECT_EQ(run(WantLogits::kLast, WantLogits::kAll, wanted),
+            num_rows * (moe_layers - 1) + 1 + b.size());
+  EXPECT_EQ(run(WantLogits::kNone, WantLogits::kNone, wanted), num_rows * (moe_layers - 1));
+  EXPECT_EQ(wanted.size(), 3 + b.size());
+  for (const auto& [row, logits] : wanted) {
+    EXPECT_EQ(logits, (all[row])) << row.first << ", " << row.second;
+  }
+}
+
 TEST(Engine, a_bad_token_or_too_long_a_context_stops_that_sequence_only) {
   cli::Deployment deployment(options_for(tiny(), 1024));
   Engine& engine = deployment.engine();
