@@ -271,10 +271,13 @@ bool load() {
   const IMB_MGR* m = manager();
   constexpr uint64_t kNeeded = IMB_FEATURE_VAES | IMB_FEATURE_VPCLMULQDQ;
   if (m == nullptr || (m->features & kNeeded) != kNeeded) return false;
-  // OpenSSL's own stays for all else; it must be named as soon as another is loaded.
-  const bool loaded = OSSL_PROVIDER_load(nullptr, "default") != nullptr &&
-                      OSSL_PROVIDER_add_builtin(nullptr, "atoll-gcm", init_provider) == 1 &&
-                      OSSL_PROVIDER_load(nullptr, "atoll-gcm") != nullptr;
+  // OpenSSL's own stays for all else; it must be named as soon as another is loaded. Both stay
+  // loaded to the end of the process, and are held here.
+  static OSSL_PROVIDER* held[2];
+  held[0] = OSSL_PROVIDER_load(nullptr, "default");
+  if (held[0] != nullptr && OSSL_PROVIDER_add_builtin(nullptr, "atoll-gcm", init_provider) == 1)
+    held[1] = OSSL_PROVIDER_load(nullptr, "atoll-gcm");
+  const bool loaded = held[1] != nullptr;
   if (!loaded) log_warn("keys: the fast AES-GCM can't be loaded; OpenSSL's own is used");
   return loaded;
 }
