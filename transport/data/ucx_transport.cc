@@ -95,6 +95,7 @@ std::vector<Setting> settings_for(const UcxOptions& options) {
   // Not sysv: its segments are open to the user's group, posix's to the user alone.
   if (options.kind == TransportKind::kShm) settings.push_back({"TLS", "posix,cma", {"UCX_TLS"}});
   if (options.kind == TransportKind::kTcp) settings.push_back({"TLS", "tcp", {"UCX_TLS"}});
+  if (options.kind == TransportKind::kAuto) settings.push_back({"TLS", "^sysv", {"UCX_TLS"}});
   if (options.kind != TransportKind::kTcp) {
     // posix and sysv don't offer themselves to endpoints with peer error handling otherwise.
     settings.push_back(
