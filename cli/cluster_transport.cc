@@ -1,7 +1,9 @@
 #include "cli/cluster_transport.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -9,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <string>
 
 #include "base/log.h"
@@ -61,6 +64,29 @@ std::string interface_towards(const config::Address& address) {
   }
   ::freeaddrinfo(found);
   return name;
+}
+
+// LoadError if it is an interface's name and there is none that is up: UCX would go on without a
+// network. Names with a port (mlx5_0:1) are UCX's own.
+void require_interface(const std::string& name) {
+  if (name.empty() || name.find_first_of(":,") != std::string::npos) return;
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return;
+  bool is_there = false, is_up = false;
+  std::set<std::string> names;
+  for (const ifaddrs* one = all; one != nullptr; one = one->ifa_next) {
+    names.insert(one->ifa_name);
+    if (name != one->ifa_name) continue;
+    is_there = true;
+    is_up = (one->ifa_flags & IFF_UP) != 0 && (one->ifa_flags & IFF_RUNNING) != 0;
+  }
+  ::freeifaddrs(all);
+  if (is_there && is_up) return;
+  throw LoadError(fmt::format("network device {}: {}", name,
+                              is_there ? "it is down or has no link"
+                                       : fmt::format("there is none on this machine: expected one "
+                                                     "of {}",
+                                                     fmt::join(names, ", "))));
 }
 
 // Of rows, as UCX names it; "": UCX's choice.
@@ -117,6 +143,7 @@ std::unique_ptr<transport::Transport> make_cluster_transport(
                      ? transport::TransportKind::kShm
                      : transport::TransportKind::kAuto;
   options.net_device = device_of(config, node);
+  if (options.kind != transport::TransportKind::kShm) require_interface(options.net_device);
   options.spin = spin;
   options.message_bytes_max = message_bytes_max;
   return transport::make_ucx_transport(options);
