@@ -1,0 +1,490 @@
+// A cluster from one file, as processes: nodes that are started, killed, stopped, restarted and
+// exchanged while eight clients stream, whose texts stay those of `atoll run`.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/child_process.h"
+#include "http/http_client.h"
+#include "tests/support/command.h"
+#include "tests/support/golden.h"
+#include "tests/support/temp_dir.h"
+
+namespace atl::test {
+namespace {
+
+using http::HttpAnswer;
+using http::HttpClient;
+using http::HttpClientRequest;
+using nlohmann::json;
+using testing::HasSubstr;
+
+constexpr auto kPatience = std::chrono::seconds(90);
+constexpr int kStreams = 8;
+
+std::string model(const char* name = "tiny-fp8") {
+  return (tests_dir() / "models" / name).string();
+}
+
+// A port of this machine that nobody has now.
+int free_port() {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  if (::bind(fd, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    throw std::runtime_error("no port");
+  }
+  ::close(fd);
+  return ntohs(address.sin_port);
+}
+
+// The place of a program in a network namespace, if there is one.
+std::vector<std::string> in_namespace(const std::string& name) {
+  if (name.empty()) return {};
+  return {"/usr/sbin/ip", "netns", "exec", name, "/usr/bin/unshare", "--ipc"};
+}
+
+class ClusterOfProcesses : public testing::Test {
+ protected:
+  ClusterOfProcesses() {
+    for (const char* name : {"n1", "n2", "n3"}) addresses_[name] = local(free_port());
+    listen_ = local(free_port());
+    admin_ = local(free_port());
+    write();
+  }
+  ~ClusterOfProcesses() override {
+    for (auto& [name, node] : nodes_) node.send_signal(SIGCONT);
+  }
+
+  static std::string local(int port) { return "127.0.0.1:" + std::to_string(port); }
+
+  void write(const std::vector<std::string>& names = {"n1", "n2", "n3"}) {
+    std::string text = "model: " + model_ + "\ncoordinator: {listen: \"" + listen_ +
+                       "\", admin: \"" + admin_ +
+                       "\", threads: 1}\ntimeouts: {grace: 1s, comeback: 300ms}\n" + more_ +
+                       "node_defaults: {threads: 1}\nnodes:\n";
+    for (const std::string& name : names) {
+      text += "  - {name: " + name + ", control: \"" + addresses_.at(name) + "\"}\n";
+    }
+    write_file(file_, text);
+  }
+
+  ChildProcess start(std::vector<std::string> arguments, const std::string& log,
+                     const std::string& netns = "") {
+    ChildOptions child;
+    child.argv = {"/bin/sh", "-c", "exec \"$0\" \"$@\" 2>>'" + (dir_.path() / log).string() + "'"};
+    for (const std::string& word : in_namespace(netns)) child.argv.push_back(word);
+    child.argv.push_back(ATOLL_BINARY);
+    child.argv.insert(child.argv.end(), arguments.begin(), arguments.end());
+    child.pipe_stdout = true;
+    return ChildProcess::start(child);
+  }
+  // Returns when it listens.
+  void start_node(const std::string& name, const std::string& model_dir = "") {
+    std::vector<std::string> arguments = {"node", "--config", file_.string(), "--name", name};
+    if (!model_dir.empty()) arguments.push_back(model_dir);
+    nodes_[name] = start(arguments, name + ".log", netns_of_node_);
+    const auto line = nodes_[name].read_line(kPatience);
+    ASSERT_TRUE(line && *line == "listening " + addresses_.at(name))
+        << (line ? *line : line.error().message) << log(name + ".log");
+  }
+  void start_serve() {
+    serve_ = start({"serve", "--config", file_.string()}, "serve.log", netns_of_serve_);
+  }
+  void await_serve() {
+    const auto line = serve_.read_line(kPatience);
+    ASSERT_TRUE(line && *line == "listening on http://" + listen_)
+        << (line ? *line : line.error().message) << log("serve.log");
+  }
+  void start_all() {
+    start_serve();
+    for (const char* name : {"n2", "n3", "n1"}) start_node(name);
+    await_serve();
+  }
+  std::string log(const std::string& name) const { return read_file(dir_.path() / name); }
+
+  CommandResult cluster(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), {ATOLL_BINARY, "cluster"});
+    arguments.insert(arguments.end(), {"--config", file_.string(), "--json"});
+    return run_command(arguments);
+  }
+  json status() const {
+    const CommandResult result = cluster({"status"});
+    if (result.exit_code != 0) throw std::runtime_error(result.err);
+    return json::parse(result.out);
+  }
+  json node(const std::string& name) const {
+    const json all = status();
+    for (const json& one : all["nodes"]) {
+      if (one["name"] == name) return one;
+    }
+    return {};
+  }
+  bool eventually(const std::function<bool()>& holds) const {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      if (holds()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return holds();
+  }
+  bool is_whole() const {
+    const json all = status();
+    int tiles = 0;
+    for (const json& one : all["nodes"]) {
+      if (one["state"] != "ready") return false;
+      tiles += one["tiles"].get<int>();
+    }
+    return tiles == 4 && node("n1")["tiles"] == 2;
+  }
+
+  std::unique_ptr<HttpClient> client() const {
+    return std::make_unique<HttpClient>(*http::parse_http_url("http://" + listen_));
+  }
+  HttpAnswer ask(const HttpClientRequest& request) const {
+    auto answer = client()->ask(request);
+    if (!answer) throw std::runtime_error(answer.error().message);
+    return *answer;
+  }
+  static HttpClientRequest completion(int stream, bool is_stream, int max_tokens = 120) {
+    const char* prompts[] = {"And God said,", "Call me Ishmael.", "The whale",
+                             "My fellow citizens,"};
+    const json body = {{"prompt", prompts[stream % 4]},
+                       {"max_tokens", max_tokens},
+                       {"temperature", stream < 4 ? 0.0 : 0.9},
+                       {"seed", stream},
+                       {"ignore_eos", true},
+                       {"stream", is_stream}};
+    return {.method = "POST", .path = "/v1/completions", .body = body.dump()};
+  }
+  std::vector<std::string> texts_alone() const {
+    std::vector<std::string> texts;
+    for (int i = 0; i < kStreams; ++i) {
+      const HttpAnswer answer = ask(completion(i, false));
+      EXPECT_EQ(answer.status, 200) << answer.body;
+      texts.push_back(json::parse(answer.body)["choices"][0]["text"]);
+    }
+    return texts;
+  }
+  // Streams that all have to end well with these texts, again and again until `act`, which runs
+  // beside them, has returned.
+  void expect_texts_while(const std::vector<std::string>& expected,
+                          const std::function<void()>& act) const {
+    std::atomic<bool> done = false;
+    std::atomic<int> begun = 0;
+    std::jthread actor([&] {
+      while (begun < kStreams) std::this_thread::yield();
+      act();
+      done = true;
+    });
+    auto http = client();
+    std::vector<std::string> texts(kStreams);
+    int rounds = 0;
+    const std::function<void(int)> begin = [&](int i) {
+      texts[i].clear();
+      http->start(
+          completion(i, true),
+          [&, i](std::string_view data, Clock::TimePoint) {
+            if (data == "[DONE]") return;
+            const json event = json::parse(data);
+            ASSERT_TRUE(event.contains("choices")) << event;
+            if (texts[i].empty()) ++begun;
+            for (const json& choice : event["choices"]) texts[i] += choice["text"];
+          },
+          [&, i](Result<HttpAnswer> answer) {
+            EXPECT_TRUE(answer && answer->status == 200)
+                << (answer ? answer->body : answer.error().message);
+            EXPECT_EQ(texts[i], expected[static_cast<size_t>(i)]);
+            ++rounds;
+            if (!done && !HasFailure()) begin(i);
+          });
+    };
+    for (int i = 0; i < kStreams; ++i) begin(i);
+    http->run();
+    EXPECT_GE(rounds, kStreams);
+  }
+
+  TempDir dir_;
+  const std::filesystem::path file_ = dir_.path() / "cluster.yaml";
+  std::string model_ = model(), more_;
+  std::map<std::string, std::string> addresses_;
+  std::string listen_, admin_, netns_of_node_, netns_of_serve_;
+  std::map<std::string, ChildProcess> nodes_;
+  ChildProcess serve_;
+};
+
+TEST_F(ClusterOfProcesses, nodes_come_in_any_order_and_the_texts_are_those_of_run) {
+  start_serve();
+  ASSERT_TRUE(eventually([&] {
+    return log("serve.log").find("waits for expert nodes: n1 (connect ") != std::string::npos;
+  }));
+  EXPECT_THAT(cluster({"status"}).err, HasSubstr("loading and waits for its nodes"));
+  for (const char* name : {"n3", "n1", "n2"}) start_node(name);
+  await_serve();
+  EXPECT_TRUE(is_whole()) << status();
+  const json answer = json::parse(ask(completion(0, false)).body);
+  const CommandResult run = run_command({ATOLL_BINARY, "run", model_, "--prompt", "And God said,",
+                                         "--max-tokens", "120", "--ignore-eos", "--json"});
+  EXPECT_EQ(answer["choices"][0]["text"], json::parse(run.out)["text"]) << run.err;
+  EXPECT_EQ(node("n1")["links"], "posix") << "shared memory: they are on one machine";
+}
+
+TEST_F(ClusterOfProcesses, a_killed_node_ends_no_stream_and_takes_its_tiles_when_it_is_started) {
+  start_all();
+  const std::vector<std::string> expected = texts_alone();
+  const int64_t epoch = status()["epoch"];
+  expect_texts_while(expected, [&] {
+    nodes_["n1"].send_signal(SIGKILL);
+    // After the grace period the others share its tiles.
+    EXPECT_TRUE(eventually([&] {
+      return node("n1")["state"] == "lost" && node("n2")["tiles"] == 2 && node("n3")["tiles"] == 2;
+    })) << status();
+    start_node("n1");
+    EXPECT_TRUE(eventually([&] { return is_whole(); })) << status();
+  });
+  EXPECT_GT(status()["epoch"], epoch);
+  EXPECT_EQ(node("n1")["losses"], 1);
+}
+
+TEST_F(ClusterOfProcesses, a_stopped_node_ends_no_stream_and_is_taken_in_when_it_goes_on) {
+  start_all();
+  const std::vector<std::string> expected = texts_alone();
+  expect_texts_while(expected, [&] {
+    nodes_["n2"].send_signal(SIGSTOP);
+    EXPECT_TRUE(eventually([&] { return node("n2")["state"] == "lost"; })) << status();
+    nodes_["n2"].send_signal(SIGCONT);
+    EXPECT_TRUE(eventually([&] { return is_whole(); })) << status();
+  });
+}
+
+TEST_F(ClusterOfProcesses, drain_resume_and_reload_under_load_lose_no_request) {
+  start_all();
+  const std::vector<std::string> expected = texts_alone();
+  expect_texts_while(expected, [&] {
+    EXPECT_EQ(cluster({"drain", "n1"}).exit_code, 0);
+    EXPECT_TRUE(eventually([&] {
+      return node("n1")["state"] == "draining" && node("n1")["tiles"] == 0;
+    })) << status();
+    EXPECT_EQ(cluster({"resume", "n1"}).exit_code, 0);
+    EXPECT_TRUE(eventually([&] { return is_whole(); })) << status();
+    // A node goes, another one comes.
+    write({"n1", "n2"});
+    CommandResult reload = cluster({"reload"});
+    EXPECT_EQ(json::parse(reload.out)["removed"], json({"n3"})) << reload.err;
+    EXPECT_TRUE(eventually([&] {
+      return status()["nodes"].size() == 2 && node("n1")["tiles"] == 2 && node("n2")["tiles"] == 2;
+    })) << status();
+    addresses_["n4"] = local(free_port());
+    write({"n1", "n2", "n4"});
+    start_node("n4");
+    reload = cluster({"reload"});
+    EXPECT_EQ(json::parse(reload.out)["added"], json({"n4"})) << reload.err;
+    EXPECT_TRUE(eventually([&] { return is_whole() && node("n4")["tiles"] == 1; })) << status();
+  });
+  EXPECT_THAT(cluster({"drain", "n9"}).err, HasSubstr("there is no node n9"));
+}
+
+TEST_F(ClusterOfProcesses, a_node_that_is_started_with_another_checkpoint_is_refused_with_both) {
+  start_all();
+  nodes_["n3"].stop();
+  start_node("n3", model("tiny-bf16"));
+  EXPECT_TRUE(eventually([&] { return node("n3")["state"] == "quarantined"; })) << status();
+  EXPECT_THAT(node("n3")["why"].get<std::string>(),
+              HasSubstr("checkpoint fingerprint: the coordinator has "));
+  EXPECT_EQ(ask(completion(0, false)).status, 200);
+  nodes_["n3"].stop();
+  start_node("n3");
+  EXPECT_TRUE(eventually([&] { return is_whole(); })) << status();
+}
+
+TEST_F(ClusterOfProcesses, a_new_coordinator_finds_the_tiles_in_the_nodes_memory) {
+  start_all();
+  const std::string expected = json::parse(ask(completion(0, false)).body)["choices"][0]["text"];
+  const auto bytes_read = [&] {
+    json read = json::array();
+    EXPECT_TRUE(eventually([&] {
+      read = json::array();
+      const json stats = json::parse(ask({.path = "/stats"}).body);
+      for (const json& one : stats["nodes"]) {
+        if (one["bytes_read"] == 0) return false;  // not told yet
+        read.push_back(one["bytes_read"]);
+      }
+      return read.size() == 3;
+    }));
+    return read;
+  };
+  const json before = bytes_read();
+  serve_.send_signal(SIGKILL);
+  (void)serve_.wait(kPatience);
+  start_serve();
+  await_serve();
+  EXPECT_EQ(json::parse(ask(completion(0, false)).body)["choices"][0]["text"], expected);
+  EXPECT_EQ(bytes_read(), before);
+}
+
+TEST_F(ClusterOfProcesses, without_any_node_requests_are_refused_at_once_until_one_is_back) {
+  start_all();
+  for (auto& [name, node] : nodes_) node.send_signal(SIGKILL);
+  EXPECT_TRUE(eventually([&] { return ask({.path = "/ready"}).status == 503; }));
+  EXPECT_TRUE(eventually([&] {
+    return ask({.path = "/ready"}).body.find("no expert node is there: n1: ") != std::string::npos;
+  })) << ask({.path = "/ready"}).body;
+  const HttpAnswer refused = ask(completion(0, false));
+  EXPECT_EQ(refused.status, 503) << refused.body;
+  EXPECT_FALSE(refused.header("Retry-After").empty());
+  EXPECT_THAT(refused.body, HasSubstr("n1"));
+  start_node("n1");
+  EXPECT_TRUE(eventually([&] { return ask({.path = "/ready"}).status == 200; }));
+  EXPECT_EQ(ask(completion(0, false)).status, 200);
+}
+
+// Certificates on both sides, and rows through TLS.
+TEST_F(ClusterOfProcesses, encrypted_gives_the_same_texts) {
+  const CommandResult keys = run_command(
+      {ATOLL_BINARY, "keys", "--nodes", "n1,n2,n3", "--out", (dir_.path() / "keys").string()});
+  ASSERT_EQ(keys.exit_code, 0) << keys.err;
+  start_all();
+  const std::vector<std::string> expected = texts_alone();
+  serve_.stop();
+  for (auto& [name, node] : nodes_) node.stop();
+  more_ = "network: {trust: encrypted}\nsecurity: {keys: keys}\n";
+  write();
+  start_all();
+  expect_texts_while(expected, [&] {
+    nodes_["n1"].send_signal(SIGKILL);
+    EXPECT_TRUE(eventually([&] { return node("n1")["state"] == "lost"; })) << status();
+    start_node("n1");
+    EXPECT_TRUE(eventually([&] { return is_whole(); })) << status();
+  });
+  EXPECT_THAT(node("n2")["links"].get<std::string>(), HasSubstr("tls/"));
+}
+
+// Two network namespaces with a wire between them, and no shared memory, are two hosts to everybody
+// but the file system.
+class ClusterOfHosts : public ClusterOfProcesses {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "network namespaces need root";
+    if (::access("/usr/sbin/ip", X_OK) != 0) GTEST_SKIP() << "no ip";
+    const std::string id = std::to_string(::getpid());
+    here_ = "atollc" + id;
+    there_ = "atolln" + id;
+    if (ip({"netns", "add", here_}) != 0 || ip({"netns", "add", there_}) != 0) {
+      GTEST_SKIP() << "network namespaces cannot be made here";
+    }
+    is_made_ = true;
+    ASSERT_EQ(ip({"link", "add", "wire0", "netns", here_, "type", "veth", "peer", "name", "wire1",
+                  "netns", there_}),
+              0);
+    up(here_, "wire0", "10.77.0.1/24");
+    up(there_, "wire1", "10.77.0.2/24");
+    for (const std::string& netns : {here_, there_}) {
+      ASSERT_TRUE(eventually([&] {
+        return run_command({"/usr/sbin/ip", "-n", netns, "-br", "link", "show", "type", "veth"})
+                   .out.find(" UP ") != std::string::npos;
+      }));
+    }
+    netns_of_serve_ = here_;
+    netns_of_node_ = there_;
+    int port = 7001;
+    for (auto& [name, address] : addresses_) address = "10.77.0.2:" + std::to_string(port++);
+    const CommandResult keys = run_command(
+        {ATOLL_BINARY, "keys", "--nodes", "n1,n2,n3", "--out", (dir_.path() / "keys").string()});
+    ASSERT_EQ(keys.exit_code, 0) << keys.err;
+    more_ = "security: {keys: keys}\n";
+    write();
+  }
+  void TearDown() override {
+    if (!is_made_) return;
+    serve_.stop();
+    for (auto& [name, node] : nodes_) node.stop();
+    ip({"netns", "del", here_});
+    ip({"netns", "del", there_});
+  }
+  static int ip(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "/usr/sbin/ip");
+    return run_command(arguments).exit_code;
+  }
+  static void up(const std::string& netns, const std::string& device, const std::string& address) {
+    ASSERT_EQ(ip({"-n", netns, "link", "set", "lo", "up"}), 0);
+    ASSERT_EQ(ip({"-n", netns, "addr", "add", address, "dev", device}), 0);
+    ASSERT_EQ(ip({"-n", netns, "link", "set", device, "up"}), 0);
+  }
+  CommandResult in_coordinators(std::vector<std::string> command) const {
+    const std::vector<std::string> words = in_namespace(here_);
+    command.insert(command.begin(), words.begin(), words.end());
+    return run_command(command);
+  }
+
+  std::string here_, there_;
+  bool is_made_ = false;
+};
+
+TEST_F(ClusterOfHosts, rows_take_the_wire_between_the_hosts) {
+  for (const char* name : {"n1", "n2", "n3"}) start_node(name);
+  const CommandResult run =
+      in_coordinators({ATOLL_BINARY, "run", "--config", file_.string(), "--prompt", "And God said,",
+                       "--max-tokens", "40", "--ignore-eos", "--stats"});
+  ASSERT_EQ(run.exit_code, 0) << run.err << log("n1.log");
+  const CommandResult alone = run_command({ATOLL_BINARY, "run", model_, "--prompt", "And God said,",
+                                           "--max-tokens", "40", "--ignore-eos"});
+  EXPECT_EQ(run.out, alone.out);
+  EXPECT_THAT(run.err, HasSubstr("tcp/wire1")) << "the link that nodes say was selected";
+  EXPECT_THAT(run.err, testing::Not(HasSubstr("posix")));
+}
+
+// The file names a device, and it is that one or none.
+TEST_F(ClusterOfHosts, a_device_that_is_not_there_ends_the_start) {
+  more_ += "network: {device: wire9}\n";
+  write();
+  for (const std::vector<std::string>& who :
+       {std::vector<std::string>{"node", "--name", "n1"}, {"run", "--prompt", "x"}}) {
+    std::vector<std::string> command = {ATOLL_BINARY};
+    command.insert(command.end(), who.begin(), who.end());
+    command.insert(command.end(), {"--config", file_.string()});
+    const CommandResult result = in_coordinators(command);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_THAT(result.err, HasSubstr("network device wire9: there is none on this machine: "
+                                      "expected one of lo, wire0"));
+  }
+}
+
+// A link that is cut is a fault like others: nobody's text changes.
+TEST_F(ClusterOfHosts, a_link_that_is_cut_for_two_seconds_ends_no_stream) {
+  for (const char* name : {"n1", "n2", "n3"}) start_node(name);
+  const CommandResult before =
+      in_coordinators({ATOLL_BINARY, "run", "--config", file_.string(), "--prompt", "The whale",
+                       "--max-tokens", "2000", "--ignore-eos"});
+  ASSERT_EQ(before.exit_code, 0) << before.err;
+  std::jthread cutter([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    ip({"-n", there_, "link", "set", "wire1", "down"});
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+    ip({"-n", there_, "link", "set", "wire1", "up"});
+  });
+  const CommandResult cut =
+      in_coordinators({ATOLL_BINARY, "run", "--config", file_.string(), "--prompt", "The whale",
+                       "--max-tokens", "2000", "--ignore-eos", "--set", "timeouts.comeback=1min"});
+  EXPECT_EQ(cut.exit_code, 0) << cut.err;
+  EXPECT_THAT(cut.err, HasSubstr(" lost: ")) << "it ended before the link was cut";
+  EXPECT_EQ(cut.out, before.out);
+}
+
+}  // namespace
+}  // namespace atl::test
