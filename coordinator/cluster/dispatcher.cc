@@ -183,9 +183,10 @@ void Dispatcher::ask_for_the_rest(DispatchInFlight& flight) {
       if (!whom && await_return()) continue;
       if (!whom) {
         flight.fail({ErrorCode::kUnavailable,
-                     fmt::format("no expert node is left to compute layer {}: node {}: {}",
+                     fmt::format("no expert node is left to compute layer {}: node {}: {}{}",
                                  flight.layer(), nodes_[share.node].name,
-                                 alive(share.node) ? share.refusal : last_loss(share.node))});
+                                 alive(share.node) ? share.refusal : last_loss(share.node),
+                                 other_losses(share.node))});
         return;
       }
       if (*whom != share.node && share.refusal.empty()) {
@@ -196,6 +197,16 @@ void Dispatcher::ask_for_the_rest(DispatchInFlight& flight) {
       (void)ask(flight, share);  // a failure loses the node: the loop goes on
     }
   }
+}
+
+// "; lost n1: its process has ended": perhaps one of them has what is wanted.
+std::string Dispatcher::other_losses(size_t than) const {
+  std::string text;
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (node == than || alive(node)) continue;
+    text += fmt::format("; lost {}: {}", nodes_[node].name, last_loss(node));
+  }
+  return text;
 }
 
 // Waits until one of the nodes is back, if all are lost and that may be hoped for.

@@ -130,6 +130,7 @@ class Dispatcher {
   Status ask(const DispatchInFlight& flight, Share& share);
   void ask_for_the_rest(DispatchInFlight& flight);
   std::optional<size_t> whom_to_ask(const Share& share) const;
+  std::string other_losses(size_t than) const;
   bool await_return();
   void handle(transport::Event event);
   void take_refusal(int32_t layer, Share& share, const Error& error);

@@ -354,6 +354,34 @@ TEST_F(ClusterOfProcesses, without_any_node_requests_are_refused_at_once_until_o
   EXPECT_EQ(ask(completion(0, false)).status, 200);
 }
 
+// Packs of some tiles each: nobody else has those of a node that is gone.
+TEST_F(ClusterOfProcesses, what_only_a_lost_node_has_ends_requests_with_its_name_until_it_is_back) {
+  for (const auto& [name, tiles] :
+       std::map<std::string, std::string>{{"n1", "0-1"}, {"n2", "2-2"}, {"n3", "3-3"}}) {
+    const CommandResult pack = run_command({ATOLL_BINARY, "pack", model_, "--tiles", tiles, "--out",
+                                            (dir_.path() / ("pack-" + name)).string()});
+    ASSERT_EQ(pack.exit_code, 0) << pack.err;
+  }
+  const auto start_packed = [&](const std::string& name) {
+    start_node(name, (dir_.path() / ("pack-" + name)).string());
+  };
+  start_serve();
+  for (const char* name : {"n1", "n2", "n3"}) start_packed(name);
+  await_serve();
+  const std::string expected = json::parse(ask(completion(0, false)).body)["choices"][0]["text"];
+  nodes_["n1"].send_signal(SIGKILL);
+  EXPECT_TRUE(eventually([&] { return ask({.path = "/ready"}).status == 503; }));
+  const HttpAnswer refused = ask(completion(0, false));
+  EXPECT_EQ(refused.status, 503) << refused.body;
+  EXPECT_FALSE(refused.header("Retry-After").empty());
+  EXPECT_THAT(refused.body, HasSubstr("no expert node is left to compute layer 1: "));
+  EXPECT_THAT(refused.body, HasSubstr("the pack leaves out tile"));
+  EXPECT_THAT(refused.body, HasSubstr("lost n1: "));
+  start_packed("n1");
+  EXPECT_TRUE(eventually([&] { return ask({.path = "/ready"}).status == 200; }));
+  EXPECT_EQ(json::parse(ask(completion(0, false)).body)["choices"][0]["text"], expected);
+}
+
 // Certificates on both sides, and rows through TLS.
 TEST_F(ClusterOfProcesses, encrypted_gives_the_same_texts) {
   const CommandResult keys = run_command(
