@@ -11,6 +11,7 @@
 namespace atl::text {
 namespace {
 
+constexpr int kClassDepthMax = 20;
 constexpr uint32_t kCodePointMax = 0x10FFFF;
 constexpr CodePointRange kHexDigits[] = {{'0', '9'}, {'A', 'F'}, {'a', 'f'}};
 
@@ -188,6 +189,7 @@ class Translator {
   }
 
   Set property(std::string_view name, bool negated, size_t at) const {
+    if (const auto letters = script(name)) return {*letters, written_out(*letters), negated};
     const auto wanted = general_category(name, UnicodeVersion::k16_0);
     if (!wanted) refuse(at, fmt::format("property {}", name.substr(0, 40)));
     const std::string own = fmt::format("\\p{{{}}}", name);
@@ -281,6 +283,11 @@ class Translator {
   }
 
   void character_class() {
+    if (is_computed_class()) {
+      const CodePointSet set = class_set();
+      out_ += set.empty() ? "(?!)" : "[" + written_out(set) + "]";
+      return;
+    }
     const size_t start = pos_++;
     out_ += take("^") ? "[^" : "[";
     bool empty = true;
@@ -314,11 +321,76 @@ class Translator {
     out_ += written_out(without_surrogates({{first, last}}));
   }
 
+  // Whether the class that begins here holds && or another class: PCRE2 has neither.
+  bool is_computed_class() const {
+    bool first = true;
+    for (size_t at = pos_ + (peek(1) == '^' ? 2 : 1); at < pattern_.size(); ++at, first = false) {
+      const char c = pattern_[at];
+      if (c == '\\') {
+        ++at;
+      } else if (c == '[' || (c == '&' && at + 1 < pattern_.size() && pattern_[at + 1] == '&')) {
+        return true;
+      } else if (c == ']' && !first) {
+        return false;
+      }
+    }
+    return false;
+  }
+
+  // The characters of the class that begins here: what stands between && is intersected, classes
+  // within it are a part of it. A ^ at its beginning is about all of it (Onigmo's doc/RE, "A-5").
+  CodePointSet class_set() {
+    const size_t start = pos_++;
+    if (++class_depth_ > kClassDepthMax) refuse(start, "a class nested this deep");
+    const bool negated = take("^");
+    std::optional<CodePointSet> all;
+    CodePointSet part;
+    const auto close_part = [&] {
+      part = without_surrogates(united(std::move(part)));
+      all = all ? intersection(*all, part) : part;
+      part.clear();
+    };
+    for (bool empty = true; peek() != ']' || empty; empty = false) {
+      if (at_end()) refuse_malformed(start, "character class without ]");
+      if (peek() == '[' && peek(1) == ':') refuse(pos_, "a class by name");
+      if (take("&&")) {
+        close_part();
+      } else if (peek() == '[') {
+        const CodePointSet inner = class_set();
+        part.insert(part.end(), inner.begin(), inner.end());
+      } else {
+        add_set_item(start, part);
+      }
+    }
+    ++pos_;
+    --class_depth_;
+    close_part();
+    return negated ? complement(*all) : *all;
+  }
+
+  void add_set_item(size_t class_start, CodePointSet& part) {
+    if (peek() == '\\') {
+      if (const auto set = take_set_escape()) {
+        const CodePointSet members =
+            set->negated ? complement(set->code_points) : without_surrogates(set->code_points);
+        part.insert(part.end(), members.begin(), members.end());
+        return;
+      }
+    }
+    const uint32_t first = take_class_character(class_start);
+    uint32_t last = first;
+    if (peek() == '-' && peek(1) != ']' && peek(1) != '\0') {
+      const size_t dash = pos_++;
+      if (peek() == '[' || (peek() == '\\' && take_set_escape())) refuse(dash, "a range to a set");
+      last = take_class_character(class_start);
+      if (last < first) refuse_malformed(dash, "range in descending order");
+    }
+    part.push_back({first, last});
+  }
+
   uint32_t take_class_character(size_t class_start) {
     const size_t start = pos_;
     if (at_end()) refuse_malformed(class_start, "character class without ]");
-    if (peek() == '[') refuse(start, "a class inside a class");
-    if (peek() == '&' && peek(1) == '&') refuse(start, "&& in a class");
     if (peek() != '\\') return take_code_point();
     ++pos_;
     if (at_end()) refuse_malformed(class_start, "character class without ]");
@@ -332,6 +404,7 @@ class Translator {
   std::string_view pattern_;
   PcreProperties properties_;
   size_t pos_ = 0;
+  int class_depth_ = 0;
   std::string out_;
 };
 

@@ -1,9 +1,10 @@
 // From the regular expressions of a tokenizer.json to those of PCRE2.
 //
 // The Hugging Face tokenizers library runs them with Oniguruma (Ruby syntax, Unicode 16.0). PCRE2
-// differs in the Unicode version, in \s, \d, \h and \v, in what ^ and $ mean, and in {,n}. The
+// differs in the Unicode version, in \s, \d, \h and \v, in what ^ and $ mean, in {,n}, and has no
+// classes with && or other classes in them. The
 // translation writes each of these out so that it matches the same text; what it can't translate
-// with certainty (\w, \b, \R, class intersections, back references, flags but i, ...) it refuses by
+// with certainty (\w, \b, \R, scripts but Han, back references, flags but i, ...) it refuses by
 // name.
 #pragma once
 

@@ -1,5 +1,6 @@
 #include "text/unicode_ranges.h"
 
+#include <algorithm>
 #include <array>
 
 namespace atl::text {
@@ -84,6 +85,35 @@ std::optional<CodePointSet> general_category(std::string_view name, UnicodeVersi
     if (wanted[category]) append(set, range.first, range.last);
   }
   return set;
+}
+
+std::optional<CodePointSet> script(std::string_view name) {
+  if (name != "Han") return std::nullopt;
+  return CodePointSet{
+      {0x2E80, 0x2E99},   {0x2E9B, 0x2EF3},   {0x2F00, 0x2FD5},   {0x3005, 0x3005},
+      {0x3007, 0x3007},   {0x3021, 0x3029},   {0x3038, 0x303B},   {0x3400, 0x4DBF},
+      {0x4E00, 0x9FFF},   {0xF900, 0xFA6D},   {0xFA70, 0xFAD9},   {0x16FE2, 0x16FE3},
+      {0x16FF0, 0x16FF1}, {0x20000, 0x2A6DF}, {0x2A700, 0x2B739}, {0x2B740, 0x2B81D},
+      {0x2B820, 0x2CEA1}, {0x2CEB0, 0x2EBE0}, {0x2EBF0, 0x2EE5D}, {0x2F800, 0x2FA1D},
+      {0x30000, 0x3134A}, {0x31350, 0x323AF}};
+}
+
+CodePointSet united(CodePointSet ranges) {
+  std::sort(ranges.begin(), ranges.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
+  CodePointSet out;
+  for (const CodePointRange& range : ranges) {
+    if (!out.empty() && range.first <= out.back().last + 1) {
+      out.back().last = std::max(out.back().last, range.last);
+    } else {
+      out.push_back(range);
+    }
+  }
+  return out;
+}
+
+CodePointSet intersection(const CodePointSet& a, const CodePointSet& b) {
+  return difference(a, complement(b));
 }
 
 std::span<const CodePointRange> white_space() { return kWhiteSpace; }

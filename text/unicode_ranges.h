@@ -29,11 +29,18 @@ enum class UnicodeVersion { k14_0, k16_0 };
 // Source: Unicode Character Database, DerivedGeneralCategory.
 std::optional<CodePointSet> general_category(std::string_view name, UnicodeVersion version);
 
+// The code points of a script by its name, version 16.0: "Han", which is the only one here. Nothing
+// for others. Source: Unicode Character Database, Scripts.txt; the same as tokenizers 0.23 has.
+std::optional<CodePointSet> script(std::string_view name);
+
 // White_Space = yes: the 25 code points that \s means. The same in both versions.
 std::span<const CodePointRange> white_space();
 
 // All Unicode scalar values (no surrogates) outside `set`.
 CodePointSet complement(const CodePointSet& set);
+// Any set of ranges in order and without overlaps.
+CodePointSet united(CodePointSet ranges);
+CodePointSet intersection(const CodePointSet& a, const CodePointSet& b);
 // The code points of `a` that aren't in `b`.
 CodePointSet difference(const CodePointSet& a, const CodePointSet& b);
 

@@ -422,14 +422,16 @@ TEST_F(SmallTokenizer, refuses_patterns_that_it_cannot_run_as_the_reference_does
       {"(", "parenthes"},
       {"[a", "character class"},
       {"a**b)", ""},
-      {"\\p{Han}", "property Han"},
+      {"\\p{Thai}", "property Thai"},
       {"\\p{L", "\\p"},
       {"\\w+", "escape \\w"},
       {"\\bx", "escape \\b"},
       {"\\R", "escape \\R"},
       {"(a)\\1", "escape \\1"},
-      {"[a&&b]", "&& in a class"},
-      {"[[:alpha:]]", "class"},
+      {"[[:alpha:]]", "a class by name"},
+      {"[a&&[b-\\d]]", "a range to a set"},
+      {"[a&&b", "character class without ]"},
+      {std::string(40, '[') + "a" + std::string(40, ']'), "nested this deep"},
       {"[z-a]", "descending"},
       {"(?s:.)", "group (?s:"},
       {"(*UTF)", "group (*UT"},
@@ -451,6 +453,33 @@ TEST_F(SmallTokenizer, refuses_patterns_that_it_cannot_run_as_the_reference_does
     EXPECT_THAT(what, testing::HasSubstr("split 0"));
     EXPECT_THAT(what, testing::HasSubstr(named)) << pattern.substr(0, 40);
   }
+}
+
+// Ids of the Hugging Face library: tests/golden/make_pre_tokenizers.py.
+TEST_F(SmallTokenizer, runs_scripts_and_classes_with_classes_in_them_as_the_reference_does) {
+  const std::filesystem::path source = ATOLL_SOURCE_DIR;
+  std::ifstream model(source / "tests/models/tiny-fp8/tokenizer.json");
+  Json json = Json::parse(model);
+  std::ifstream in(source / "tests/golden/pre_tokenizers.jsonl");
+  std::optional<Tokenizer> tokenizer;
+  std::string pattern;
+  size_t num_texts = 0;
+  for (std::string line; std::getline(in, line); ++num_texts) {
+    const Json row = Json::parse(line);
+    if (row["pattern"] != pattern) {
+      pattern = row["pattern"];
+      json["pre_tokenizer"] = {
+          {"type", "Sequence"},
+          {"pretokenizers",
+           {split_step(pattern),
+            {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+      tokenizer.emplace(load(json));
+    }
+    EXPECT_EQ(*tokenizer->encode(row["text"].get<std::string>()),
+              row["ids"].get<std::vector<int32_t>>())
+        << pattern << " " << row["text"];
+  }
+  EXPECT_GT(num_texts, 500u);
 }
 
 TEST_F(SmallTokenizer, refuses_split_behaviours_and_steps_by_name) {
