@@ -52,7 +52,7 @@ class Exchange final : public HttpExchange {
   const HttpRequest& request() const override { return request_; }
   void respond(HttpResponse response) override;
   void begin_events() override;
-  bool send_event(std::string_view data) override;
+  bool send_event(std::string_view data, std::string_view name) override;
   void end() override;
   void on_gone(std::function<void()> callback) override;
 
@@ -283,6 +283,7 @@ void Connection::next_request() {
   head_only_ = false;
   http_1_1_ = true;
   request_id_.clear();
+  added_headers_.clear();
   arrived_ = core_.clock.now();
   enter(Phase::kHeader);
 }
@@ -301,6 +302,10 @@ void Connection::on_header() {
   keep_alive_ = parser_->keep_alive();
   ++core_.counters.requests;
 
+  added_headers_.clear();
+  guarded("the maker of an answer's headers", [&] {
+    if (core_.options.add_headers) added_headers_ = core_.options.add_headers(request);
+  });
   std::optional<HttpResponse> refusal;
   const bool asked = guarded("the check of a request's header", [&] {
     if (core_.options.admit) refusal = core_.options.admit(request);
@@ -394,11 +399,13 @@ void Connection::append_head(int status, const HttpResponse& response, std::stri
     out_ += "\r\nConnection: keep-alive";
   }
   out_ += "\r\nX-Request-Id: " + request_id_;
-  for (const auto& [name, value] : response.headers) {
-    out_ += "\r\n";
-    append_field_text(out_, name);
-    out_ += ": ";
-    append_field_text(out_, value);
+  for (const auto* headers : {&response.headers, &std::as_const(added_headers_)}) {
+    for (const auto& [name, value] : *headers) {
+      out_ += "\r\n";
+      append_field_text(out_, name);
+      out_ += ": ";
+      append_field_text(out_, value);
+    }
   }
   out_ += "\r\n\r\n";
 }
@@ -439,10 +446,11 @@ void Connection::append_event_chunk(std::string_view text, std::string_view tail
   comment_at_ = now() + core_.options.keep_alive;
 }
 
-bool Connection::send_event(ExchangeId id, std::string_view data) {
+bool Connection::send_event(ExchangeId id, std::string_view data, std::string_view name) {
   if (!is_current(id, Phase::kStreaming)) return false;
   std::string event;
-  event.reserve(data.size() + 8);
+  event.reserve(data.size() + name.size() + 16);
+  if (!name.empty()) event.append("event: ").append(name).append("\n");
   event += "data: ";
   event += data;
   append_event_chunk(event, "\n\n");
@@ -581,9 +589,9 @@ void Exchange::respond(HttpResponse response) {
 void Exchange::begin_events() {
   if (const auto connection = connection_.lock()) connection->begin_events(id_);
 }
-bool Exchange::send_event(std::string_view data) {
+bool Exchange::send_event(std::string_view data, std::string_view name) {
   const auto connection = connection_.lock();
-  return connection && connection->send_event(id_, data);
+  return connection && connection->send_event(id_, data, name);
 }
 void Exchange::end() {
   ended_ = true;

@@ -46,7 +46,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Of the exchange; they do nothing if it isn't the current one any more.
   void respond(ExchangeId id, const HttpResponse& response);
   void begin_events(ExchangeId id);
-  bool send_event(ExchangeId id, std::string_view data);
+  bool send_event(ExchangeId id, std::string_view data, std::string_view name);
   void end(ExchangeId id);
   bool on_gone(ExchangeId id, std::function<void()> callback);
   void abandoned(ExchangeId id);
@@ -122,6 +122,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   ExchangeId current_ = 0;
   std::string request_id_;
+  std::vector<std::pair<std::string, std::string>> added_headers_;  // of its answer
   bool head_only_ = false, keep_alive_ = true, http_1_1_ = true;
   std::function<void()> on_gone_;
 

@@ -53,8 +53,10 @@ class HttpExchange {
   // Instead: status 200 and `text/event-stream`; then any number of send_event(), then end().
   // While nothing is sent for HttpOptions::keep_alive, a comment line is.
   virtual void begin_events() = 0;
-  // One event with this data (a single line). False: the client is gone.
-  virtual bool send_event(std::string_view data) = 0;
+  // One event with this data (a single line), and a name unless it is empty. False: the client is
+  // gone.
+  virtual bool send_event(std::string_view data, std::string_view name) = 0;
+  bool send_event(std::string_view data) { return send_event(data, {}); }
   virtual void end() = 0;
   // Called once, at most, if the connection ends before the answer does: closed by the client, or
   // by the server because it reads too slowly (see HttpOptions::unsent_bytes_max) or stops. Never
@@ -99,6 +101,10 @@ struct HttpOptions {
   // Called when a header is read, before its body: an answer here is the answer, and no handler is
   // asked.
   std::function<std::optional<HttpResponse>(const HttpRequest&)> admit = {};
+  // Further headers of the answer to this request, whoever answers it. Called when its header is
+  // read.
+  std::function<std::vector<std::pair<std::string, std::string>>(const HttpRequest&)> add_headers =
+      {};
   // The body of errors of the server itself: status, what is wrong. Both on the server's thread.
   std::function<HttpResponse(int status, const std::string& message)> error_response = {};
 };

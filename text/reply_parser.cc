@@ -812,6 +812,8 @@ bool ReplyParser::in_reasoning() const {
 
 bool ReplyParser::stopped() const { return state_->stop.found(); }
 
+const std::string& ReplyParser::stop_string() const { return state_->stop.found_string(); }
+
 size_t ReplyParser::decided_bytes() const {
   return state_->options.stop.empty() ? state_->num_pushed : state_->decided;
 }

@@ -77,7 +77,8 @@ class ReplyParser {
   ReplyDelta finish(bool cut = false);
   int32_t num_tool_calls() const;
   bool in_reasoning() const;
-  bool stopped() const;  // by a stop string
+  bool stopped() const;                    // by a stop string
+  const std::string& stop_string() const;  // empty: none
   // Of the text that was pushed: up to where no stop string can begin any more, or up to the one
   // that was found.
   size_t decided_bytes() const;

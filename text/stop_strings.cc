@@ -18,6 +18,7 @@ std::string StopStrings::push(std::string_view text) {
     if (stop_end < end || (stop_end == end && at < begin)) {
       begin = at;
       end = stop_end;
+      found_string_ = stop;
     }
   }
   if (begin != std::string::npos) {

@@ -18,13 +18,15 @@ class StopStrings {
   // No more text: what was held back.
   std::string flush();
   bool found() const { return found_; }
-  size_t num_held() const { return held_.size(); }  // bytes
+  const std::string& found_string() const { return found_string_; }  // empty: none
+  size_t num_held() const { return held_.size(); }                   // bytes
 
  private:
   size_t length_to_hold() const;
 
   const std::vector<std::string> strings_;  // none is empty
   std::string held_;
+  std::string found_string_;
   bool found_ = false;
 };
 
