@@ -36,6 +36,9 @@ struct GenerationRequest {
   int64_t min_tokens = 0;         // a stop id isn't chosen before this many others
   // -1: no log probabilities; n >= 0: the chosen token's and those of the n likeliest ones.
   int32_t top_logprobs = -1;
+  // The same of the prompt's tokens, each given those before it; with the first event. The prefix
+  // cache is not read then.
+  int32_t prompt_logprobs = -1;
   std::unique_ptr<constrain::TokenConstraint> constraint;  // what may be generated; null: anything
   std::string client;      // whose share of the service this is; see docs/serving.md, "Fairness"
   std::string request_id;  // for log lines
@@ -47,12 +50,19 @@ struct TokenLogprob {
   float logprob = 0;  // natural; of the model's own distribution, before penalties and temperature
 };
 
+struct PromptLogprob {
+  double logprob = 0;             // in double: sums over long prompts are compared
+  std::vector<TokenLogprob> top;  // descending; may leave the prompt's own token out
+};
+
 // One more token of a sequence, its end, or both.
 struct GenerationEvent {
   GenerationId id;
   std::optional<int32_t> token;
   float logprob = 0;              // with top_logprobs >= 0
   std::vector<TokenLogprob> top;  // descending; may leave the chosen one out
+  // [prompt tokens - 1], of the second one on; with prompt_logprobs, the first event only.
+  std::vector<PromptLogprob> prompt;
   std::optional<FinishReason> finish;
   std::optional<Error> error;  // ended without an answer; neither token nor finish is set
   int64_t cached_tokens = 0;   // of the prompt, found in the prefix cache; with every event

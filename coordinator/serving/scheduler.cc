@@ -73,6 +73,8 @@ struct Scheduler::Generation {
   std::vector<int32_t> tokens;                  // the prompt, then what was generated
   Sequence sequence;                            // as far as it is computed
   std::unordered_map<int32_t, int32_t> counts;  // of generated tokens
+  std::vector<int32_t> prompt_ids;              // each once, ascending; with repetition_penalty
+  std::vector<PromptLogprob> prompt_logprobs;   // as far as they are known
   uint64_t admission = 0;  // place in the order of first admissions; 0: none yet
   int64_t cached_tokens = 0;
   Clock::TimePoint submitted{};
@@ -81,6 +83,7 @@ struct Scheduler::Generation {
 
   // Of the step under way.
   int64_t rows = 0;
+  int64_t sequence_begin = 0;        // the first of these rows within the sequence
   std::optional<size_t> logits_row;  // in the step's logits
   std::optional<int32_t> sampled;
   std::optional<Error> sample_error;
@@ -98,6 +101,8 @@ struct Scheduler::Generation {
     return num_tokens() - static_cast<int64_t>(request.prompt.size());
   }
   int64_t pending() const { return num_tokens() - sequence.num_tokens; }
+  // Whether its rows of this step are the prompt's, whose probabilities are wanted.
+  bool is_scored() const { return request.prompt_logprobs >= 0 && num_generated() == 0; }
   bool decodes() const { return pending() == 1 && num_generated() > 0; }
   bool stops_at(int32_t id) const {
     return std::count(request.stop_ids.begin(), request.stop_ids.end(), id) > 0;
@@ -157,6 +162,11 @@ Result<GenerationId> Scheduler::submit(GenerationRequest request) {
 
   auto generation = std::make_unique<Generation>();
   generation->tokens = request.prompt;
+  if (request.logits.repetition_penalty != 1) {
+    std::vector<int32_t>& ids = generation->prompt_ids = request.prompt;
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  }
   generation->request = std::move(request);
   generation->submitted = clock_.now();
   const std::lock_guard lock(mutex_);
@@ -429,7 +439,10 @@ bool Scheduler::computes_the_same(const Generation& generation) const {
 }
 
 bool Scheduler::try_admit(GenerationPtr& generation) {
-  if (options_.prefix_cache) engine_.reuse(generation->sequence, generation->tokens);
+  const bool scored = generation->request.prompt_logprobs >= 0 && generation->num_generated() == 0;
+  if (options_.prefix_cache && !scored) {
+    engine_.reuse(generation->sequence, generation->tokens);
+  }
   int64_t needed = missing_blocks(*generation, generation->num_tokens() + 1);
   // What the others still need for what they have, and a block each to go on.
   for (const GenerationPtr& other : running_) {
@@ -541,11 +554,14 @@ bool Scheduler::compute() {
     stepped.push_back(generation.get());
     size.add(generation->rows, generation->sequence.num_tokens);
     const bool to_the_end = generation->rows == generation->pending();
+    generation->sequence_begin = generation->sequence.num_tokens;
     work.push_back({&generation->sequence,
                     std::span(generation->tokens)
                         .subspan(static_cast<size_t>(generation->sequence.num_tokens),
                                  static_cast<size_t>(generation->rows)),
-                    to_the_end ? WantLogits::kLast : WantLogits::kNone});
+                    generation->is_scored() ? WantLogits::kAll
+                    : to_the_end            ? WantLogits::kLast
+                                            : WantLogits::kNone});
   }
   if (work.empty()) return false;
   announce(stepped);
@@ -559,7 +575,8 @@ bool Scheduler::compute() {
   std::vector<std::optional<Error>> errors(work.size());
   const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
   size_t num_logits = 0;
-  const auto keep_logits = [&](size_t w, size_t, std::span<const float> logits) {
+  const auto keep_logits = [&](size_t w, size_t t, std::span<const float> logits) {
+    if (stepped[w]->is_scored() && !score(*stepped[w], t, logits)) return;
     const size_t row = num_logits++;
     if (logits_.size() < num_logits * vocab) logits_.resize(num_logits * vocab);
     std::copy(logits.begin(), logits.end(),
@@ -590,6 +607,20 @@ bool Scheduler::compute() {
   counts_.step_seconds += seconds;
   counts_.last_step_end = seconds_between(Clock::TimePoint(), end);
   return true;
+}
+
+// What the logits behind the prompt's token `t` of this step say of the next one. True: there is
+// none, so that they choose the first generated token.
+bool Scheduler::score(Generation& generation, size_t t, std::span<const float> logits) {
+  const size_t next = static_cast<size_t>(generation.sequence_begin) + t + 1;
+  if (next >= generation.tokens.size()) return true;
+  auto& all = generation.prompt_logprobs;
+  if (all.size() < next) all.resize(next);
+  const int32_t id = generation.tokens[next];
+  const int32_t n = generation.request.prompt_logprobs;
+  all[next - 1].logprob = -model::token_nll(logits, id);
+  if (n > 0) all[next - 1].top = likeliest(logits, n, log_sum_exp(logits));
+  return false;
 }
 
 // The nodes' logs name the requests that a step is for; most steps are for those of the last one.
@@ -634,7 +665,7 @@ void Scheduler::sample(Generation& generation, std::span<const float> logits,
   std::span<const float> adjusted = logits;
   if (!request.logits.idle()) {
     workspace.logits.assign(logits.begin(), logits.end());
-    request.logits.apply(generation.counts, workspace.logits);
+    request.logits.apply(generation.counts, generation.prompt_ids, workspace.logits);
     adjusted = workspace.logits;
   }
   std::span<const uint8_t> allowed = options_.allowed;
@@ -733,6 +764,7 @@ void Scheduler::take_token(Generation& generation) {
   event.token = token;
   event.logprob = generation.logprob;
   event.top = std::move(generation.top);
+  event.prompt = std::exchange(generation.prompt_logprobs, {});
 
   constrain::TokenConstraint* constraint = generation.request.constraint.get();
   if (generation.stops_at(token)) {

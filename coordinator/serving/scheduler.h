@@ -100,6 +100,7 @@ class Scheduler final : public GenerationBackend {
   void find_room();
   void preempt(size_t index);
   bool compute();
+  static bool score(Generation& generation, size_t t, std::span<const float> logits);
   void announce(const std::vector<Generation*>& stepped);
   void sample_all(const std::vector<Generation*>& stepped);
   void sample(Generation& generation, std::span<const float> logits, Workspace& workspace);

@@ -96,7 +96,7 @@ class ScriptedBackend final : public coordinator::GenerationBackend {
     model::LogitsProcessor logits;
     uint64_t sample;
     std::vector<int32_t> stop_ids;
-    int32_t top_logprobs;
+    int32_t top_logprobs, prompt_logprobs;
     bool constrained;
     std::string client, request_id;
     std::optional<Clock::TimePoint> deadline;
@@ -130,8 +130,9 @@ class ScriptedBackend final : public coordinator::GenerationBackend {
     }
     submitted_.push_back({id, request.prompt, request.max_tokens, request.min_tokens,
                           request.sampling, request.logits, request.sample, request.stop_ids,
-                          request.top_logprobs, request.constraint != nullptr, request.client,
-                          request.request_id, request.deadline});
+                          request.top_logprobs, request.prompt_logprobs,
+                          request.constraint != nullptr, request.client, request.request_id,
+                          request.deadline});
     if (!manual_) play(id, request);
     return id;
   }
