@@ -318,6 +318,16 @@ bool CharAutomaton::accepts(std::string_view text) const {
 
 GrammarBuilder::Node CharAutomaton::add_to(GrammarBuilder& grammar,
                                            GrammarBuilder::Node from) const {
+  return add(grammar, from, false);
+}
+
+GrammarBuilder::Node CharAutomaton::add_plain_to(GrammarBuilder& grammar,
+                                                 GrammarBuilder::Node from) const {
+  return add(grammar, from, true);
+}
+
+GrammarBuilder::Node CharAutomaton::add(GrammarBuilder& grammar, GrammarBuilder::Node from,
+                                        bool plain) const {
   const GrammarBuilder::Node end = grammar.node();
   std::vector<GrammarBuilder::Node> nodes;
   for (size_t i = 0; i < states_.size(); ++i) nodes.push_back(grammar.node());
@@ -326,7 +336,8 @@ GrammarBuilder::Node CharAutomaton::add_to(GrammarBuilder& grammar,
     std::map<int32_t, CodePoints> sets;
     for (const Step& step : states_[i].steps) sets[step.to].emplace_back(step.low, step.high);
     for (const auto& [to, set] : sets) {
-      add_character(grammar, nodes[i], set, nodes[static_cast<size_t>(to)]);
+      const auto add_set = plain ? add_plain_character : add_character;
+      add_set(grammar, nodes[i], set, nodes[static_cast<size_t>(to)]);
     }
     if (states_[i].accepting) grammar.empty(nodes[i], end);
   }

@@ -34,6 +34,8 @@ class CharAutomaton {
 
   // The strings as they stand within JSON's quotes, each character in its usual form.
   GrammarBuilder::Node add_to(GrammarBuilder& grammar, GrammarBuilder::Node from) const;
+  // The strings as they are, without JSON.
+  GrammarBuilder::Node add_plain_to(GrammarBuilder& grammar, GrammarBuilder::Node from) const;
 
  private:
   struct Step {
@@ -44,6 +46,7 @@ class CharAutomaton {
     bool accepting = false;
     std::vector<Step> steps;  // sorted, without overlaps; what isn't there is refused
   };
+  GrammarBuilder::Node add(GrammarBuilder& grammar, GrammarBuilder::Node from, bool plain) const;
   static CharAutomaton of_parsed(const Pattern& pattern, CompileWork& work);
   void drop_dead_ends();
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "constrain/char_automaton.h"
 #include "constrain/grammar.h"
 #include "constrain/json_schema_grammar.h"
 #include "constrain/json_text_grammar.h"
@@ -195,6 +196,47 @@ Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string
     return std::shared_ptr<const ConstraintGrammar>(
         std::make_shared<CompiledGrammar>(*compiled, nullptr));
   });
+}
+
+namespace {
+
+Result<std::shared_ptr<const ConstraintGrammar>> compile_texts(
+    const std::function<Result<CharAutomaton>(CompileWork&)>& texts, std::stop_token stop) {
+  CompileWork work(std::move(stop));
+  return caught([&]() -> Result<std::shared_ptr<const ConstraintGrammar>> {
+    const auto automaton = texts(work);
+    if (!automaton) return automaton.error();
+    GrammarBuilder grammar(work);
+    add_json_rules(grammar);  // every machine begins with them
+    const int32_t top = grammar.add_rule();
+    const auto [start, accept] = grammar.rule(top);
+    grammar.empty(automaton->add_plain_to(grammar, start), accept);
+    auto compiled = finish(grammar, top);
+    if (!compiled) return compiled.error();
+    return std::shared_ptr<const ConstraintGrammar>(
+        std::make_shared<CompiledGrammar>(*compiled, nullptr));
+  });
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const ConstraintGrammar>> compile_regex(std::string_view pattern,
+                                                               std::stop_token stop) {
+  std::string whole(pattern);
+  if (whole.starts_with('^')) whole.erase(0, 1);
+  if (whole.ends_with('$') && !whole.ends_with("\\$")) whole.pop_back();
+  return compile_texts(
+      [&](CompileWork& work) { return CharAutomaton::of_pattern("^(?:" + whole + ")$", work); },
+      std::move(stop));
+}
+
+Result<std::shared_ptr<const ConstraintGrammar>> compile_choice(std::span<const std::string> texts,
+                                                                std::stop_token stop) {
+  return compile_texts(
+      [&](CompileWork& work) -> Result<CharAutomaton> {
+        return CharAutomaton::of_words(texts, work);
+      },
+      std::move(stop));
 }
 
 Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(

@@ -68,6 +68,12 @@ std::shared_ptr<const ConstraintGrammar> json_object_grammar();
 Result<std::shared_ptr<const ConstraintGrammar>> compile_json_schema(std::string_view schema_json,
                                                                      std::stop_token stop = {});
 
+// Texts that match the regular expression as a whole, and one of these texts. Errors as above.
+Result<std::shared_ptr<const ConstraintGrammar>> compile_regex(std::string_view pattern,
+                                                               std::stop_token stop = {});
+Result<std::shared_ptr<const ConstraintGrammar>> compile_choice(std::span<const std::string> texts,
+                                                                std::stop_token stop = {});
+
 // Calls of the named tools in the model's own marks, one or more (`parallel`) of them, and nothing
 // else (`tool_choice` required or a function's name). Errors as above.
 Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(

@@ -371,6 +371,10 @@ void add_character(GrammarBuilder& grammar, Node from, const CodePoints& set, No
   }
 }
 
+void add_plain_character(GrammarBuilder& grammar, Node from, const CodePoints& set, Node to) {
+  for (const auto& [low, high] : normalised(set)) add_utf8_range(grammar, from, low, high, to);
+}
+
 void add_any_character(GrammarBuilder& grammar, Node from, Node to) {
   for (const auto& [low, high] : normalised({{0x20, 0x21}, {0x23, 0x5B}, {0x5D, kLastCodePoint}})) {
     add_utf8_range(grammar, from, low, high, to);

@@ -17,6 +17,9 @@ namespace atl::constrain {
 // escape if it must have one, or \u00xx.
 void add_character(GrammarBuilder& grammar, GrammarBuilder::Node from, const CodePoints& set,
                    GrammarBuilder::Node to);
+// One character of `set` as it is, without JSON.
+void add_plain_character(GrammarBuilder& grammar, GrammarBuilder::Node from, const CodePoints& set,
+                         GrammarBuilder::Node to);
 // Any one character in any form that JSON has; escaped surrogates in pairs only.
 void add_any_character(GrammarBuilder& grammar, GrammarBuilder::Node from, GrammarBuilder::Node to);
 // `text` as it stands within a JSON string, without the quotes.
