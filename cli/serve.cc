@@ -42,6 +42,7 @@ struct ServeOptions {
   std::string host = "127.0.0.1";
   int port = 8080;
   std::string model_name;
+  std::vector<std::string> cors_origins;
   std::string api_key_file;
   std::optional<uint64_t> cache_bytes;
   int64_t context = 0;
@@ -121,6 +122,11 @@ coordinator::ApiOptions api_options(const ServeOptions& options, const model::Mo
       options.model_name.empty()
           ? std::filesystem::canonical(options.deployment.model_dir).filename().string()
           : options.model_name;
+  for (size_t comma; (comma = api.model_name.rfind(',')) != std::string::npos;) {
+    api.other_names.insert(api.other_names.begin(), api.model_name.substr(comma + 1));
+    api.model_name.resize(comma);
+  }
+  api.cors_origins = options.cors_origins;
   api.model = coordinator::load_model_defaults(options.deployment.model_dir);
   if (!options.api_key_file.empty()) api.keys = coordinator::load_api_keys(options.api_key_file);
   api.context_tokens = std::min({options.context > 0 ? options.context : cache_tokens, cache_tokens,
@@ -143,6 +149,9 @@ http::HttpOptions http_options(const ServeOptions& options, const coordinator::A
   http.admit = [&api, &loading](const http::HttpRequest& request) {
     return loading ? coordinator::Api::answer_while_loading(request)
                    : coordinator::Api::admit(api, request);
+  };
+  http.add_headers = [&api](const http::HttpRequest& request) {
+    return coordinator::Api::cors_headers(api, request);
   };
   http.error_response = coordinator::Api::error_response;
   return http;
@@ -322,6 +331,11 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
                   "One `name key` per line; requests must then bring one of the keys")
       ->type_name("PATH");
   command
+      .add_option("--cors-origin", options->cors_origins,
+                  "Origins whose pages may ask from a browser, as http://localhost:3000; * for all")
+      ->delimiter(',')
+      ->type_name("ORIGIN");
+  command
       .add_option("--max-connections", options->connections_max,
                   "Connections that may be open at once")
       ->check(CLI::Range(1, 1 << 20))
@@ -341,8 +355,8 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
   group_options(command, "Service",
-                {"--host", "--port", "--model-name", "--api-key-file", "--max-connections",
-                 "--max-body", "--request-timeout", "--drain-timeout"});
+                {"--host", "--port", "--model-name", "--api-key-file", "--cors-origin",
+                 "--max-connections", "--max-body", "--request-timeout", "--drain-timeout"});
 }
 
 void add_batch_options(CLI::App& command, ServeOptions* options) {

@@ -22,7 +22,8 @@ std::string dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-Json logprob_json(float logprob) {
+Json logprob_json(double logprob) {
+  if (std::isnan(logprob)) return nullptr;
   return std::isfinite(logprob) ? std::max<double>(logprob, kLogprobMin) : kLogprobMin;
 }
 
@@ -51,7 +52,7 @@ int64_t num_characters(std::string_view text) {
 
 // --- chat ---
 
-Json chat_token_json(const text::Tokenizer& tokenizer, int32_t id, float logprob) {
+Json chat_token_json(const text::Tokenizer& tokenizer, int32_t id, double logprob) {
   const std::string_view bytes = tokenizer.token_bytes(id);
   Json list = Json::array();
   for (const unsigned char byte : bytes) list.push_back(byte);
@@ -94,7 +95,9 @@ class ChatFormat final : public AnswerFormat {
 
   std::string chunk(size_t choice, const ChoiceDelta& delta) override {
     Json json = Json::object();
-    if (!delta.reply.reasoning.empty()) json["reasoning_content"] = delta.reply.reasoning;
+    if (!delta.reply.reasoning.empty() && options_.reasoning) {
+      json["reasoning_content"] = delta.reply.reasoning;
+    }
     if (!delta.reply.content.empty()) json["content"] = delta.reply.content;
     for (const auto& call : delta.reply.tool_calls) {
       Json piece = {{"index", call.index}};
@@ -170,7 +173,9 @@ class ChatFormat final : public AnswerFormat {
   Json choice_json(size_t index, const Kept& kept) const {
     Json message = {{"role", "assistant"}, {"content", kept.content}, {"refusal", nullptr}};
     if (kept.content.empty() && !kept.calls.empty()) message["content"] = nullptr;
-    if (!kept.reasoning.empty()) message["reasoning_content"] = kept.reasoning;
+    if (!kept.reasoning.empty() && options_.reasoning) {
+      message["reasoning_content"] = kept.reasoning;
+    }
     for (const Call& call : kept.calls) {
       message["tool_calls"].push_back(
           {{"id", call.id},
@@ -279,9 +284,11 @@ class CompletionFormat final : public AnswerFormat {
       for (const TokenLogprob& other : token.top) {
         top[completion_token_text(tokenizer_, other.id)] = logprob_json(other.logprob);
       }
+      const bool has_none = std::isnan(token.logprob);
       top[completion_token_text(tokenizer_, token.id)] = logprob_json(token.logprob);
-      tops.push_back(std::move(top));
-      offsets.push_back(num_characters(options_.echo[choice]) + characters);
+      tops.push_back(has_none ? Json(nullptr) : std::move(top));
+      offsets.push_back((options_.tokens_of_echo ? 0 : num_characters(options_.echo[choice])) +
+                        characters);
       characters += num_characters(tokenizer_.token_bytes(token.id));
     }
     return {{"text_offset", std::move(offsets)},
@@ -297,6 +304,10 @@ class CompletionFormat final : public AnswerFormat {
 };
 
 }  // namespace
+
+std::string AnswerFormat::ending(const AnswerUsage& usage, bool include_usage) {
+  return include_usage ? usage_chunk(usage) + "\n[DONE]" : "[DONE]";
+}
 
 std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const text::Tokenizer& tokenizer,
                                                ChatFormatOptions options) {

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/api/api_errors.h"
 #include "coordinator/api/choice.h"
 #include "text/tokenizer.h"
 
@@ -27,6 +28,7 @@ struct AnswerUsage {
 };
 
 // One answer under way: is told each delta of each choice once, in order. Borrows the tokenizer.
+// What is streamed are lines, each the data of an event; none: no event.
 class AnswerFormat {
  public:
   virtual ~AnswerFormat() = default;
@@ -35,6 +37,12 @@ class AnswerFormat {
   // Data of the event that tells this delta.
   virtual std::string chunk(size_t choice, const ChoiceDelta& delta) = 0;
   virtual std::string usage_chunk(const AnswerUsage& usage) = 0;
+  // What a stream ends with.
+  virtual std::string ending(const AnswerUsage& usage, bool include_usage);
+  // What it ends with instead.
+  virtual std::string error(const ApiError& error) { return to_json(error); }
+  // Events are named by the "type" of their data.
+  virtual bool names_events() const { return false; }
   // Instead of chunks: keeps the delta for whole().
   virtual void keep(size_t choice, const ChoiceDelta& delta) = 0;
   virtual std::string whole(const AnswerUsage& usage) = 0;
@@ -47,6 +55,7 @@ struct ChatFormatOptions {
   // Calls get ids as Kimi-K2 wants them back, "functions.NAME:INDEX", counted on from the calls
   // that the prompt holds; else random ones.
   bool kimi_call_ids = false;
+  bool reasoning = true;  // else it is left out
   int64_t num_calls_before = 0;
 };
 std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const text::Tokenizer& tokenizer,
@@ -54,6 +63,7 @@ std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const text::Toke
 
 struct CompletionFormatOptions {
   std::vector<std::string> echo = {};  // [choices] text put first; empty strings without echo
+  bool tokens_of_echo = false;         // come with the others
   bool logprobs = false;
   bool usage_in_chunks = false;
 };

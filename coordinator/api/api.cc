@@ -56,6 +56,13 @@ http::HttpResponse text_response(std::string content_type, std::string body) {
 
 std::string_view host_of(std::string_view remote) { return remote.substr(0, remote.rfind(':')); }
 
+// Anthropic's clients send the key by another header.
+std::optional<std::string> owner_of_request(std::span<const ApiKey> keys,
+                                            const http::HttpRequest& request) {
+  if (const auto owner = owner_of_key(keys, request.header("authorization"))) return owner;
+  return owner_of_key(keys, "Bearer " + std::string(request.header("x-api-key")));
+}
+
 // What everybody may read: whether the server is up, and a page without data.
 bool needs_no_key(std::string_view path) {
   return path == "/" || path == "/health" || path == "/ready" || path == "/version";
@@ -109,10 +116,18 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void get_metrics(Exchange exchange);
   void get_stats(Exchange exchange);
   void get_page(Exchange exchange);
+  void post_not_served(Exchange exchange);
   void post_chat(Exchange exchange) { generate(std::move(exchange), &RequestPreparer::chat); }
   void post_completion(Exchange exchange) {
     generate(std::move(exchange), &RequestPreparer::completion);
   }
+  void post_messages(Exchange exchange) {
+    generate(std::move(exchange), &RequestPreparer::messages);
+  }
+  void post_responses(Exchange exchange) {
+    generate(std::move(exchange), &RequestPreparer::responses);
+  }
+  void post_count_tokens(Exchange exchange);
   void post_tokenize(Exchange exchange);
   void post_detokenize(Exchange exchange);
 
@@ -129,7 +144,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   std::optional<ApiError> refusal() const;
   ApiError with_retry_after(ApiError error) const;
   std::string client_of(const http::HttpRequest& http, const std::string& user) const;
-  AnswerHead make_head(bool chat) const;
+  AnswerHead make_head(const PreparedGeneration& prepared) const;
 
   void on_event(GenerationEvent& event);
   void end_sequences(LiveAnswer& live);
@@ -143,7 +158,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   std::optional<std::string> no_node_because() const;
   void doubt_when_nodes_go();
   std::string state() const;
-  Json model_json() const;
+  Json model_json(const std::string& name) const;
 
   const ApiOptions options;
   http::HttpServer& server;
@@ -215,9 +230,19 @@ void Api::Impl::add_routes() {
   for (const std::string prefix : {"/v1", ""}) {
     route("GET", prefix + "/models", &Impl::get_models);
     route("GET", prefix + "/models/" + options.model_name, &Impl::get_model);
+    for (const std::string& name : options.other_names) {
+      route("GET", prefix + "/models/" + name, &Impl::get_model);
+    }
+  }
+  for (const char* path : {"/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/transcriptions",
+                           "/v1/images/generations", "/v1/moderations"}) {
+    route("POST", path, &Impl::post_not_served);
   }
   route("POST", "/v1/chat/completions", &Impl::post_chat);
   route("POST", "/v1/completions", &Impl::post_completion);
+  route("POST", "/v1/messages", &Impl::post_messages);
+  route("POST", "/v1/messages/count_tokens", &Impl::post_count_tokens);
+  route("POST", "/v1/responses", &Impl::post_responses);
   route("POST", "/tokenize", &Impl::post_tokenize);
   route("POST", "/detokenize", &Impl::post_detokenize);
 }
@@ -239,7 +264,7 @@ void Api::Impl::refuse(const Exchange& exchange, const ApiError& error) {
   // The message may quote what a stranger sent.
   log_debug("request {} refused: {} {}", exchange->request().id, error.status,
             storage::printable(error.message, kLoggedBytesMax));
-  answer(exchange, to_response(error));
+  answer(exchange, to_response(error, exchange->request().path));
 }
 
 // --- what the server is ---
@@ -266,8 +291,8 @@ void Api::Impl::get_version(Exchange exchange) {
   answer(exchange, json_response(version));
 }
 
-Json Api::Impl::model_json() const {
-  return {{"id", options.model_name},
+Json Api::Impl::model_json(const std::string& name) const {
+  return {{"id", name},
           {"object", "model"},
           {"created", created},
           {"owned_by", "atoll"},
@@ -277,10 +302,23 @@ Json Api::Impl::model_json() const {
 }
 
 void Api::Impl::get_models(Exchange exchange) {
-  answer(exchange, json_response({{"object", "list"}, {"data", Json::array({model_json()})}}));
+  Json list = Json::array({model_json(options.model_name)});
+  for (const std::string& name : options.other_names) list.push_back(model_json(name));
+  answer(exchange, json_response({{"object", "list"}, {"data", std::move(list)}}));
 }
 
-void Api::Impl::get_model(Exchange exchange) { answer(exchange, json_response(model_json())); }
+void Api::Impl::get_model(Exchange exchange) {
+  const std::string& path = exchange->request().path;
+  answer(exchange, json_response(model_json(path.substr(path.find("/models/") + 8))));
+}
+
+void Api::Impl::post_not_served(Exchange exchange) {
+  ApiError error = api_error(
+      404, exchange->request().path +
+               ": this server generates text only; it has no embeddings, scores, sound or images");
+  error.code = "unsupported";
+  refuse(exchange, error);
+}
 
 void Api::Impl::get_metrics(Exchange exchange) {
   answer(exchange, text_response("text/plain; version=0.0.4; charset=utf-8",
@@ -393,6 +431,15 @@ void Api::Impl::post_tokenize(Exchange exchange) {
   });
 }
 
+void Api::Impl::post_count_tokens(Exchange exchange) {
+  const http::HttpRequest* request = &exchange->request();
+  answer_on_helper(std::move(exchange), [this, request](const std::stop_token& stop) {
+    auto count = preparer.count_message_tokens(request->body, stop);
+    if (!count) return to_response(count.error(), request->path);
+    return json_response({{"input_tokens", *count}});
+  });
+}
+
 void Api::Impl::post_detokenize(Exchange exchange) {
   const http::HttpRequest* request = &exchange->request();
   answer_on_helper(std::move(exchange), [this, request](const std::stop_token&) {
@@ -453,8 +500,9 @@ void Api::Impl::prepare_on_helper(Preparing what, http::WorkLength length) {
   work.run = [self = shared_from_this(), what = std::move(what), length](std::stop_token stop) {
     std::optional<Parsed<PreparedGeneration>> prepared;
     try {
-      prepared =
-          (self->preparer.*what.prepare)(what.exchange->request().body, {length, std::move(stop)});
+      prepared = (self->preparer.*what.prepare)(
+          what.exchange->request().body,
+          {length, std::move(stop), self->client_of(what.exchange->request(), "")});
       if (!prepared) return self->prepare_on_helper(what, http::WorkLength::kLong);
     } catch (const std::exception& e) {
       prepared = api_error(500, e.what());
@@ -488,7 +536,7 @@ void Api::Impl::start(const Exchange& exchange, PreparedGeneration& prepared, Wa
     return;
   }
   const std::string client = client_of(http, prepared.user);
-  auto live = std::make_shared<LiveAnswer>(exchange, prepared, make_head(prepared.chat), tokenizer,
+  auto live = std::make_shared<LiveAnswer>(exchange, prepared, make_head(prepared), tokenizer,
                                            metrics, client);
   if (const auto error = submit_all(prepared, live, http, client)) {
     end_sequences(*live);
@@ -527,13 +575,16 @@ std::optional<ApiError> Api::Impl::submit_all(PreparedGeneration& prepared,
 }
 
 std::string Api::Impl::client_of(const http::HttpRequest& http, const std::string& user) const {
-  if (const auto owner = owner_of_key(options.keys, http.header("authorization"))) return *owner;
+  if (const auto owner = owner_of_request(options.keys, http)) return *owner;
   if (!user.empty()) return user.substr(0, kUserBytesMax);
   return std::string(host_of(http.remote));
 }
 
-AnswerHead Api::Impl::make_head(bool chat) const {
-  return {.id = random_id(chat ? "chatcmpl-" : "cmpl-"),
+AnswerHead Api::Impl::make_head(const PreparedGeneration& prepared) const {
+  const std::string prefix = !prepared.id_prefix.empty() ? prepared.id_prefix
+                             : prepared.chat             ? "chatcmpl-"
+                                                         : "cmpl-";
+  return {.id = random_id(prefix),
           .created = std::time(nullptr),
           .model = options.model_name,
           .system_fingerprint = options.system_fingerprint.empty() ? "atoll-" + options.version
@@ -650,11 +701,80 @@ http::HttpResponse Api::error_response(int status, const std::string& message) {
   return to_response(api_error(status, message));
 }
 
+namespace {
+
+std::string lower(std::string_view text) {
+  std::string out(text);
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return out;
+}
+
+// "null" (a file, a sandboxed frame) is nobody's own.
+bool is_own_origin(std::string_view origin, const http::HttpRequest& request) {
+  const size_t scheme = origin.find("://");
+  return scheme != origin.npos && lower(origin.substr(scheme + 3)) == lower(request.header("host"));
+}
+
+bool may_ask(const ApiOptions& options, std::string_view origin) {
+  return std::any_of(options.cors_origins.begin(), options.cors_origins.end(),
+                     [&](const std::string& allowed) {
+                       return allowed == "*" || lower(allowed) == lower(origin);
+                     });
+}
+
+bool is_json(std::string_view content_type) {
+  return lower(content_type.substr(0, content_type.find(';'))).starts_with("application/json");
+}
+
+constexpr const char* kPreflightSeconds = "600";
+
+// A page of another origin asks first, unless it sends what any form can: that computes nothing
+// here, or every page that somebody looks at could use a server without keys.
+std::optional<http::HttpResponse> answer_to_page(const ApiOptions& options,
+                                                 const http::HttpRequest& request) {
+  const std::string_view origin = request.header("origin");
+  if (origin.empty() || is_own_origin(origin, request)) return std::nullopt;
+  const bool allowed = may_ask(options, origin);
+  if (request.method == "OPTIONS" && allowed &&
+      !request.header("access-control-request-method").empty()) {
+    http::HttpResponse response;
+    response.status = 204;
+    response.content_type.clear();
+    response.headers = {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
+                        {"Access-Control-Max-Age", kPreflightSeconds}};
+    const std::string_view wanted = request.header("access-control-request-headers");
+    if (!wanted.empty()) {
+      response.headers.emplace_back("Access-Control-Allow-Headers", std::string(wanted));
+    }
+    return response;
+  }
+  if (request.method != "POST" || allowed || is_json(request.header("content-type"))) {
+    return std::nullopt;
+  }
+  return Api::error_response(403,
+                             "a page of another origin may only send Content-Type: "
+                             "application/json; see --cors-origin");
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> Api::cors_headers(
+    const ApiOptions& options, const http::HttpRequest& request) {
+  const std::string_view origin = request.header("origin");
+  if (options.cors_origins.empty() || origin.empty() || !may_ask(options, origin)) return {};
+  return {{"Access-Control-Allow-Origin", std::string(origin)},
+          {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"},
+          {"Vary", "Origin"}};
+}
+
 std::optional<http::HttpResponse> Api::admit(const ApiOptions& options,
                                              const http::HttpRequest& request) {
+  if (auto response = answer_to_page(options, request)) return response;
   if (options.keys.empty() || needs_no_key(request.path)) return std::nullopt;
-  const std::string_view given = request.header("authorization");
-  if (owner_of_key(options.keys, given)) return std::nullopt;
+  if (owner_of_request(options.keys, request)) return std::nullopt;
+  const std::string_view given =
+      request.header(request.header("authorization").empty() ? "x-api-key" : "authorization");
   http::HttpResponse response =
       error_response(401, given.empty() ? "no API key given; send it as `Authorization: Bearer KEY`"
                                         : "incorrect API key given");

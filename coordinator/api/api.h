@@ -33,9 +33,11 @@ struct ModelDefaults {
 ModelDefaults load_model_defaults(const std::filesystem::path& model_dir);
 
 struct ApiOptions {
-  std::string model_name;          // in /v1/models and answers
-  ModelDefaults model;             // load_model_defaults()
-  std::vector<ApiKey> keys;        // empty: everybody may ask
+  std::string model_name;                      // in /v1/models and answers
+  std::vector<std::string> other_names = {};   // that requests may say, too
+  std::vector<std::string> cors_origins = {};  // whose pages may ask; "*": all
+  ModelDefaults model;                         // load_model_defaults()
+  std::vector<ApiKey> keys;                    // empty: everybody may ask
   int64_t context_tokens = 0;      // most of one request, prompt and answer; 0: the model's
   int64_t max_tokens_default = 0;  // of chats; 0: up to the end of the context
   int64_t choices_max = 16;        // `n`
@@ -65,6 +67,9 @@ class Api {
   static http::HttpResponse error_response(int status, const std::string& message);
   static std::optional<http::HttpResponse> admit(const ApiOptions& options,
                                                  const http::HttpRequest& request);
+  // http::HttpOptions::add_headers: what lets pages of other origins read the answer.
+  static std::vector<std::pair<std::string, std::string>> cors_headers(
+      const ApiOptions& options, const http::HttpRequest& request);
   // The answer to anything while there is no Api yet: /health is well, the rest 503.
   static http::HttpResponse answer_while_loading(const http::HttpRequest& request);
 

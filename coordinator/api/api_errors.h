@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/check.h"
@@ -29,6 +30,8 @@ ApiError api_error(int status, std::string message);
 
 std::string to_json(const ApiError& error);
 http::HttpResponse to_response(const ApiError& error);
+// In the form of the API that the path belongs to.
+http::HttpResponse to_response(const ApiError& error, std::string_view path);
 
 // A value, or what is wrong with a request.
 template <typename T>

@@ -223,6 +223,12 @@ void read_response_format(const JsonValue& format, ChatRequest& request) {
   const std::string type = format["type"].is_string() ? *format["type"].string() : std::string();
   if (type == "json_object") {
     request.response_format = ResponseFormat::kJsonObject;
+    if (format["schema"].is_object()) {  // as llama.cpp, Together and others have it
+      request.response_format = ResponseFormat::kJsonSchema;
+      request.schema_json = format["schema"].text();
+    } else if (!format["schema"].missing()) {
+      format["schema"].complain("a JSON Schema (an object)");
+    }
   } else if (type == "json_schema") {
     request.response_format = ResponseFormat::kJsonSchema;
     const JsonValue schema = format["json_schema"]["schema"];
@@ -265,6 +271,51 @@ void read_prompt_end(const JsonValue& root, ChatInput& input) {
   }
 }
 
+// What is said of output elsewhere than in response_format becomes that.
+void read_guided_output(const JsonValue& root, ChatRequest& request) {
+  using Kind = GuidedOutput::Kind;
+  read_guided(root, request.guided);
+  if (request.guided.kind == Kind::kNone) return;
+  const JsonValue place = root["structured_outputs"];
+  if (request.response_format != ResponseFormat::kText) {
+    place.refuse("guided output: not together with response_format");
+  } else if (request.tool_choice == ToolChoice::kRequired) {
+    place.refuse("guided output: not together with a forced call of a tool");
+  }
+  if (request.guided.kind == Kind::kJsonObject) {
+    request.response_format = ResponseFormat::kJsonObject;
+  } else if (request.guided.kind == Kind::kJson) {
+    request.response_format = ResponseFormat::kJsonSchema;
+    request.schema_json = request.guided.schema_json;
+  }
+}
+
+// DeepSeek's {"thinking": {"type": "enabled"}}, also as a boolean, and OpenAI's reasoning_effort.
+void read_thinking(const JsonValue& root, ChatRequest& request) {
+  request.include_reasoning = root["include_reasoning"].boolean().value_or(true);
+  if (const auto effort = root["reasoning_effort"].string()) {
+    static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium",
+                                                    "high", "xhigh",   "max"};
+    if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
+      root["reasoning_effort"].complain("none, minimal, low, medium, high, xhigh or max");
+    }
+    request.thinking = *effort != "none";
+  }
+  for (const char* name : {"thinking", "enable_thinking"}) {
+    const JsonValue thinking = root[name];
+    if (thinking.is_object()) {
+      const std::string type = thinking["type"].string().value_or("");
+      if (type == "enabled" || type == "adaptive" || type == "auto") request.thinking = true;
+      if (type == "disabled") request.thinking = false;
+      if (type != "enabled" && type != "disabled" && type != "auto" && type != "adaptive") {
+        thinking["type"].complain("enabled or disabled");
+      }
+    } else if (const auto on = thinking.boolean()) {
+      request.thinking = *on;
+    }
+  }
+}
+
 std::string read_template_kwargs(const JsonValue& kwargs) {
   if (kwargs.missing()) return "{}";
   if (!kwargs.is_object()) kwargs.complain("an object");
@@ -297,9 +348,17 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const RequestLimit
   if (request.tool_choice == ToolChoice::kNone) request.input.tools.clear();
   request.parallel_tool_calls = root["parallel_tool_calls"].boolean().value_or(true);
   read_response_format(root["response_format"], request);
+  read_guided_output(root, request);
+  read_thinking(root, request);
+  if (root["echo"].boolean().value_or(false)) {
+    root["echo"].refuse("echo: only of /v1/completions", "unsupported");
+  }
   if (document->error()) return *document->error();
-  log_ignored_fields(root, {"messages", "tools", "tool_choice", "parallel_tool_calls",
-                            "response_format", "chat_template_kwargs", "top_logprobs"});
+  log_ignored_fields(
+      root, {"messages", "guided_json", "guided_regex", "guided_choice", "structured_outputs",
+             "thinking", "enable_thinking", "reasoning_effort", "include_reasoning",
+             "continue_final_message", "add_generation_prompt", "tools", "tool_choice",
+             "parallel_tool_calls", "response_format", "chat_template_kwargs", "top_logprobs"});
   return request;
 }
 

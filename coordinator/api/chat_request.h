@@ -53,6 +53,10 @@ struct ChatRequest {
   bool parallel_tool_calls = true;
   ResponseFormat response_format = ResponseFormat::kText;
   std::string schema_json;  // kJsonSchema
+  GuidedOutput guided;      // instead of response_format
+  // What "thinking", "reasoning_effort" and their like ask for; nullopt: nothing.
+  std::optional<bool> thinking;
+  bool include_reasoning = true;
 };
 Parsed<ChatRequest> parse_chat_request(std::string_view body, const RequestLimits& limits);
 

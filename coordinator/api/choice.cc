@@ -1,6 +1,7 @@
 #include "coordinator/api/choice.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -48,10 +49,16 @@ ChoiceDelta Choice::push(const GenerationEvent& event) {
 }
 
 void Choice::take(const GenerationEvent& event, ChoiceDelta& delta) {
+  if (num_tokens_ == 0) tell_prompt(event, delta);
   ++num_tokens_;
   const int32_t id = *event.token;
   const auto& stop_ids = options_.stop_ids;
-  if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) return;
+  if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) {
+    if (!options_.prompt.empty()) {
+      delta.tokens.push_back({.id = id, .logprob = event.logprob, .top = event.top});
+    }
+    return;
+  }
   if (parser_.in_reasoning()) ++reasoning_tokens_;
   if (options_.logprobs) {
     pending_tokens_.push_back(
@@ -61,6 +68,17 @@ void Choice::take(const GenerationEvent& event, ChoiceDelta& delta) {
   decoded_bytes_ += text.size();
   append(parser_.push(text), delta.reply);
   release_tokens(delta);
+}
+
+void Choice::tell_prompt(const GenerationEvent& event, ChoiceDelta& delta) const {
+  const auto& ids = options_.prompt;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const bool known = i > 0 && i - 1 < event.prompt.size();
+    delta.tokens.push_back(
+        {.id = ids[i],
+         .logprob = known ? event.prompt[i - 1].logprob : std::numeric_limits<double>::quiet_NaN(),
+         .top = known ? event.prompt[i - 1].top : std::vector<TokenLogprob>()});
+  }
 }
 
 // Tokens that begin in what was released; so none that a stop string cut off.
@@ -86,6 +104,7 @@ void Choice::end(FinishReason reason, ChoiceDelta& delta) {
   }
   append(parser_.finish(reason == FinishReason::kLength), delta.reply);
   if (parser_.stopped()) reason = FinishReason::kStop;
+  delta.stop_string = parser_.stop_string();
   release_tokens(delta);
   if (reason == FinishReason::kLength) {
     delta.finish_reason = "length";

@@ -21,11 +21,14 @@ struct ChoiceOptions {
   text::SpecialTokens special = text::SpecialTokens::kSkip;
   text::ReplyParserOptions reply = {};  // but for its stop strings; a completion is all content
   bool logprobs = false;
+  // With echo and log probabilities: the prompt's tokens are told, too, and the end token, as
+  // lm-evaluation-harness counts on.
+  std::vector<int32_t> prompt = {};
 };
 
 struct ChoiceToken {
   int32_t id = 0;
-  float logprob = 0;
+  double logprob = 0;  // NaN: there is none, of a prompt's first token
   std::vector<TokenLogprob> top;
   size_t text_begin = 0;  // bytes of the choice's text before the token's
 };
@@ -35,6 +38,7 @@ struct ChoiceDelta {
   text::ReplyDelta reply;           // `content` of a completion, too
   std::vector<ChoiceToken> tokens;  // with logprobs: those whose text is in, or already was
   std::string finish_reason;        // empty: it goes on; else stop, length or tool_calls
+  std::string stop_string;          // with it: the one that was found
   bool empty() const { return reply.empty() && tokens.empty() && finish_reason.empty(); }
 };
 
@@ -54,6 +58,7 @@ class Choice {
 
  private:
   void take(const GenerationEvent& event, ChoiceDelta& delta);
+  void tell_prompt(const GenerationEvent& event, ChoiceDelta& delta) const;
   void end(FinishReason reason, ChoiceDelta& delta);
   void release_tokens(ChoiceDelta& delta);
 

@@ -60,12 +60,12 @@ Parsed<CompletionRequest> parse_completion_request(std::string_view body,
   request.fields.top_logprobs =
       static_cast<int32_t>(root["logprobs"].integer(0, kTopLogprobsMax).value_or(-1));
   request.echo = root["echo"].boolean().value_or(false);
-  if (request.echo && request.fields.top_logprobs >= 0) {
-    root["echo"].refuse("echo: log probabilities of the prompt are not supported", "unsupported");
-  }
+  request.add_special_tokens = root["add_special_tokens"].boolean().value_or(true);
+  read_guided(root, request.guided);
   refuse_suffix(root["suffix"]);
   if (document->error()) return *document->error();
-  log_ignored_fields(root, {"prompt", "echo", "suffix"});
+  log_ignored_fields(root, {"prompt", "echo", "suffix", "add_special_tokens", "guided_json",
+                            "guided_regex", "guided_choice", "structured_outputs"});
   return request;
 }
 

@@ -18,6 +18,8 @@ struct CompletionRequest {
   GenerationFields fields;
   std::vector<RawPrompt> prompts;  // at least one
   bool echo = false;
+  bool add_special_tokens = true;
+  GuidedOutput guided;
 };
 Parsed<CompletionRequest> parse_completion_request(std::string_view body,
                                                    const RequestLimits& limits);

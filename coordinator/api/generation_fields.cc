@@ -33,7 +33,70 @@ constexpr std::string_view kKnown[] = {"model",
                                        "presence_penalty",
                                        "frequency_penalty",
                                        "logprobs",
-                                       "max_completion_tokens"};
+                                       "max_completion_tokens",
+                                       "repetition_penalty",
+                                       "skip_special_tokens",
+                                       "truncate_prompt_tokens"};
+
+constexpr size_t kChoicesMax = 1000;
+
+// Fields of OpenAI, vLLM, SGLang and llama.cpp that would change the answer and are not built. A
+// value that changes nothing is fine: `neutral`, as JSON.
+struct Unsupported {
+  std::string_view name, neutral, instead;
+};
+constexpr Unsupported kUnsupported[] = {
+    {"guided_grammar", "", "use guided_json, guided_regex or guided_choice"},
+    {"guided_whitespace_pattern", "", ""},
+    {"grammar", "", "use guided_json, guided_regex or guided_choice"},
+    {"ebnf", "", "use guided_json, guided_regex or guided_choice"},
+    {"regex", "", "use guided_regex"},
+    {"json_schema", "", "use response_format"},
+    {"structural_tag", "", ""},
+    {"bad_words", "[]", "use logit_bias"},
+    {"allowed_token_ids", "", "use logit_bias"},
+    {"logits_processors", "[]", ""},
+    {"logits_processor_pattern", "", ""},
+    {"length_penalty", "1", ""},
+    {"use_beam_search", "false", ""},
+    {"early_stopping", "false", ""},
+    {"include_stop_str_in_output", "false", ""},
+    {"spaces_between_special_tokens", "true", ""},
+    {"prompt_logprobs", "0", "use echo with logprobs of /v1/completions"},
+    {"functions", "[]", "use tools"},
+    {"function_call", "\"none\"", "use tool_choice"},
+    {"modalities", "[\"text\"]", ""},
+    {"audio", "", ""},
+    {"web_search_options", "", ""},
+    {"documents", "[]", ""},
+    {"chat_template", "", "the model's own is used"},
+    {"mm_processor_kwargs", "", ""},
+    {"separate_reasoning", "true", "use include_reasoning"},
+    {"typical_p", "1", ""},
+    {"top_a", "0", ""},
+    {"tfs_z", "1", ""},
+    {"mirostat", "0", ""},
+    {"dry_multiplier", "0", ""},
+    {"xtc_probability", "0", ""},
+    {"dynatemp_range", "0", ""},
+    {"lora_path", "", ""},
+    {"return_token_ids", "false", ""},
+    {"return_tokens_as_token_ids", "false", ""},
+};
+
+void refuse_unsupported(const JsonValue& root) {
+  for (const Unsupported& field : kUnsupported) {
+    const JsonValue value = root[field.name];
+    if (value.missing()) continue;
+    const std::string text = value.text();
+    const bool is_neutral = !field.neutral.empty() && (text == field.neutral || text == "[]" ||
+                                                       text == std::string(field.neutral) + ".0");
+    if (is_neutral) continue;
+    value.refuse(fmt::format("{}: this server has no such field{}{}", field.name,
+                             field.instead.empty() ? "" : "; ", field.instead),
+                 "unsupported");
+  }
+}
 
 std::optional<float> read_float(const JsonValue& value, double min, double max) {
   const auto number = value.number(min, max);
@@ -131,8 +194,56 @@ void read_sampling(const JsonValue& root, GenerationFields& fields) {
 
 }  // namespace
 
+void read_guided(const JsonValue& root, GuidedOutput& guided) {
+  using Kind = GuidedOutput::Kind;
+  const auto take = [&](const JsonValue& value, Kind kind) {
+    if (value.missing()) return false;
+    if (guided.kind != Kind::kNone) value.refuse(value.path() + ": one form of output at most");
+    guided.kind = kind;
+    return true;
+  };
+  const auto read = [&](const JsonValue& json, const JsonValue& regex, const JsonValue& choice) {
+    if (take(json, Kind::kJson)) {
+      // A text that is a schema is taken, too.
+      guided.schema_json = json.is_string() ? *json.string() : json.text();
+      if (!json.is_string() && !json.is_object()) json.complain("a JSON Schema (an object)");
+    }
+    if (take(regex, Kind::kRegex)) {
+      guided.regex = regex.string().value_or("");
+      if (guided.regex.empty()) regex.complain("a regular expression");
+    }
+    if (!take(choice, Kind::kChoice)) return;
+    for (const JsonValue& one : choice.elements(kChoicesMax)) {
+      guided.choices.push_back(one.string().value_or(""));
+      if (guided.choices.back().empty()) one.complain("a text");
+    }
+    if (guided.choices.empty()) choice.complain("an array of texts");
+  };
+  read(root["guided_json"], root["guided_regex"], root["guided_choice"]);
+  const JsonValue outputs = root["structured_outputs"];
+  if (outputs.missing()) return;
+  if (!outputs.is_object()) outputs.complain("an object");
+  read(outputs["json"], outputs["regex"], outputs["choice"]);
+  if (outputs["json_object"].boolean().value_or(false)) {
+    take(outputs["json_object"], Kind::kJsonObject);
+  }
+  for (const char* other : {"grammar", "structural_tag"}) {
+    if (outputs[other].missing()) continue;
+    outputs[other].refuse(outputs[other].path() + ": not supported; use json, regex or choice",
+                          "unsupported");
+  }
+}
+
 GenerationFields read_generation_fields(const JsonValue& root, const RequestLimits& limits) {
   GenerationFields fields;
+  refuse_unsupported(root);
+  fields.logits.repetition_penalty = read_float(root["repetition_penalty"], 0, 10).value_or(1.0f);
+  if (fields.logits.repetition_penalty <= 0) root["repetition_penalty"].complain("more than 0");
+  fields.skip_special_tokens = root["skip_special_tokens"].boolean().value_or(true);
+  fields.truncate_prompt_tokens = root["truncate_prompt_tokens"].integer(-1, INT64_MAX);
+  if (fields.truncate_prompt_tokens == 0) {
+    root["truncate_prompt_tokens"].complain("an integer from 1, or -1");
+  }
   fields.model = root["model"].string().value_or("");
   fields.user = root["user"].string().value_or("");
   read_stream(root, fields);

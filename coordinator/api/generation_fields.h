@@ -35,7 +35,21 @@ struct GenerationFields {
   std::optional<uint64_t> seed;
   model::LogitsProcessor logits;
   int32_t top_logprobs = -1;  // as in GenerationRequest
+  bool skip_special_tokens = true;
+  std::optional<int64_t>
+      truncate_prompt_tokens;  // the last ones are kept; -1: what the context holds
 };
+
+// What vLLM calls structured outputs: at most one of them.
+struct GuidedOutput {
+  enum class Kind : uint8_t { kNone, kJsonObject, kJson, kRegex, kChoice };
+  Kind kind = Kind::kNone;
+  std::string schema_json;           // kJson
+  std::string regex;                 // kRegex: of the whole text
+  std::vector<std::string> choices;  // kChoice
+};
+// guided_json, guided_regex, guided_choice, and structured_outputs with the same.
+void read_guided(const JsonValue& root, GuidedOutput& guided);
 
 inline constexpr size_t kStopStringsMax = 16;
 inline constexpr size_t kStopStringBytesMax = 1024;

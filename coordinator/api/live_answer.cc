@@ -4,6 +4,7 @@
 #include <limits>
 #include <map>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "storage/io/printable.h"
 
@@ -12,18 +13,29 @@ namespace {
 
 std::unique_ptr<AnswerFormat> make_format(const PreparedGeneration& prepared, AnswerHead head,
                                           const text::Tokenizer& tokenizer) {
+  if (prepared.make_format) return prepared.make_format(std::move(head), prepared.prompt_tokens);
   if (prepared.chat) {
     return make_chat_format(std::move(head), tokenizer,
                             {.num_choices = prepared.choices.size(),
                              .logprobs = prepared.logprobs,
                              .usage_in_chunks = prepared.include_usage,
                              .kimi_call_ids = prepared.kimi_call_ids,
+                             .reasoning = prepared.reasoning,
                              .num_calls_before = prepared.num_calls_before});
   }
-  CompletionFormatOptions options{.logprobs = prepared.logprobs,
+  CompletionFormatOptions options{.tokens_of_echo = prepared.tokens_of_echo,
+                                  .logprobs = prepared.logprobs,
                                   .usage_in_chunks = prepared.include_usage};
   for (const PreparedChoice& choice : prepared.choices) options.echo.push_back(choice.echo);
   return make_completion_format(std::move(head), tokenizer, std::move(options));
+}
+
+// The "type" with which the data begins.
+std::string_view event_name(std::string_view data) {
+  constexpr std::string_view kType = R"({"type":")";
+  CHECK(data.starts_with(kType));
+  data.remove_prefix(kType.size());
+  return data.substr(0, data.find('"'));
 }
 
 }  // namespace
@@ -89,13 +101,17 @@ void LiveAnswer::begin_stream() {
 
 // A client that is gone is told by http::HttpExchange::on_gone.
 void LiveAnswer::send(const std::string& data) {
-  if (!ended_) exchange_->send_event(data);
+  for (size_t begin = 0; begin < data.size() && !ended_;) {
+    const size_t end = std::min(data.find('\n', begin), data.size());
+    const std::string_view line = std::string_view(data).substr(begin, end - begin);
+    exchange_->send_event(line, format_->names_events() ? event_name(line) : std::string_view());
+    begin = end + 1;
+  }
 }
 
 void LiveAnswer::finish(Clock::TimePoint now) {
   if (stream_) {
-    if (include_usage_) send(format_->usage_chunk(usage()));
-    send("[DONE]");
+    send(format_->ending(usage(), include_usage_));
     exchange_->end();
   } else {
     http::HttpResponse response;
@@ -108,10 +124,10 @@ void LiveAnswer::finish(Clock::TimePoint now) {
 void LiveAnswer::fail(const ApiError& error, Clock::TimePoint now) {
   if (ended_) return;
   if (begun_) {
-    send(to_json(error));
+    send(format_->error(error));
     exchange_->end();
   } else {
-    exchange_->respond(to_response(error));
+    exchange_->respond(to_response(error, path_));
   }
   end("error", begun_ ? 200 : error.status, now);
 }

@@ -3,15 +3,22 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <random>
+
+#include "coordinator/api/anthropic.h"
 
 namespace atl::coordinator {
 namespace {
 
+using Json = nlohmann::ordered_json;
+
+const ChatPrompt kNoThoughts{.text = {}, .reasoning_open = false, .reasoning_closed = true};
 constexpr int64_t kCompletionTokensDefault = 16;  // OpenAI's
 constexpr size_t kGrammarsMax = 1024;             // compiled and refused schemas kept
 constexpr size_t kGrammarBytesMax = size_t{256} << 20;
 constexpr size_t kSchemaBytesMax = 1 << 20;
+constexpr size_t kStoredBytesMax = size_t{64} << 20;  // of conversations of /v1/responses
 
 int64_t context_of(const ApiOptions& options, const model::ModelConfig& config) {
   if (options.context_tokens <= 0) return config.max_position_embeddings;
@@ -48,10 +55,14 @@ RequestPreparer::RequestPreparer(const ApiOptions& options, const model::ModelCo
                   static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size))},
       vocabulary_(tokenizer, config.eos_token_ids),
       any_object_(constrain::json_object_grammar()),
-      grammars_(kGrammarsMax, kGrammarBytesMax) {}
+      grammars_(kGrammarsMax, kGrammarBytesMax),
+      stored_(kStoredBytesMax) {}
 
 std::optional<ApiError> RequestPreparer::check_model(const std::string& name) const {
-  if (name.empty() || name == options_.model_name) return std::nullopt;
+  const auto& others = options_.other_names;
+  const bool known =
+      name == options_.model_name || std::find(others.begin(), others.end(), name) != others.end();
+  if (name.empty() || known) return std::nullopt;
   ApiError error =
       invalid_request("model",
                       fmt::format("the model `{}` does not exist; this server has `{}`",
@@ -138,6 +149,7 @@ PreparedChoice RequestPreparer::make_choice(const GenerationFields& fields,
   choice.options.stop = fields.stop;
   choice.options.stop_ids = request.stop_ids;
   choice.options.logprobs = fields.top_logprobs >= 0;
+  if (!fields.skip_special_tokens) choice.options.special = text::SpecialTokens::kKeep;
   return choice;
 }
 
@@ -149,11 +161,17 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::completion(std::strin
   if (auto error = check_model(fields.model)) return *error;
   if (!fields.seed) fields.seed = random_seed();
 
+  auto grammar = guided_grammar(request->guided, turn);
+  if (!grammar) return std::nullopt;
+  if (!*grammar) return grammar->error();
+  if (**grammar) fields.ignore_eos = false;
   PreparedGeneration prepared = prepare(fields);
+  prepared.tokens_of_echo = request->echo && fields.top_logprobs >= 0;
   for (size_t index = 0; index < request->prompts.size(); ++index) {
     const RawPrompt& prompt = request->prompts[index];
-    auto ids = encode_raw(prompt, true, "prompt", turn.stop);
+    auto ids = encode_raw(prompt, request->add_special_tokens, "prompt", turn.stop);
     if (!ids) return ids.error();
+    truncate(fields, *ids);
     if (ids->empty()) return invalid_request("prompt", "prompt: empty");
     auto max_tokens = tokens_to_generate(fields, kCompletionTokensDefault, ids->size(), "prompt");
     if (!max_tokens) return max_tokens.error();
@@ -161,6 +179,15 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::completion(std::strin
     for (int64_t i = 0; i < fields.n; ++i) {
       PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
       choice.prompt_index = index;
+      if (request->echo && fields.top_logprobs >= 0) {
+        choice.request.prompt_logprobs = fields.top_logprobs;
+        choice.options.prompt = *ids;
+      }
+      if (**grammar) {
+        auto constraint = this->constraint(**grammar, kNoThoughts, *max_tokens);
+        if (!constraint) return constraint.error();
+        choice.request.constraint = std::move(*constraint);
+      }
       if (request->echo) {
         const auto* text = std::get_if<std::string>(&prompt);
         choice.echo = text ? *text : tokenizer_.decode(*ids, text::SpecialTokens::kSkip);
@@ -182,16 +209,59 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::chat(std::string_view
   return chat_now(*request, **grammar, turn.stop);
 }
 
+std::optional<Parsed<PreparedGeneration>> RequestPreparer::messages(std::string_view body,
+                                                                    const PrepareTurn& turn) {
+  auto chat_body = chat_of_messages(body);
+  if (!chat_body) return chat_body.error();
+  auto prepared = chat(*chat_body, turn);
+  if (!prepared || !*prepared) return prepared;
+  (*prepared)->id_prefix = "msg_";
+  (*prepared)->make_format = [](AnswerHead head, int64_t prompt_tokens) {
+    return make_messages_format(std::move(head), prompt_tokens);
+  };
+  return prepared;
+}
+
+std::optional<Parsed<PreparedGeneration>> RequestPreparer::responses(std::string_view body,
+                                                                     const PrepareTurn& turn) {
+  auto request = chat_of_responses(body, turn.client, stored_);
+  if (!request) return request.error();
+  auto prepared = chat(request->chat_body, turn);
+  if (!prepared || !*prepared) return prepared;
+  (*prepared)->id_prefix = "resp_";
+  (*prepared)->make_format = [this, request = *request, client = turn.client](AnswerHead head,
+                                                                              int64_t) {
+    return make_responses_format(std::move(head), request, client, stored_);
+  };
+  return prepared;
+}
+
+Parsed<int64_t> RequestPreparer::count_message_tokens(std::string_view body,
+                                                      const std::stop_token& stop) {
+  auto chat_body = chat_of_messages(body, true);
+  if (!chat_body) return chat_body.error();
+  auto request = parse_chat_request(*chat_body, limits_);
+  if (!request) return request.error();
+  if (auto error = check_model(request->fields.model)) return *error;
+  auto prompt = render(request->input, stop);
+  if (!prompt) return prompt.error();
+  auto ids = encode_text(prompt->text, "messages", stop);
+  if (!ids) return ids.error();
+  return static_cast<int64_t>(ids->size());
+}
+
 // grammar: null if anything may be said.
 Parsed<PreparedGeneration> RequestPreparer::chat_now(ChatRequest& request, const Grammar& grammar,
                                                      const std::stop_token& stop) {
   GenerationFields& fields = request.fields;
   if (!fields.seed) fields.seed = random_seed();
+  if (auto error = switch_thinking(request)) return *error;
   auto prompt = render(request.input, stop);
   if (!prompt) return prompt.error();
   auto ids = encode_text(prompt->text, "messages", stop);
   if (!ids) return ids.error();
   if (ids->empty()) return invalid_request("messages", "messages: rendered to an empty prompt");
+  truncate(fields, *ids);
   auto max_tokens =
       tokens_to_generate(fields, options_.max_tokens_default, ids->size(), "messages");
   if (!max_tokens) return max_tokens.error();
@@ -204,6 +274,7 @@ Parsed<PreparedGeneration> RequestPreparer::chat_now(ChatRequest& request, const
 
   PreparedGeneration prepared = prepare(fields);
   prepared.chat = true;
+  prepared.reasoning = request.include_reasoning;
   prepared.kimi_call_ids = traits_.reply_format == text::ReplyFormat::kKimiK2;
   prepared.num_calls_before = count_tool_calls(request.input);
   prepared.prompt_tokens = static_cast<int64_t>(ids->size());
@@ -238,6 +309,62 @@ text::ReplyParserOptions RequestPreparer::reply_options(const ChatRequest& reque
   return options;
 }
 
+// Keeps the last tokens of a prompt.
+void RequestPreparer::truncate(const GenerationFields& fields, std::vector<int32_t>& ids) const {
+  if (!fields.truncate_prompt_tokens) return;
+  const int64_t most =
+      *fields.truncate_prompt_tokens > 0 ? *fields.truncate_prompt_tokens : context_tokens_ - 1;
+  const int64_t extra = std::ssize(ids) - most;
+  if (extra > 0) ids.erase(ids.begin(), ids.begin() + extra);
+}
+
+// Sets the variable of the template that says so. What the model can't do is refused.
+std::optional<ApiError> RequestPreparer::switch_thinking(ChatRequest& request) const {
+  if (!request.thinking || chat_template_ == nullptr) return std::nullopt;
+  Json kwargs = Json::parse(request.input.template_kwargs_json);
+  bool has_switch = false;
+  for (const char* name : {"thinking", "enable_thinking"}) {
+    if (!chat_template_->reads(name)) continue;
+    has_switch = true;
+    if (!kwargs.contains(name)) kwargs[name] = *request.thinking;
+  }
+  request.input.template_kwargs_json = kwargs.dump();
+  if (has_switch || *request.thinking || !traits_.reasoning) return std::nullopt;
+  return invalid_request("thinking",
+                         "thinking: this model's chat template has no switch for it; the model "
+                         "always thinks",
+                         "unsupported");
+}
+
+std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::guided_grammar(
+    const GuidedOutput& guided, const PrepareTurn& turn) {
+  using Kind = GuidedOutput::Kind;
+  std::string key, param;
+  switch (guided.kind) {
+    case Kind::kNone:
+      return Grammar();
+    case Kind::kJsonObject:
+      return any_object_;
+    case Kind::kJson:
+      key = "schema\n" + guided.schema_json;
+      param = "guided_json";
+      break;
+    case Kind::kRegex:
+      key = "regex\n" + guided.regex;
+      param = "guided_regex";
+      break;
+    case Kind::kChoice:
+      key = "choice\n" + Json(guided.choices).dump(-1, ' ', false, Json::error_handler_t::replace);
+      param = "guided_choice";
+      break;
+  }
+  return compiled(key, param, turn, [&](std::stop_token stop) -> Result<Grammar> {
+    if (guided.kind == Kind::kJson) return constrain::compile_json_schema(guided.schema_json, stop);
+    if (guided.kind == Kind::kRegex) return constrain::compile_regex(guided.regex, stop);
+    return constrain::compile_choice(guided.choices, stop);
+  });
+}
+
 // Null: anything may be said.
 std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::grammar_of(
     const ChatRequest& request, const PrepareTurn& turn) {
@@ -248,10 +375,19 @@ std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::grammar_of(
     for (const ChatTool& tool : request.input.tools) key += "\n" + tool.json;
   } else if (request.response_format == ResponseFormat::kJsonSchema) {
     key = "schema\n" + request.schema_json;
+  } else if (request.response_format == ResponseFormat::kJsonObject) {
+    return any_object_;
   } else {
-    return request.response_format == ResponseFormat::kJsonObject ? any_object_ : Grammar();
+    return guided_grammar(request.guided, turn);
   }
   const std::string param = forced_call ? "tools" : "response_format.json_schema.schema";
+  return compiled(key, param, turn,
+                  [&](std::stop_token stop) { return compile(request, std::move(stop)); });
+}
+
+std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::compiled(
+    const std::string& key, const std::string& param, const PrepareTurn& turn,
+    const GrammarCache::Compile& compile) {
   if (key.size() > kSchemaBytesMax) {
     return invalid_request(param, fmt::format("{}: schemas of more than {} bytes are refused",
                                               param, kSchemaBytesMax));
@@ -259,8 +395,7 @@ std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::grammar_of(
   auto grammar = grammars_.find(key);
   if (!grammar && turn.length == http::WorkLength::kShort) return std::nullopt;
   if (!grammar) {
-    grammar =
-        grammars_.get(key, turn.stop, [&](std::stop_token stop) { return compile(request, stop); });
+    grammar = grammars_.get(key, turn.stop, compile);
   }
   if (!*grammar) return invalid_request(param, param + ": " + grammar->error().message);
   return **grammar;

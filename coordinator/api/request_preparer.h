@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "constrain/json_constraint.h"
+#include "coordinator/api/answer_format.h"
 #include "coordinator/api/api.h"
 #include "coordinator/api/api_errors.h"
 #include "coordinator/api/chat_prompt.h"
@@ -18,6 +20,7 @@
 #include "coordinator/api/choice.h"
 #include "coordinator/api/completion_request.h"
 #include "coordinator/api/grammar_cache.h"
+#include "coordinator/api/responses.h"
 #include "coordinator/serving/generation.h"
 #include "http/http_server.h"
 
@@ -27,6 +30,7 @@ namespace atl::coordinator {
 struct PrepareTurn {
   http::WorkLength length = http::WorkLength::kLong;  // kShort: no schema is compiled
   std::stop_token stop = {};
+  std::string client = {};  // whose it is
 };
 
 struct PreparedChoice {
@@ -38,10 +42,15 @@ struct PreparedChoice {
 
 struct PreparedGeneration {
   bool chat = false;
+  // Another API's form; null: OpenAI's chats or completions.
+  std::function<std::unique_ptr<AnswerFormat>(AnswerHead, int64_t prompt_tokens)> make_format = {};
+  std::string id_prefix = {};  // of the answer; empty: OpenAI's
   bool stream = false;
   bool include_usage = false;
   bool logprobs = false;
   std::string user;
+  bool tokens_of_echo = false;
+  bool reasoning = true;  // told
   bool kimi_call_ids = false;
   int64_t num_calls_before = 0;
   int64_t prompt_tokens = 0;  // of all prompts, each once
@@ -64,6 +73,12 @@ class RequestPreparer {
   std::optional<Parsed<PreparedGeneration>> chat(std::string_view body, const PrepareTurn& turn);
   std::optional<Parsed<PreparedGeneration>> completion(std::string_view body,
                                                        const PrepareTurn& turn);
+  // Bodies of /v1/messages and /v1/responses.
+  std::optional<Parsed<PreparedGeneration>> messages(std::string_view body,
+                                                     const PrepareTurn& turn);
+  std::optional<Parsed<PreparedGeneration>> responses(std::string_view body,
+                                                      const PrepareTurn& turn);
+  Parsed<int64_t> count_message_tokens(std::string_view body, const std::stop_token& stop);
   Parsed<PreparedTokens> tokenize(std::string_view body, const std::stop_token& stop);
   Parsed<std::string> detokenize(std::string_view body);
 
@@ -89,6 +104,13 @@ class RequestPreparer {
   Parsed<PreparedGeneration> chat_now(ChatRequest& request, const Grammar& grammar,
                                       const std::stop_token& stop);
   std::optional<Parsed<Grammar>> grammar_of(const ChatRequest& request, const PrepareTurn& turn);
+  std::optional<Parsed<Grammar>> guided_grammar(const GuidedOutput& guided,
+                                                const PrepareTurn& turn);
+  std::optional<Parsed<Grammar>> compiled(const std::string& key, const std::string& param,
+                                          const PrepareTurn& turn,
+                                          const GrammarCache::Compile& compile);
+  void truncate(const GenerationFields& fields, std::vector<int32_t>& ids) const;
+  std::optional<ApiError> switch_thinking(ChatRequest& request) const;
   Result<Grammar> compile(const ChatRequest& request, std::stop_token stop) const;
   Parsed<std::unique_ptr<constrain::TokenConstraint>> constraint(const Grammar& grammar,
                                                                  const ChatPrompt& prompt,
@@ -106,6 +128,7 @@ class RequestPreparer {
   const constrain::ConstraintVocabulary vocabulary_;
   const Grammar any_object_;
   GrammarCache grammars_;
+  ResponseStore stored_;
 };
 
 }  // namespace atl::coordinator

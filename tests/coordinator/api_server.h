@@ -48,6 +48,9 @@ class ApiServer {
     http.admit = [api](const http::HttpRequest& request) {
       return coordinator::Api::admit(api, request);
     };
+    http.add_headers = [api](const http::HttpRequest& request) {
+      return coordinator::Api::cors_headers(api, request);
+    };
     http.error_response = coordinator::Api::error_response;
     server_ = std::make_unique<RunningServer>(http);
     api_ = std::make_unique<coordinator::Api>(api, server_->server(), backend_, config_, tokenizer_,

@@ -217,5 +217,34 @@ TEST(ApiStructured, what_cannot_be_promised_is_refused_with_its_place) {
   refused(R"({"type": "string", "pattern": "(?=a)b"})");
 }
 
+TEST(ApiStructured, guided_texts_are_what_they_are_guided_to) {
+  ApiServer server;
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    for (const std::string field : {R"("guided_regex": "[a-c]{2,4}-[0-9]+")",
+                                    R"("structured_outputs": {"regex": "^[a-c]{2,4}-[0-9]+$"})"}) {
+      const std::string text = choice_of(server, chat(field, seed, 30))["message"]["content"];
+      EXPECT_THAT(text, ::testing::MatchesRegex("[a-c]{2,4}-[0-9]+"));
+    }
+    const std::string choice = choice_of(
+        server,
+        chat(R"("guided_choice": ["yes", "no", "say \"ä\""])", seed, 30))["message"]["content"];
+    EXPECT_THAT(choice, ::testing::AnyOf("yes", "no", "say \"ä\""));
+    const std::string json =
+        choice_of(server, chat(R"("guided_json": {"type": "integer", "minimum": 5, "maximum": 9})",
+                               seed, 30))["message"]["content"];
+    EXPECT_THAT(json, ::testing::MatchesRegex("[5-9]"));
+    const std::string object = choice_of(
+        server, chat(R"("response_format": {"type": "json_object", "schema": {"type": "object",)"
+                     R"("properties": {"a": {"const": 1}}, "required": ["a"]}})",
+                     seed, 30))["message"]["content"];
+    EXPECT_EQ(Json::parse(object), (Json{{"a", 1}}));
+    const RawResponse completion = server.post(
+        "/v1/completions",
+        R"({"prompt": "a", "guided_choice": ["yes", "no"], "seed": )" + std::to_string(seed) + "}");
+    EXPECT_THAT(Json::parse(completion.body)["choices"][0]["text"].get<std::string>(),
+                ::testing::AnyOf("yes", "no"));
+  }
+}
+
 }  // namespace
 }  // namespace atl::test

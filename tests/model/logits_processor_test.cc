@@ -21,7 +21,7 @@ TEST(LogitsProcessor, subtracts_penalties_of_generated_tokens_only) {
   std::vector<float> logits = {1, 1, 1, 1};
   LogitsProcessor{
       .presence_penalty = 0.5f, .frequency_penalty = 0.25f, .repetition_penalty = 1, .bias = {}}
-      .apply({{1, 1}, {2, 4}, {3, 0}}, logits);
+      .apply({{1, 1}, {2, 4}, {3, 0}}, {}, logits);
   EXPECT_THAT(logits, ElementsAre(1, 0.25f, -0.5f, 1));
 }
 
@@ -51,7 +51,7 @@ TEST(LogitsProcessor, rounds_after_each_of_the_two_steps) {
                   .frequency_penalty = 0,
                   .repetition_penalty = 1,
                   .bias = {{0, bias}}}
-      .apply({{0, 1}}, logits);
+      .apply({{0, 1}}, {}, logits);
   EXPECT_EQ(logits[0], (logit + bias) - (0.0f * 1 + penalty));
 }
 
@@ -61,7 +61,7 @@ TEST(LogitsProcessor, leaves_infinite_logits_and_ids_outside_the_row_alone) {
                   .frequency_penalty = 0,
                   .repetition_penalty = 1,
                   .bias = {{0, 100}, {5, 1}}}
-      .apply({{0, 1}, {7, 1}, {-1, 1}}, logits);
+      .apply({{0, 1}, {7, 1}, {-1, 1}}, {}, logits);
   EXPECT_TRUE(std::isinf(logits[0]));
   EXPECT_EQ(logits[1], 1);
 }
