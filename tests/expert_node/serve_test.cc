@@ -54,7 +54,7 @@ class NodeTest : public testing::Test {
     hello.limits.hidden_size = static_cast<uint32_t>(tiles_->catalog().hidden_size);
     hello.limits.top_k = kTopK;
     hello.limits.num_layers = 2;
-    hello.limits.n_routed_experts = 8;
+    hello.limits.n_routed_experts = static_cast<uint32_t>(tiles_->catalog().n_routed_experts);
     hello.limits.num_tiles = static_cast<uint32_t>(tiles_->num_tiles());
     hello.limits.row_type = transport::WireRowType::kF32;
     return hello;

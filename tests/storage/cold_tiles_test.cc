@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "base/units.h"
@@ -28,6 +29,13 @@ using test::ManualTiles;
 constexpr int kExperts = test::kManualExperts;
 constexpr int kTiles = test::kManualTiles;
 const std::vector<int> kBoth = {0, 1};
+
+// Of each expert.
+std::vector<double> some_uses() {
+  std::vector<double> uses = {0, 5, 1, 0, 9, 2, 0, 0};
+  uses.resize(kExperts);
+  return uses;
+}
 
 class ColdTiles : public testing::Test {
  protected:
@@ -208,6 +216,22 @@ TEST_F(ColdTiles, hints_that_are_evicted_unused_are_counted_as_wasted) {
   EXPECT_EQ(store_->stats().hints_used, 0u);
 }
 
+TEST_F(ColdTiles, hints_start_no_more_than_so_many_reads_at_once) {
+  open(kExperts);
+  std::vector<int32_t> all(kExperts);
+  std::iota(all.begin(), all.end(), 0);
+  store_->hint(1, all, kBoth);
+  EXPECT_EQ(store_->stats().hinted, 16u);
+  EXPECT_EQ(drive_.under_way().size(), 16u);
+  store_->hint(1, all, kBoth);
+  EXPECT_EQ(drive_.under_way().size(), 16u);
+  drive_.finish(3);
+  store_->hint(1, all, kBoth);
+  EXPECT_THAT(drive_.under_way(), testing::Contains(16));
+  EXPECT_EQ(drive_.under_way().size(), 16u);
+  drive_.finish_all();
+}
+
 TEST_F(ColdTiles, a_bad_tile_is_never_read_again_and_named_each_time) {
   open(4);
   {
@@ -242,7 +266,7 @@ TEST_F(ColdTiles, filling_takes_the_most_used_first_and_stops_when_slots_are_ful
   TileStoreOptions options;
   options.usage_file = dir / "usage";
   options.checkpoint_fingerprint = "abc";
-  write_usage_file(options.usage_file, catalog_, "abc", {0, 5, 1, 0, 9, 2, 0, 0});
+  write_usage_file(options.usage_file, catalog_, "abc", some_uses());
   open(3, options);
   drive_.automatic = true;
   NoProgress progress;
@@ -274,12 +298,13 @@ TEST_F(ColdTiles, uses_are_saved_and_of_another_checkpoint_refused) {
       "or name another one with --usage-file");
   std::ofstream(dir / "usage")
       << "{\"atoll_expert_usage\": 1, \"checkpoint\": \"abc\", \"layers\": "
-         "[{\"layer\": 1, \"uses\": [1, -1, 0, 0, 0, 0, 0, 0]}]}";
+         "[{\"layer\": 1, \"uses\": [1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "
+         "0]}]}";
   EXPECT_THAT(refused("abc"), HasSubstr("uses of expert 1/1 are -1, expected a number from 0 on"));
   std::ofstream(dir / "usage")
       << "{\"atoll_expert_usage\": 1, \"checkpoint\": \"abc\", \"layers\": "
          "[{\"layer\": 1, \"uses\": [1]}]}";
-  EXPECT_THAT(refused("abc"), HasSubstr("a layer without a number or without 8 uses"));
+  EXPECT_THAT(refused("abc"), HasSubstr("a layer without a number or without 20 uses"));
   std::ofstream(dir / "usage") << "{\"atoll";
   EXPECT_THAT(refused("abc"), HasSubstr("not an expert usage file of version 1"));
   std::ofstream(dir / "usage") << "{\"layers\": [{\"layer\": 1}]}";
@@ -298,7 +323,7 @@ TEST_F(ColdTiles, a_usage_file_may_be_named_without_a_folder) {
   const test::TempDir dir;
   const auto before = std::filesystem::current_path();
   std::filesystem::current_path(dir.path());
-  const std::vector<double> uses = {0, 5, 1, 0, 9, 2, 0, 0};
+  const std::vector<double> uses = some_uses();
   write_usage_file("usage", catalog_, "abc", uses);
   EXPECT_EQ(read_usage_file("usage", catalog_, "abc"), uses);
   std::filesystem::current_path(before);
@@ -309,7 +334,7 @@ TEST_F(ColdTiles, a_usage_file_that_was_refused_stays_as_it_is) {
   TileStoreOptions options;
   options.usage_file = dir / "usage";
   options.checkpoint_fingerprint = "abc";
-  const std::vector<double> uses = {0, 5, 1, 0, 9, 2, 0, 0};
+  const std::vector<double> uses = some_uses();
   write_usage_file(options.usage_file, catalog_, "xyz", uses);
   EXPECT_THROW(open(4, options), LoadError);
   store_->save_usage();
@@ -324,6 +349,13 @@ TEST_F(ColdTiles, too_little_ram_says_what_is_the_least) {
   EXPECT_EQ(test::message_of<LoadError>("/none", [&] { store.plan(kBoth); }),
             fmt::format("1000 B of RAM for expert tiles: expected at least {}",
                         format_bytes(store.ram_bytes_min())));
+  options.ram_bytes_max = store.ram_bytes_min() - 1;
+  TileStore almost(std::make_unique<ManualTiles>(drive_, catalog_), catalog_, options);
+  EXPECT_THROW(almost.plan(kBoth), LoadError);
+  options.ram_bytes_max = store.ram_bytes_min();
+  TileStore enough(std::make_unique<ManualTiles>(drive_, catalog_), catalog_, options);
+  enough.plan(kBoth);
+  EXPECT_EQ(enough.stats().slots, 2u);
 }
 
 TEST_F(ColdTiles, an_emptied_cache_reads_again) {

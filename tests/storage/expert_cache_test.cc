@@ -43,6 +43,17 @@ TEST(ExpertCache, least_recently_used_goes_first) {
   EXPECT_EQ(cache.state(1, 1), State::kHere);
 }
 
+TEST(ExpertCache, least_recently_used_goes_first_however_often_it_was_used) {
+  ExpertCache cache(2, kTiles, 4, Eviction::kLru, 100);
+  bring(cache, 0);
+  bring(cache, 1);
+  for (const size_t expert : {0u, 0u, 0u, 1u}) {
+    cache.tick();
+    cache.use(expert);
+  }
+  EXPECT_THAT(evict(cache, 1), ElementsAre(0));
+}
+
 TEST(ExpertCache, least_frequently_used_goes_first) {
   ExpertCache cache(3, kTiles, 6, Eviction::kLfu, 1000);
   for (size_t expert = 0; expert < 3; ++expert) bring(cache, expert);

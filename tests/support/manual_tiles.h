@@ -19,7 +19,7 @@
 
 namespace atl::test {
 
-constexpr int kManualExperts = 8;
+constexpr int kManualExperts = 20;
 constexpr int kManualTiles = 2;
 
 // Reads that a test ends itself. Every tile is filled with its expert's number + 1.
