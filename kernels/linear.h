@@ -26,6 +26,13 @@ void linear_panels(const PanelMatrix& w, int64_t panel_begin, int64_t panel_end,
                    std::span<const float* const> x, std::span<float* const> y,
                    const PanelMatrix* next = nullptr);
 
+// RAM that linear() takes and keeps for `num_rows` rows of k values made ready: a bound for every
+// format (FP32 rows: each block of 128 values a line apart from the next, and some bytes).
+constexpr uint64_t linear_rows_bytes(int64_t num_rows, int64_t k) {
+  constexpr int64_t kBytesPerBlock = 640;
+  return static_cast<uint64_t>(num_rows * (ceil_div(k, kScaleBlock) + 1) * kBytesPerBlock);
+}
+
 // All panels, shared out over the team. x rows are x_stride floats apart, y rows y_stride.
 void linear(ThreadTeam& team, const PanelMatrix& w, int64_t num_rows, const float* x,
             int64_t x_stride, float* y, int64_t y_stride);

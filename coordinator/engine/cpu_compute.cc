@@ -89,7 +89,11 @@ uint64_t CpuCompute::buffer_bytes(const model::ModelConfig& config, int64_t rows
   const Sizes sizes(config, rows_max);
   size_t values = std::accumulate(sizes.activations.begin(), sizes.activations.end(), size_t{0});
   values += 2 * sizes.angles + sizes.q_absorbed + sizes.o_latent + sizes.head_h + sizes.logits;
-  return values * sizeof(float);
+  // The widest rows that a linear layer of the step takes.
+  const int64_t widest =
+      std::max({config.hidden_size, config.num_attention_heads * config.v_head_dim,
+                config.intermediate_size, config.n_shared_experts * config.moe_intermediate_size});
+  return values * sizeof(float) + kernels::linear_rows_bytes(rows_max, widest);
 }
 
 void CpuCompute::begin(std::span<const StepRow> rows) {
