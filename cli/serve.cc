@@ -323,9 +323,9 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   command
-      .add_option("--model-name", options->model_name,
-                  "Name that clients ask for; the directory's unless given")
-      ->type_name("NAME");
+      .add_option("--model-name,--served-model-name", options->model_name,
+                  "Name that clients ask for, or several with commas; the directory's unless given")
+      ->type_name("NAME,...");
   command
       .add_option("--api-key-file", options->api_key_file,
                   "One `name key` per line; requests must then bring one of the keys")
