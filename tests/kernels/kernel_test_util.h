@@ -46,13 +46,15 @@ inline constexpr Arithmetic kArithmetics[] = {
 
 // Runs check(name) on every target, the best first, and goes back to the best. AVX-512 counts
 // thrice where the CPU has AMX and VNNI: with all, with VNNI alone and without both. The last one
-// before the reference runs once more with an emulation of AMX.
+// before the reference runs once more with an emulation of AMX. Once each where no bytes are
+// multiplied.
 template <typename Check>
-void for_each_target(Check check) {
+void for_each_target(Check check, bool multiplies_bytes = true) {
   for (const std::string& target : cpu_targets()) {
     SCOPED_TRACE("target " + target);
     ASSERT_TRUE(use_cpu_target(target));
     check(target);
+    if (!multiplies_bytes) continue;
     if (target.starts_with("AVX3")) {
       if (use_amx(AmxUse::kOn)) {
         SCOPED_TRACE("without AMX");

@@ -66,24 +66,26 @@ TEST(Linear, equals_the_reference_bit_for_bit_on_every_target_for_any_rows_and_p
       const Rows x(rows_of_all_sizes(rng, 70, c.k));
       Rows expected(x.size(), static_cast<size_t>(c.outputs));
       reference::linear_panels(w.matrix, 0, panels, x.read, expected.write);
-      for_each_target([&](const std::string& target) {
-        if (target == "SCALAR") return;  // the reference itself
-        for (size_t n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 70}) {
-          Rows y(n, static_cast<size_t>(c.outputs) + 1, 123.0f);
-          for (int64_t begin = 0, step = 0; begin < panels; begin += step) {
-            step = std::min<int64_t>(1 + static_cast<int64_t>(rng() % 9), panels - begin);
-            const PanelMatrix* next = n % 2 == 0 ? &w.matrix : nullptr;  // changes nothing
-            linear_panels(w.matrix, begin, begin + step, {x.read.data(), n}, y.write, next);
-          }
-          for (size_t r = 0; r < n; ++r) {
-            EXPECT_EQ(y.values[r].back(), 123.0f) << "written past the outputs";
-            y.values[r].pop_back();
-            expect_same_bits(expected.values[r], y.values[r],
-                             std::to_string(n) + " rows, row " + std::to_string(r));
-            if (HasFatalFailure()) return;
-          }
-        }
-      });
+      for_each_target(
+          [&](const std::string& target) {
+            if (target == "SCALAR") return;  // the reference itself
+            for (size_t n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 70}) {
+              Rows y(n, static_cast<size_t>(c.outputs) + 1, 123.0f);
+              for (int64_t begin = 0, step = 0; begin < panels; begin += step) {
+                step = std::min<int64_t>(1 + static_cast<int64_t>(rng() % 9), panels - begin);
+                const PanelMatrix* next = n % 2 == 0 ? &w.matrix : nullptr;  // changes nothing
+                linear_panels(w.matrix, begin, begin + step, {x.read.data(), n}, y.write, next);
+              }
+              for (size_t r = 0; r < n; ++r) {
+                EXPECT_EQ(y.values[r].back(), 123.0f) << "written past the outputs";
+                y.values[r].pop_back();
+                expect_same_bits(expected.values[r], y.values[r],
+                                 std::to_string(n) + " rows, row " + std::to_string(r));
+                if (HasFatalFailure()) return;
+              }
+            }
+          },
+          arithmetic.activations == Activations::kI8);
       if (HasFatalFailure()) return;
     }
   }
@@ -121,18 +123,20 @@ TEST(Linear, gives_the_reference_bits_for_rows_around_the_bound_of_scaled_fp8_ro
         x.values[0][static_cast<size_t>(c.k - 1)] = largest;
         Rows expected(x.size(), static_cast<size_t>(c.outputs));
         reference::linear_panels(w.matrix, 0, panels, x.read, expected.write);
-        for_each_target([&](const std::string& target) {
-          if (target == "SCALAR") return;  // the reference itself
-          for (size_t n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 63, 64, 65, 70}) {
-            Rows y(n, static_cast<size_t>(c.outputs));
-            linear_panels(w.matrix, 0, panels, {x.read.data(), n}, y.write);
-            for (size_t r = 0; r < n; ++r) {
-              expect_same_bits(expected.values[r], y.values[r],
-                               std::to_string(n) + " rows, row " + std::to_string(r));
-              if (HasFatalFailure()) return;
-            }
-          }
-        });
+        for_each_target(
+            [&](const std::string& target) {
+              if (target == "SCALAR") return;  // the reference itself
+              for (size_t n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 63, 64, 65, 70}) {
+                Rows y(n, static_cast<size_t>(c.outputs));
+                linear_panels(w.matrix, 0, panels, {x.read.data(), n}, y.write);
+                for (size_t r = 0; r < n; ++r) {
+                  expect_same_bits(expected.values[r], y.values[r],
+                                   std::to_string(n) + " rows, row " + std::to_string(r));
+                  if (HasFatalFailure()) return;
+                }
+              }
+            },
+            arithmetic.activations == Activations::kI8);
         if (HasFatalFailure()) return;
       }
     }
@@ -224,24 +228,26 @@ TEST(Linear, gives_the_same_bits_for_any_team_size_even_where_the_caller_flushes
     Rows expected(20, static_cast<size_t>(c.outputs));
     for (int r = 0; r < 20; ++r) x_rows.push_back(x.data() + r * c.k);
     reference::linear_panels(w.matrix, 0, w.matrix.shape.num_panels(), x_rows, expected.write);
-    for_each_target([&](const std::string& target) {
-      for (int threads : {1, 2, 3}) {
-        const int64_t n = target == "SCALAR" ? 2 : 20;
-        std::vector<float> y(static_cast<size_t>(n * 340), -1.0f);
-        std::thread caller([&] {
-          force_flush_to_zero_for_test();
-          ThreadTeam team(threads);
-          linear(team, w.matrix, n, x.data(), c.k, y.data(), 340);
-        });
-        caller.join();
-        for (int64_t r = 0; r < n; ++r) {
-          expect_same_bits(expected.values[static_cast<size_t>(r)],
-                           {y.data() + r * 340, static_cast<size_t>(c.outputs)},
-                           std::to_string(threads) + " threads, row " + std::to_string(r));
-          ASSERT_EQ(y[static_cast<size_t>(r * 340 + c.outputs)], -1.0f);
-        }
-      }
-    });
+    for_each_target(
+        [&](const std::string& target) {
+          for (int threads : {1, 2, 3}) {
+            const int64_t n = target == "SCALAR" ? 2 : 20;
+            std::vector<float> y(static_cast<size_t>(n * 340), -1.0f);
+            std::thread caller([&] {
+              force_flush_to_zero_for_test();
+              ThreadTeam team(threads);
+              linear(team, w.matrix, n, x.data(), c.k, y.data(), 340);
+            });
+            caller.join();
+            for (int64_t r = 0; r < n; ++r) {
+              expect_same_bits(expected.values[static_cast<size_t>(r)],
+                               {y.data() + r * 340, static_cast<size_t>(c.outputs)},
+                               std::to_string(threads) + " threads, row " + std::to_string(r));
+              ASSERT_EQ(y[static_cast<size_t>(r * 340 + c.outputs)], -1.0f);
+            }
+          }
+        },
+        arithmetic.activations == Activations::kI8);
   }
 }
 
