@@ -102,24 +102,14 @@ namespace {
 // From here on rows are made ready once for all panels, which costs a barrier more.
 constexpr int64_t kSharedRowsMin = 16;
 
-// One call's rows and results.
-struct LinearRows {
-  const float* x;
-  int64_t x_stride;
-  float* y;
-  int64_t y_stride;
-
-  std::vector<const float*> x_rows(int64_t begin, int64_t n) const {
-    std::vector<const float*> rows;
-    for (int64_t r = begin; r < begin + n; ++r) rows.push_back(x + r * x_stride);
-    return rows;
-  }
-  std::vector<float*> y_rows(int64_t begin, int64_t n) const {
-    std::vector<float*> rows;
-    for (int64_t r = begin; r < begin + n; ++r) rows.push_back(y + r * y_stride);
-    return rows;
-  }
-};
+// Pointers to rows that are `stride` floats apart, made once for all units of a call.
+template <typename Row>
+std::vector<Row*> rows_at(Row* first, int64_t stride, int64_t num_rows) {
+  std::vector<Row*> rows;
+  rows.reserve(static_cast<size_t>(num_rows));
+  for (int64_t r = 0; r < num_rows; ++r) rows.push_back(first + r * stride);
+  return rows;
+}
 
 // Panels of a unit: enough units for members of unequal speed.
 int64_t panels_per_unit(const ThreadTeam& team, int64_t panels) {
@@ -131,7 +121,7 @@ int64_t panels_per_unit(const ThreadTeam& team, int64_t panels) {
 
 // Rows made ready by the team first, `at_once` of them together, in memory that this thread keeps.
 void linear_of_shared_rows(ThreadTeam& team, const PanelMatrix& w, int64_t num_rows,
-                           int64_t at_once, const LinearRows& rows) {
+                           int64_t at_once, const float* const* x, float* const* y) {
   thread_local HostBuffer memory;
   const int64_t chunks = ceil_div(num_rows, at_once);
   const auto rows_of = [&](int64_t chunk) { return std::min(at_once, num_rows - chunk * at_once); };
@@ -147,15 +137,14 @@ void linear_of_shared_rows(ThreadTeam& team, const PanelMatrix& w, int64_t num_r
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t n = rows_of(chunk);
       HWY_DYNAMIC_DISPATCH(Prepare)
-      (w.shape, rows.x_rows(chunk * at_once, n).data(), n, place(chunk));
+      (w.shape, x + chunk * at_once, n, place(chunk));
     }
   });
   const int64_t panels = w.shape.num_panels();
   team.parallel_for(panels, panels_per_unit(team, panels), [&](int64_t begin, int64_t end, int) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t n = rows_of(chunk);
       HWY_DYNAMIC_DISPATCH(PreparedPanels)
-      (w, begin, end, place(chunk), rows.y_rows(chunk * at_once, n).data(), n);
+      (w, begin, end, place(chunk), y + chunk * at_once, rows_of(chunk));
     }
   });
 }
@@ -164,14 +153,15 @@ void linear_of_shared_rows(ThreadTeam& team, const PanelMatrix& w, int64_t num_r
 
 void linear(ThreadTeam& team, const PanelMatrix& w, int64_t num_rows, const float* x,
             int64_t x_stride, float* y, int64_t y_stride) {
-  const LinearRows rows{x, x_stride, y, y_stride};
+  const std::vector<const float*> x_rows = rows_at(x, x_stride, num_rows);
+  const std::vector<float*> y_rows = rows_at(y, y_stride, num_rows);
   const int64_t at_once = HWY_DYNAMIC_DISPATCH(RowsAtOnce)();
   if (num_rows >= kSharedRowsMin && at_once > 0) {
-    return linear_of_shared_rows(team, w, num_rows, at_once, rows);
+    return linear_of_shared_rows(team, w, num_rows, at_once, x_rows.data(), y_rows.data());
   }
   const int64_t panels = w.shape.num_panels();
   team.parallel_for(panels, panels_per_unit(team, panels), [&](int64_t begin, int64_t end, int) {
-    linear_panels(w, begin, end, rows.x_rows(0, num_rows), rows.y_rows(0, num_rows));
+    linear_panels(w, begin, end, x_rows, y_rows);
   });
 }
 
