@@ -87,13 +87,17 @@ endfunction()
 # Tests of one folder's code alone also carry the label `unit` and are what the target unit_tests
 # builds: the sanitizers run those, without the time that building the whole program takes. Tests
 # that need the program or take long say so: LABELS system or LABELS slow; SANITIZED ones of these run
-# under the sanitizers all the same. ONE_THREAD: neither the
-# test nor what it tests starts a thread, so the thread sanitizer leaves it out. ONE_PROCESS: under the
-# sanitizers, where a process takes seconds to start, one runs all cases, which must not skip any.
+# under the sanitizers all the same. THREADS: threads of Atoll's meet in it in a way that no other test
+# shows, so it also runs under the thread sanitizer, which makes it ten times as slow. ONE_PROCESS:
+# under the sanitizers, where a process takes seconds to start, one runs all cases, which must not skip
+# any.
 # READS_TREE: it reads files of this repository, below ATOLL_SOURCE_DIR. Others don't know where they
 # lie, so that a compiler's cache serves them to every clone.
 function(atoll_test folder name)
-  cmake_parse_arguments(ARG "ONE_THREAD;ONE_PROCESS;READS_TREE;SANITIZED" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "THREADS;ONE_PROCESS;READS_TREE;SANITIZED" "TIMEOUT" "LIBRARIES;SOURCES;LABELS" ${ARGN})
+  if(ARG_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "atoll_test(${folder} ${name}): unknown ${ARG_UNPARSED_ARGUMENTS}")
+  endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -107,11 +111,9 @@ function(atoll_test folder name)
   atoll_test_compile_options(${target})
   atoll_reuse_headers(${target} atoll_test_headers)
   set(is_unit TRUE)
-  if(ARG_SANITIZED)
-    # Stays one.
-  elseif("slow" IN_LIST ARG_LABELS OR "system" IN_LIST ARG_LABELS)
-    set(is_unit FALSE)
-  elseif(ARG_ONE_THREAD AND CMAKE_CXX_FLAGS MATCHES "-fsanitize=thread")
+  if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=thread")
+    set(is_unit ${ARG_THREADS})
+  elseif(NOT ARG_SANITIZED AND ("slow" IN_LIST ARG_LABELS OR "system" IN_LIST ARG_LABELS))
     set(is_unit FALSE)
   endif()
   if(is_unit)
