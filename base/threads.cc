@@ -1,0 +1,54 @@
+#include "base/threads.h"
+
+#include <condition_variable>
+#include <thread>
+#include <utility>
+
+namespace atl {
+namespace {
+
+class SystemCondition final : public Condition {
+ public:
+  void notify_all() override { condition_.notify_all(); }
+  void wait(std::unique_lock<std::mutex>& lock) override { condition_.wait(lock); }
+  bool wait_until(std::unique_lock<std::mutex>& lock, Clock::TimePoint time) override {
+    return condition_.wait_until(lock, time) == std::cv_status::no_timeout;
+  }
+  bool wait_for(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds time) override {
+    return condition_.wait_for(lock, time) == std::cv_status::no_timeout;
+  }
+
+ private:
+  std::condition_variable condition_;
+};
+
+class SystemThread final : public Thread {
+ public:
+  explicit SystemThread(std::function<void()> body) : thread_(std::move(body)) {}
+  ~SystemThread() override { join(); }
+  void join() override {
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  std::thread thread_;
+};
+
+class SystemThreads final : public Threads {
+ public:
+  std::unique_ptr<Condition> make_condition() override {
+    return std::make_unique<SystemCondition>();
+  }
+  std::unique_ptr<Thread> start(std::function<void()> body) override {
+    return std::make_unique<SystemThread>(std::move(body));
+  }
+};
+
+}  // namespace
+
+Threads& system_threads() {
+  static SystemThreads threads;
+  return threads;
+}
+
+}  // namespace atl
