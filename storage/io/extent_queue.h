@@ -18,8 +18,8 @@
 
 #include "base/result.h"
 #include "base/units.h"
-#include "storage/tiles/expert_reader.h"
 #include "storage/io/extent_reader.h"
+#include "storage/tiles/expert_reader.h"
 
 namespace atl::storage {
 
@@ -77,5 +77,8 @@ class ExtentQueue {
 std::unique_ptr<ExtentQueue> make_extent_queue(ExtentReader& reader,
                                                std::vector<std::filesystem::path> files,
                                                const ExtentQueueOptions& options = {});
+// Or what a test puts in its place, such as a drive that fails.
+using MakeExtentQueue = std::function<std::unique_ptr<ExtentQueue>(
+    ExtentReader& reader, std::vector<std::filesystem::path> files, const ExtentQueueOptions&)>;
 
 }  // namespace atl::storage

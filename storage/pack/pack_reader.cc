@@ -56,7 +56,7 @@ struct Read {
 class PackExpertReader final : public ExpertReader {
  public:
   PackExpertReader(std::span<const Pack* const> packs, const ExpertCatalog& catalog,
-                   const ExtentQueueOptions& options)
+                   const ExtentQueueOptions& options, const MakeExtentQueue& make_queue)
       : piece_bytes_(options.piece_bytes) {
     check_packs_fit(packs, catalog);
     for (const Pack* pack : packs) {
@@ -69,7 +69,7 @@ class PackExpertReader final : public ExpertReader {
       for (size_t p = 0; p < pack->params().layers.size(); ++p)
         files.push_back(pack->layer_file(p));
       if (files.empty()) continue;
-      drive.queue = make_extent_queue(*pack->extents(), std::move(files), options);
+      drive.queue = make_queue(*pack->extents(), std::move(files), options);
     }
   }
   // All queues first: a tile that arrives from one may go on to another.
@@ -286,8 +286,9 @@ class PackExpertReader final : public ExpertReader {
 
 std::unique_ptr<ExpertReader> make_pack_expert_reader(std::span<const Pack* const> packs,
                                                       const ExpertCatalog& catalog,
-                                                      const ExtentQueueOptions& options) {
-  return std::make_unique<PackExpertReader>(packs, catalog, options);
+                                                      const ExtentQueueOptions& options,
+                                                      const MakeExtentQueue& make_queue) {
+  return std::make_unique<PackExpertReader>(packs, catalog, options, make_queue);
 }
 
 }  // namespace atl::storage

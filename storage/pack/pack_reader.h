@@ -5,10 +5,10 @@
 #include <memory>
 #include <span>
 
-#include "storage/tiles/expert_reader.h"
-#include "storage/io/extent_queue.h"
 #include "storage/checkpoint/matrix_source.h"
+#include "storage/io/extent_queue.h"
 #include "storage/pack/pack.h"
+#include "storage/tiles/expert_reader.h"
 #include "storage/tiles/tile_source.h"
 
 namespace atl::storage {
@@ -23,9 +23,9 @@ void check_packs_fit(std::span<const Pack* const> packs, const ExpertCatalog& ca
 // can't be read or is wrong is read once more, then from each other pack that holds it, then
 // reported with file and offset. Only tiles that one of the packs holds may be asked for. Packs and
 // catalog are borrowed and must outlive the reader. LoadError: see check_packs_fit().
-std::unique_ptr<ExpertReader> make_pack_expert_reader(std::span<const Pack* const> packs,
-                                                      const ExpertCatalog& catalog,
-                                                      const ExtentQueueOptions& options = {});
+std::unique_ptr<ExpertReader> make_pack_expert_reader(
+    std::span<const Pack* const> packs, const ExpertCatalog& catalog,
+    const ExtentQueueOptions& options = {}, const MakeExtentQueue& make_queue = make_extent_queue);
 
 // The tiles that at least one of the packs holds. All are borrowed and must outlive the source.
 // LoadError as check_packs_fit(), and for another format than asked for.

@@ -82,7 +82,7 @@ class PackTiles final : public TileSource {
   std::unique_ptr<ExpertReader> make_reader(const ReaderOptions& options) const override {
     ExtentQueueOptions queue;
     queue.io = options.io;
-    return make_pack_expert_reader(packs_, catalog_, queue);
+    return make_pack_expert_reader(packs_, catalog_, queue, options.make_queue);
   }
   uint64_t memory_bytes(const ReaderOptions&) const override {
     uint64_t bytes = 0;

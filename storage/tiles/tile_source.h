@@ -9,12 +9,14 @@
 
 #include "base/result.h"
 #include "kernels/tile.h"
+#include "storage/io/extent_queue.h"
 #include "storage/tiles/expert_reader.h"
 
 namespace atl::storage {
 
 struct ReaderOptions {
-  PackIo io = PackIo::kAuto;  // for packs
+  MakeExtentQueue make_queue = make_extent_queue;  // for packs
+  PackIo io = PackIo::kAuto;                       // for packs
   // For checkpoints: threads that read, each with a window of this many bytes (at least one row of
   // a matrix).
   int num_threads = 1;

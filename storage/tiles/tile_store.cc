@@ -65,7 +65,8 @@ TileStore::TileStore(std::unique_ptr<TileSource> source, const ExpertCatalog& ca
       catalog_(catalog),
       options_(std::move(options)),
       layouts_(source_->layouts()),
-      clock_(options_.clock != nullptr ? *options_.clock : steady_clock_) {
+      clock_(options_.clock != nullptr ? *options_.clock : steady_clock_),
+      changed_(options_.threads->make_condition()) {
   for (const kernels::TileLayout& layout : layouts_) {
     slot_bytes_ = std::max<uint64_t>(slot_bytes_, layout.bytes);
   }
@@ -238,7 +239,7 @@ void TileStore::stop_filling() {
     const std::lock_guard lock(mutex_);
     stop_filling_ = true;
   }
-  changed_.notify_all();
+  changed_->notify_all();
 }
 
 // Backs the first slots with memory, ahead of the reads into them: clearing pages takes longer than
@@ -292,7 +293,7 @@ void TileStore::fill(const std::vector<size_t>& order, size_t fitting, std::span
         return true;
       });
     };
-    while (ended(), under_way.size() > most) changed_.wait(lock);
+    while (ended(), under_way.size() > most) changed_->wait(lock);
   };
   for (size_t i = 0; i < fitting && !stop_filling_; ++i) {
     settle(kFillReads - 1);
@@ -300,7 +301,7 @@ void TileStore::fill(const std::vector<size_t>& order, size_t fitting, std::span
       progress.advance(bytes_each);
       continue;
     }
-    while (cache_->is_reading(order[i])) changed_.wait(lock);  // other tiles, for a Dispatch
+    while (cache_->is_reading(order[i])) changed_->wait(lock);  // other tiles, for a Dispatch
     if (!try_start(order[i], tiles, ReadUrgency::kAhead, false)) {
       progress.advance(bytes_each * (fitting - i));  // others have filled the slots
       break;
@@ -385,7 +386,7 @@ void TileStore::tile_done(size_t index, int tile, const Status& status) {
   CHECK(reading != reading_.end());
   ++stats_.read_latency[latency_bucket(seconds_between(reading->second.start, clock_.now()))];
   reading_.erase(reading);
-  changed_.notify_all();
+  changed_->notify_all();
 }
 
 // ---- Requests ----------------------------------------------------------------------------------
@@ -501,7 +502,7 @@ Result<std::vector<size_t>> TileBatch::next() {
                       tiles_.size(), store.cache_->num_slots(), format_bytes(store.slot_bytes_))};
     }
     if (!stalled) stalled = store.clock_.now();
-    store.changed_.wait(lock);
+    store.changed_->wait(lock);
   }
   if (stalled) {
     store.stats_.stall_seconds[static_cast<size_t>(layer_)] +=

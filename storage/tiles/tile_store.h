@@ -5,7 +5,6 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -25,6 +24,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "base/result.h"
+#include "base/threads.h"
 #include "kernels/tile.h"
 #include "storage/checkpoint/matrix_source.h"
 #include "storage/tiles/expert_cache.h"
@@ -46,7 +46,8 @@ struct TileStoreOptions {
   // Called by plan() with ram_bytes() before it takes any; throws LoadError where that is too much.
   // May be empty.
   std::function<void(uint64_t ram_bytes)> admit;
-  const Clock* clock = nullptr;  // of the statistics, borrowed; nullptr: a steady one
+  const Clock* clock = nullptr;          // of the statistics, borrowed; nullptr: a steady one
+  Threads* threads = &system_threads();  // what waits for tiles; borrowed
 };
 // Room for tiles that are not of the plan (another node's that has gone) where RAM is not limited.
 inline constexpr uint64_t kSpareSlotBytes = 256 << 20;
@@ -224,7 +225,7 @@ class TileStore {
   std::atomic<bool> stop_filling_{false};
 
   mutable std::mutex mutex_;
-  std::condition_variable changed_;  // a tile has come, or slots became free
+  const std::unique_ptr<Condition> changed_;  // a tile has come, or slots became free
   std::optional<ExpertCache> cache_;
   std::map<size_t, Reading> reading_;               // by expert in the cache
   std::map<std::pair<size_t, int>, Error> errors_;  // of tiles that could not be had
