@@ -147,8 +147,7 @@ void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) 
         session, dispatch.names,
         {ErrorCode::kUnavailable, fmt::format("{} has no plan loaded yet", options_.name)});
   }
-  const SteadyClock clock;
-  const auto start = clock.now();
+  const auto start = clock_.now();
   uint64_t bytes_out = 0;
   auto counts =
       run(dispatch, [&](const Piece& piece) { bytes_out += send_piece(session, dispatch, piece); });
@@ -165,7 +164,7 @@ void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) 
                                                        dispatch.top_k, dispatch.row_type)
                         .bytes;
   stats.bytes_out += bytes_out;
-  stats.compute_seconds += seconds_between(start, clock.now());
+  stats.compute_seconds += seconds_between(start, clock_.now());
 }
 
 // Memory that is short ends the dispatch, not the node: another one may have it.
@@ -260,7 +259,7 @@ void ExpertNode::send(Session& session, std::span<const std::byte> header,
       log_warn("reply to {} not sent: {}", session.coordinator, status.error().message);
       return;
     }
-    session.waiting_since = SteadyClock().now();
+    session.waiting_since = clock_.now();
   }
   session.outbox_bytes += header.size() + payload_bytes;
   session.outbox.push_back({{header.begin(), header.end()}, std::move(payload), payload_bytes});
@@ -291,14 +290,14 @@ bool ExpertNode::send_waiting(Session& session) {
     const Status status =
         transport_.send(*session.peer, first.header, first.payload, first.payload_bytes);
     if (!status && status.error().code == ErrorCode::kOverloaded) {
-      if (SteadyClock().now() - session.waiting_since <= kSendDeadline) return false;
+      if (clock_.now() - session.waiting_since <= kSendDeadline) return false;
       give_up(session, fmt::format("it took no answer for {} s", kSendDeadline.count()));
       return true;
     }
     if (!status) log_warn("reply to {} not sent: {}", session.coordinator, status.error().message);
     session.outbox_bytes -= first.header.size() + first.payload_bytes;
     session.outbox.pop_front();
-    session.waiting_since = SteadyClock().now();
+    session.waiting_since = clock_.now();
   }
   return true;
 }
@@ -364,13 +363,14 @@ ExpertNode::ExpertNode(NodeOptions options, ThreadTeam& team, storage::TileStore
       tiles_(tiles),
       transport_(transport),
       data_address_(transport.address()),
+      clock_(options_.clock != nullptr ? *options_.clock : steady_clock_),
       executor_(team, tiles) {
   executor_.reserve(step_limits(options_, tiles.catalog()));
 }
 
 ExpertNode::~ExpertNode() {
   stop();
-  if (loader_.joinable()) loader_.join();
+  if (loader_) loader_->join();
 }
 
 Result<transport::HelloReply> ExpertNode::hello(const transport::Hello& hello) {
@@ -469,10 +469,10 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
 // Under the lock; no loader works.
 void ExpertNode::start_loader(std::function<void()> load) {
   CHECK(!is_loading_);
-  if (loader_.joinable()) loader_.join();  // its last words were under the lock
+  if (loader_) loader_->join();  // its last words were under the lock
   load_progress_ = std::make_unique<LoadProgress>();
   is_loading_ = true;
-  loader_ = std::thread([this, load = std::move(load)] {
+  loader_ = options_.threads->start([this, load = std::move(load)] {
     load();
     const std::lock_guard lock(mutex_);
     is_loading_ = false;

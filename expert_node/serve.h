@@ -7,7 +7,6 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <map>
@@ -16,12 +15,12 @@
 #include <optional>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/thread_team.h"
+#include "base/threads.h"
 #include "expert_node/executor.h"
 #include "storage/tiles/tile_store.h"
 #include "transport/control/control.h"
@@ -34,7 +33,9 @@ struct NodeOptions {
   std::string name = "node";
   transport::ModelIdentity identity;
   transport::WireRowType row_type = transport::WireRowType::kBf16;
-  uint32_t rows_max = 512;  // of a Dispatch: larger ones are not agreed on
+  uint32_t rows_max = 512;               // of a Dispatch: larger ones are not agreed on
+  const Clock* clock = nullptr;          // borrowed; nullptr: a steady one
+  Threads* threads = &system_threads();  // borrowed
 };
 
 // RAM that a node takes beside the tiles and what the tile store tells: the buffers of one Dispatch
@@ -114,6 +115,8 @@ class ExpertNode final : public transport::NodeControl {
   storage::TileStore& tiles_;
   transport::Transport& transport_;
   const std::vector<std::byte> data_address_;
+  const SteadyClock steady_clock_;
+  const Clock& clock_;
   Executor executor_;
   // Data-plane thread:
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them
@@ -125,7 +128,7 @@ class ExpertNode final : public transport::NodeControl {
   std::vector<int> plan_tiles_;  // of the last plan
   bool is_loading_ = false;      // loader_ works
   std::unique_ptr<LoadProgress> load_progress_;
-  std::thread loader_;
+  std::unique_ptr<Thread> loader_;
   std::atomic<bool> sessions_changed_{false};
   std::atomic<bool> stopping_{false};
 };
