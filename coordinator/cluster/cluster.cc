@@ -33,7 +33,8 @@ Cluster::Cluster(transport::Transport& transport, const Clock& clock, ClusterOpt
       options_(std::move(options)),
       placement_(placement),
       data_address_(transport.address()),
-      source_(std::move(source)) {
+      source_(std::move(source)),
+      changed_(options_.threads->make_condition()) {
   CHECK_EQ(placement.num_nodes(), source_->num_nodes());
   epoch_ = placement.epoch;
   const auto first = source_->waits() ? Member::First::kOrdered : Member::First::kUnderWay;
@@ -46,9 +47,9 @@ Cluster::Cluster(transport::Transport& transport, const Clock& clock, ClusterOpt
   // All at once: each may take as long as opening a checkpoint does.
   std::vector<std::optional<Result<Greeted>>> greeted(nodes_.size());
   {
-    std::vector<std::jthread> openers;
+    std::vector<std::unique_ptr<Thread>> openers;
     for (size_t n = 0; n < nodes_.size(); ++n) {
-      openers.emplace_back([this, n, &greeted] { greeted[n] = greet(n); });
+      openers.push_back(options_.threads->start([this, n, &greeted] { greeted[n] = greet(n); }));
     }
   }
   for (size_t n = 0; n < nodes_.size(); ++n) {
@@ -208,11 +209,11 @@ void Cluster::watch() {
     }
     start_keeper(n);
   }
-  if (source_->reopens()) planner_ = std::thread([this] { tend_plan(); });
+  if (source_->reopens()) planner_ = options_.threads->start([this] { tend_plan(); });
 }
 
 void Cluster::start_keeper(size_t n) {
-  nodes_[n]->keeper = std::thread([this, n] { keep(n); });
+  nodes_[n]->keeper = options_.threads->start([this, n] { keep(n); });
 }
 
 void Cluster::begin() {
@@ -230,7 +231,7 @@ void Cluster::keep(size_t n) {
   while (!stopping_) {
     if (node.removed) {
       if (node.control) let_go(node, lock);
-      changed_.wait_for(lock, options_.times.heartbeat);
+      changed_->wait_for(lock, options_.times.heartbeat);
       continue;
     }
     observe(node);
@@ -239,7 +240,7 @@ void Cluster::keep(size_t n) {
       const bool is_over = begun_ && node.lost_at && !node.member.is_there() && !node.gone &&
                            clock_.now() - *node.lost_at >= options_.grace;
       if (is_over) replan();
-      changed_.wait_for(lock, options_.times.heartbeat);
+      changed_->wait_for(lock, options_.times.heartbeat);
     } else {
       carry_out(order, n, lock);
     }
@@ -398,7 +399,8 @@ Status Cluster::await_ready(const Greeted& greeted, SessionId session) {
                                                     options_.load_patience.count() / 1000)};
     }
     std::unique_lock lock(mutex_);
-    if (changed_.wait_for(lock, kLoadPollInterval, [this] { return stopping_; })) {
+    const auto stopping = [this] { return stopping_; };
+    if (changed_->wait_until(lock, clock_.now() + kLoadPollInterval, stopping)) {
       return Error{ErrorCode::kUnavailable, "the coordinator is ending"};
     }
   }
@@ -433,15 +435,15 @@ void Cluster::replan() {
   log_info("plan {}: tiles of each expert: {}", epoch_.value, text);
   planned_at_ = now;
   plan_told_ = false;
-  changed_.notify_all();
+  changed_->notify_all();
 }
 
 // The planner's thread. A node that hangs holds it up for a call's deadline, and then is lost.
 void Cluster::tend_plan() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
-    changed_.wait_for(lock, kPlanPollInterval,
-                      [this] { return stopping_ || (begun_ && !plan_told_); });
+    changed_->wait_until(lock, clock_.now() + kPlanPollInterval,
+                         [this] { return stopping_ || (begun_ && !plan_told_); });
     if (stopping_ || plan_told_ || !begun_) continue;
     bool all_warm = true;
     for (size_t n = 0; n < nodes_.size() && !stopping_; ++n) {
@@ -474,7 +476,9 @@ void Cluster::tend_plan() {
       all_warm = all_warm && !node.plan_due && !node.warming;
     }
     if (all_warm || clock_.now() - planned_at_ > options_.load_patience) tell_plan();
-    if (!plan_told_) changed_.wait_for(lock, kPlanPollInterval, [this] { return stopping_; });
+    if (!plan_told_) {
+      changed_->wait_until(lock, clock_.now() + kPlanPollInterval, [this] { return stopping_; });
+    }
   }
 }
 
@@ -613,8 +617,8 @@ void Cluster::given_up(size_t n, uint64_t life, const std::string& why) {
   Node& node = *nodes_[n];
   if (node.member.life() != life) return;  // it has another one already
   node.member.lost(why);
-  changed_.notify_all();
-  if (node.keeper.joinable()) return;
+  changed_->notify_all();
+  if (node.keeper) return;
   log_warn("node {} lost: {}", node.name, why);  // for good
   (void)node.member.tick(clock_.now());
 }
@@ -674,17 +678,17 @@ void Cluster::close(Nodes nodes) {
     const std::lock_guard lock(mutex_);
     if (std::exchange(stopping_, true)) return;
   }
-  changed_.notify_all();
-  if (planner_.joinable()) planner_.join();
+  changed_->notify_all();
+  if (planner_) planner_->join();
   for (size_t n = 0; n < nodes_.size(); ++n) {
     Node& node = *nodes_[n];
-    if (!node.keeper.joinable()) continue;
+    if (!node.keeper) continue;
     // One that is being joined may hang: its calls end with it.
     std::unique_lock lock(mutex_);
     const bool is_there = node.control != nullptr;
     lock.unlock();
     if (!is_there) source_->end(static_cast<int>(n));
-    node.keeper.join();
+    node.keeper->join();
   }
   for (const auto& node : nodes_) {
     if (!node->control) continue;

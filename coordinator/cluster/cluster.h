@@ -7,17 +7,16 @@
 // and load in the background, then the dispatcher is told whom to ask.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "base/threads.h"
 #include "coordinator/cluster/dispatcher.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/node_source.h"
@@ -42,6 +41,7 @@ struct ClusterOptions {
   double min_coverage = 1;
   // A node that loads its tiles and has read no byte for so long is given up.
   std::chrono::milliseconds load_patience{60'000};
+  Threads* threads = &system_threads();  // borrowed
 };
 
 // Any thread, unless it says otherwise; control calls block.
@@ -151,7 +151,7 @@ class Cluster final : public NodeWatch {
     bool is_silent = false;  // it did not tell its statistics last time
     // News that the dispatcher has not taken: what came later replaces what it makes void.
     std::optional<NodeNews> lost, joined, trust;
-    std::thread keeper;
+    std::unique_ptr<Thread> keeper;
   };
   struct Greeted {
     std::shared_ptr<transport::NodeClient> control;
@@ -186,7 +186,7 @@ class Cluster final : public NodeWatch {
   const std::unique_ptr<NodeSource> source_;
 
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
+  const std::unique_ptr<Condition> changed_;
   std::vector<std::unique_ptr<Node>> nodes_;
   bool watching_ = false;
   bool begun_ = false;
@@ -195,7 +195,7 @@ class Cluster final : public NodeWatch {
   bool plan_told_ = true;  // to the dispatcher: all that are there have loaded it
   Clock::TimePoint planned_at_;
   std::optional<NodeNews> plan_news_;
-  std::thread planner_;  // tells nodes their plans: none of them can hold a keeper up
+  std::unique_ptr<Thread> planner_;  // tells nodes their plans: none of them can hold a keeper up
 };
 
 }  // namespace atl::coordinator

@@ -10,7 +10,8 @@ ClusterMonitor::ClusterMonitor(const Engine& engine, const Dispatcher& dispatche
       dispatcher_(dispatcher),
       cluster_(cluster),
       clock_(clock),
-      options_(options) {
+      options_(options),
+      stop_(options.threads->make_condition()) {
   const model::ModelConfig& config = engine.config();
   expert_rows_.resize(static_cast<size_t>(config.num_hidden_layers));
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -19,7 +20,7 @@ ClusterMonitor::ClusterMonitor(const Engine& engine, const Dispatcher& dispatche
   }
   snapshot_.nodes.resize(dispatcher.nodes().size());
   copy();
-  asker_ = std::thread([this] { ask_nodes(); });
+  asker_ = options_.threads->start([this] { ask_nodes(); });
 }
 
 ClusterMonitor::~ClusterMonitor() {
@@ -27,8 +28,8 @@ ClusterMonitor::~ClusterMonitor() {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  stop_.notify_all();
-  asker_.join();
+  stop_->notify_all();
+  asker_->join();
 }
 
 void ClusterMonitor::on_routes(int64_t layer, std::span<const int32_t> ids,
@@ -100,7 +101,7 @@ void ClusterMonitor::ask_nodes() {
         break;
       }
     }
-    stop_.wait_for(lock, options_.ask_every, [this] { return stopping_; });
+    stop_->wait_until(lock, clock_.now() + options_.ask_every, [this] { return stopping_; });
   }
 }
 

@@ -3,14 +3,14 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <span>
-#include <thread>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/threads.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/cluster_snapshot.h"
 #include "coordinator/cluster/dispatcher.h"
@@ -22,6 +22,7 @@ namespace atl::coordinator {
 struct ClusterMonitorOptions {
   std::chrono::milliseconds copy_every{200};   // at most so often, at the end of a step
   std::chrono::milliseconds ask_every{2'000};  // the nodes, on a thread of its own
+  Threads* threads = &system_threads();        // borrowed
 };
 
 // The observer's calls and after_step(): the engine's thread.
@@ -54,10 +55,10 @@ class ClusterMonitor final : public StepObserver {
   Clock::TimePoint last_copy_;
 
   mutable std::mutex mutex_;
-  std::condition_variable stop_;
+  const std::unique_ptr<Condition> stop_;
   bool stopping_ = false;
   ClusterSnapshot snapshot_;
-  std::thread asker_;
+  std::unique_ptr<Thread> asker_;
 };
 
 }  // namespace atl::coordinator

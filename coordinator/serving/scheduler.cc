@@ -122,12 +122,13 @@ Scheduler::Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, Sched
       clock_(clock),
       options_(std::move(options)),
       sink_(std::move(sink)),
+      wake_(options_.threads->make_condition()),
       step_cost_(engine.options().rows_max, chosen_share(engine.config())),
       workspaces_(static_cast<size_t>(team.num_threads())),
       masks_([this] {
         const std::lock_guard lock(mutex_);
         mask_found_ = true;
-        wake_.notify_one();
+        wake_->notify_all();
       }) {
   CHECK_GT(options_.sequences_max, 0);
   CHECK_LE(options_.sequences_max, engine.options().rows_max);
@@ -184,14 +185,14 @@ Result<GenerationId> Scheduler::submit(GenerationRequest request) {
   generation->id = GenerationId{next_id_++};
   const GenerationId id = generation->id;
   arrivals_.push_back(std::move(generation));
-  wake_.notify_one();
+  wake_->notify_all();
   return id;
 }
 
 void Scheduler::cancel(GenerationId id) {
   const std::lock_guard lock(mutex_);
   cancellations_.push_back(id);
-  wake_.notify_one();
+  wake_->notify_all();
 }
 
 GenerationStats Scheduler::stats() const {
@@ -210,7 +211,7 @@ void Scheduler::drain() {
 void Scheduler::stop() {
   const std::lock_guard lock(mutex_);
   stopping_ = true;
-  wake_.notify_one();
+  wake_->notify_all();
 }
 
 // ---- The engine's thread ----
@@ -229,9 +230,9 @@ void Scheduler::run() {
         until = until ? std::min(*until, idle) : idle;
       }
       if (until) {
-        wake_.wait_until(lock, *until, called);
+        wake_->wait_until(lock, *until, called);
       } else {
-        wake_.wait(lock, called);
+        wake_->wait(lock, called);
       }
     }
     if (stopping_) return;

@@ -15,7 +15,6 @@
 // of the client with most there.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -30,6 +29,7 @@
 
 #include "base/clock.h"
 #include "base/thread_team.h"
+#include "base/threads.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/serving/generation.h"
 #include "coordinator/serving/mask_worker.h"
@@ -50,6 +50,7 @@ struct SchedulerOptions {
   // Called on the engine's thread about every idle_every while there is nothing to compute.
   std::function<void()> while_idle;
   std::chrono::milliseconds idle_every{100};
+  Threads* threads = &system_threads();  // what the engine's thread waits with; borrowed
 };
 
 // submit(), cancel(), stats(), drain(), stop(): any thread. The rest: the engine's thread.
@@ -136,7 +137,7 @@ class Scheduler final : public GenerationBackend {
   const EventSink sink_;
 
   mutable std::mutex mutex_;  // of the messages below
-  std::condition_variable wake_;
+  const std::unique_ptr<Condition> wake_;
   std::vector<GenerationPtr> arrivals_;
   std::vector<GenerationId> cancellations_;
   GenerationStats stats_;  // as of the end of the last step
