@@ -79,14 +79,21 @@ class Values {
   const fs::path directory_;
 };
 
-MachineConfig read_machine(const Values& values, const std::string& section, bool has_drives) {
-  const std::string path = section + ".machine.";
+// Beside the section's other keys or in its `machine`; the former count. A node's `ram` there is
+// its budget and not what the machine has.
+MachineConfig read_machine(const Values& values, const std::string& section, bool is_node) {
   MachineConfig machine;
-  machine.ram_bytes = values.bytes(path + "ram").value_or(0);
-  machine.cores = static_cast<int>(values.integer(path + "cores").value_or(0));
-  machine.memory_bytes_per_second = values.rate(path + "mem_bw");
-  if (has_drives) machine.drive_bytes_per_second = values.rates(path + "drives");
-  machine.nic_bytes_per_second = values.rate(path + "nic");
+  for (const std::string& path : {section + ".machine.", section + "."}) {
+    const auto is_set = [&](const char* key) { return values.at(path + key).is_set(); };
+    const bool has_ram = !is_node || path.ends_with("machine.");
+    if (has_ram && is_set("ram")) machine.ram_bytes = *values.bytes(path + "ram");
+    if (is_set("cores")) machine.cores = static_cast<int>(*values.integer(path + "cores"));
+    if (is_set("mem_bw")) machine.memory_bytes_per_second = values.rate(path + "mem_bw");
+    if (is_node && is_set("drives")) {
+      machine.drive_bytes_per_second = values.rates(path + "drives");
+    }
+    if (is_set("nic")) machine.nic_bytes_per_second = values.rate(path + "nic");
+  }
   return machine;
 }
 
@@ -121,7 +128,20 @@ CoordinatorConfig read_coordinator(const Values& values) {
   coordinator.api_keys = values.path("coordinator.api_keys");
   coordinator.model_name = values.text("coordinator.model_name");
   coordinator.machine = read_machine(values, "coordinator", false);
+  coordinator.described_device = {values.text("coordinator.device.name"),
+                                  values.bytes("coordinator.device.memory").value_or(0),
+                                  values.rate("coordinator.device.mem_bw")};
   return coordinator;
+}
+
+PlanConfig read_plan(const Values& values) {
+  PlanConfig plan;
+  plan.for_throughput = values.text("plan.aim") == "throughput";
+  plan.sequences = static_cast<int>(values.integer("plan.sequences").value());
+  plan.context = values.integer("plan.context").value();
+  plan.prompt = values.integer("plan.prompt").value();
+  plan.usage = values.path("plan.usage");
+  return plan;
 }
 
 TimeoutsConfig read_timeouts(const Values& values) {
@@ -144,11 +164,16 @@ TimeoutsConfig read_timeouts(const Values& values) {
   return timeouts;
 }
 
-NodeConfig read_node(const Values& values, const ClusterConfig& config, int n) {
+NodeConfig read_node(const Values& values, const ClusterConfig& config, int n, Purpose purpose) {
   const std::string section = fmt::format("nodes[{}]", n), path = section + ".";
   NodeConfig node;
   node.name = values.text(path + "name");
-  node.control = parse_address(values.text(path + "control")).value();
+  const Setting& control = values.at(path + "control");
+  if (control.is_set()) {
+    node.control = parse_address(control.text()).value();
+  } else if (purpose == Purpose::kServe) {
+    throw LoadError(fmt::format("{}: a node without `control`", control.where));
+  }
   node.model = config.model;
   node.stripes = config.stripes;
   take_models(values.paths(path + "model"), &node.model, &node.stripes);
@@ -163,7 +188,7 @@ NodeConfig read_node(const Values& values, const ClusterConfig& config, int n) {
   return node;
 }
 
-void check_nodes(const Values& values, const ClusterConfig& config) {
+void check_nodes(const Values& values, const ClusterConfig& config, Purpose purpose) {
   std::map<std::string, int> names;
   std::map<std::string, int> addresses;
   const size_t with_tiles = std::count_if(config.nodes.begin(), config.nodes.end(),
@@ -178,6 +203,12 @@ void check_nodes(const Values& values, const ClusterConfig& config) {
       values.fail(path + "name",
                   fmt::format("'{}' is the name of nodes[{}], too", node.name, first->second));
     }
+    if (with_tiles > 0 && !node.tiles && purpose == Purpose::kServe) {
+      values.fail(
+          path + "name",
+          fmt::format("{} has no `tiles` and another node has: expected all or none", node.name));
+    }
+    if (node.control.port == 0) continue;  // only planned
     const auto [first, is_new] = addresses.emplace(node.control.text(), n);
     if (!is_new) {
       values.fail(path + "control",
@@ -188,17 +219,12 @@ void check_nodes(const Values& values, const ClusterConfig& config) {
       if (values.text(other) != node.control.text()) continue;
       values.fail(path + "control", fmt::format("'{}' is {}, too", node.control.text(), other));
     }
-    if (!node.control.is_loopback() && config.security.keys.empty()) {
+    if (!node.control.is_loopback() && config.security.keys.empty() && purpose == Purpose::kServe) {
       values.fail(path + "control",
                   fmt::format("'{}' can be reached from other machines and needs security.keys, so "
                               "that coordinator and nodes know each other; without keys expected a "
                               "loopback address such as 127.0.0.1:{}",
                               node.control.text(), node.control.port));
-    }
-    if (with_tiles > 0 && !node.tiles) {
-      values.fail(
-          path + "name",
-          fmt::format("{} has no `tiles` and another node has: expected all or none", node.name));
     }
   }
 }
@@ -262,7 +288,7 @@ const NodeConfig* ClusterConfig::node(std::string_view name) const {
   return found == nodes.end() ? nullptr : &*found;
 }
 
-ClusterConfig make_cluster_config(const Settings& settings) {
+ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose) {
   const Values values(settings);
   ClusterConfig config;
   config.file = settings.file();
@@ -292,10 +318,11 @@ ClusterConfig make_cluster_config(const Settings& settings) {
   }
   config.redundancy = static_cast<int>(values.integer("redundancy").value());
   config.timeouts = read_timeouts(values);
+  config.plan = read_plan(values);
   for (int n = 0; n < settings.num_nodes(); ++n) {
-    config.nodes.push_back(read_node(values, config, n));
+    config.nodes.push_back(read_node(values, config, n, purpose));
   }
-  check_nodes(values, config);
+  check_nodes(values, config, purpose);
   return config;
 }
 

@@ -41,6 +41,24 @@ struct MachineConfig {
   double nic_bytes_per_second = 0;
 };
 
+// A GPU that is described, not there. 0: not said.
+struct DeviceConfig {
+  std::string name;
+  uint64_t memory_bytes = 0;
+  double memory_bytes_per_second = 0;
+
+  bool is_described() const { return memory_bytes > 0 || memory_bytes_per_second > 0; }
+};
+
+// What `atoll plan` plans for.
+struct PlanConfig {
+  bool for_throughput = false;  // of all sequences; else for the latency of one
+  int sequences = 1;
+  int64_t context = 0;          // tokens of each; 0: coordinator.context
+  int64_t prompt = 1024;        // tokens
+  std::filesystem::path usage;  // "": none
+};
+
 struct NumericsConfig {  // as the options of the same names; "": not said
   std::string format, dense_format, activations, wire, kv;
 };
@@ -57,6 +75,7 @@ struct CoordinatorConfig {
   std::filesystem::path api_keys;  // "": no keys
   std::string model_name;          // "": the directory's
   MachineConfig machine;
+  DeviceConfig described_device;  // for planning only
 };
 
 enum class Trust : uint8_t { kTrusted, kEncrypted };
@@ -80,7 +99,7 @@ struct TimeoutsConfig {
 
 struct NodeConfig {
   std::string name;
-  Address control;
+  Address control;                             // port 0: a node that is only planned
   std::filesystem::path model;                 // main directory or pack
   std::vector<std::filesystem::path> stripes;  // further packs, on other drives
   std::optional<uint64_t> ram_bytes;           // budget; none: all its tiles
@@ -103,13 +122,17 @@ struct ClusterConfig {
   SecurityConfig security;
   int redundancy = 1;
   TimeoutsConfig timeouts;
+  PlanConfig plan;
   std::vector<NodeConfig> nodes;  // in the file's order; names and addresses are each other's
 
   const NodeConfig* node(std::string_view name) const;  // nullptr: there is none
 };
 
+// What a file is read for. To plan, nodes need no address, and no keys to know each other by.
+enum class Purpose : uint8_t { kServe, kPlan };
+
 // Settings as values, checked against each other. LoadError, one line, says where and what.
-ClusterConfig make_cluster_config(const Settings& settings);
+ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose = Purpose::kServe);
 
 // A file read, with what else may say something. LoadError likewise.
 ClusterConfig load_cluster_config(const std::filesystem::path& file, const Overrides& overrides);

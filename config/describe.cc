@@ -48,7 +48,12 @@ Json schema_of_value(const Key& key) {
       return text("^[0-9]+(\\.[0-9]+)? ?([kMGT]?B|[KMGT]iB|[MGT]bit)/s$");
     case ValueType::kRates: {
       const Json one = text("^[0-9]+(\\.[0-9]+)? ?([kMGT]?B|[KMGT]iB|[MGT]bit)/s$");
-      return {{"anyOf", {one, {{"type", "array"}, {"items", one}, {"minItems", 1}}}}};
+      const Json thing = {{"type", "object"},
+                          {"additionalProperties", false},
+                          {"properties", {{"rate", one}}},
+                          {"required", {"rate"}}};
+      const Json item = {{"anyOf", {one, thing}}};
+      return {{"anyOf", {one, {{"type", "array"}, {"items", item}, {"minItems", 1}}}}};
     }
   }
   return Json::object();
@@ -60,7 +65,7 @@ Json schema_of_section(const std::string& section) {
     const std::string path = section.empty() ? name : section + "." + name;
     if (path == "nodes") {
       Json node = schema_of_section("nodes[]");
-      node["required"] = {"name", "control"};
+      node["required"] = {"name"};  // and `control`, but for planning
       properties["nodes"] = {{"type", "array"}, {"maxItems", kNodesMax}, {"items", node}};
     } else if (const Key* key = find_key(path)) {
       Json value = schema_of_value(*key);
@@ -68,6 +73,13 @@ Json schema_of_section(const std::string& section) {
       if (!key->fallback.empty()) {
         const bool is_number = key->type == ValueType::kInteger || key->type == ValueType::kNumber;
         value["default"] = is_number ? Json::parse(key->fallback) : Json(key->fallback);
+      }
+      // A value or a section: rules about texts say nothing about objects, and the other way round.
+      if (!names_below(path).empty()) {
+        const Json section_schema = schema_of_section(path);
+        value["type"] = {value["type"], "object"};
+        value["additionalProperties"] = false;
+        value["properties"] = section_schema["properties"];
       }
       properties[name] = std::move(value);
     } else {

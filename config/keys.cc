@@ -17,15 +17,20 @@ using enum ValueType;
 
 constexpr double kBytesMax = 0x1p50, kRateMax = 1e15, kDayMs = 86'400'000;
 
-void add_machine_keys(std::vector<Key>* keys, const std::string& section, bool has_drives) {
-  const std::string path = section + "machine.";
-  keys->push_back({path + "ram", kBytes, "", "RAM that it has; for planning only", 1, kBytesMax});
+// What the machine has, for `atoll plan`: in a section of its own, or beside the other keys, where
+// `ram` is taken.
+void add_machine_keys(std::vector<Key>* keys, const std::string& path, bool has_ram,
+                      bool has_drives) {
+  if (has_ram) {
+    keys->push_back({path + "ram", kBytes, "", "RAM that it has; for planning only", 1, kBytesMax});
+  }
   keys->push_back({path + "cores", kInteger, "", "cores that it has; for planning only", 1, 4096});
   keys->push_back(
       {path + "mem_bw", kRate, "", "rate of its memory; for planning only", 1, kRateMax});
   if (has_drives) {
     keys->push_back({path + "drives", kRates, "",
-                     "rate of each drive, one or a list; for planning only", 1, kRateMax});
+                     "rate of each drive, one or a list: `[{rate: 6GB/s}]`; for planning only", 1,
+                     kRateMax});
   }
   keys->push_back({path + "nic", kRate, "", "rate of its network; for planning only", 1, kRateMax});
 }
@@ -47,7 +52,8 @@ void add_node_keys(std::vector<Key>* keys, const std::string& section) {
        65535});
   add({"share", kNumber, "1", "its share of the tiles in proportion to the others'", 0, 1e6});
   add({"device", kText, "", "network device of its rows, as UCX names it: `eth1`, `mlx5_0:1`"});
-  add_machine_keys(keys, section, true);
+  add_machine_keys(keys, section, false, true);
+  add_machine_keys(keys, section + "machine.", true, true);
 }
 
 std::vector<Key> make_keys() {
@@ -88,6 +94,11 @@ std::vector<Key> make_keys() {
        "address of `atoll cluster`, on loopback; not said: there is none"},
       {"coordinator.device", kDevice, "auto",
        "what it computes on: `auto` (a GPU if there is one), `cpu`, `cuda:N`"},
+      {"coordinator.device.name", kText, "",
+       "a GPU as it is described: `rtx4090`; for planning only"},
+      {"coordinator.device.memory", kBytes, "", "its memory; for planning only", 1, kBytesMax},
+      {"coordinator.device.mem_bw", kRate, "", "rate of its memory; for planning only", 1,
+       kRateMax},
       {"coordinator.threads", kInteger, "0", "compute threads; 0: one per core", 0, 4096},
       {"coordinator.kv_cache", kBytes, "",
        "memory of the KV cache; not said: 16 contexts, at most 4GiB", 1, kBytesMax},
@@ -129,12 +140,29 @@ std::vector<Key> make_keys() {
        250, kDayMs},
       {"timeouts.comeback", kDuration, "5s",
        "a request waits so long for a node's return when none is left", 0, 600'000},
+      {"plan.aim",
+       kChoice,
+       "latency",
+       "what `atoll plan` makes fast: one sequence, or all of `plan.sequences` together",
+       0,
+       0,
+       {"latency", "throughput"}},
+      {"plan.sequences", kInteger, "1", "sequences served at once, that the KV cache has room for",
+       1, 4096},
+      {"plan.context", kInteger, "0",
+       "tokens of each of them; 0: coordinator.context, or 8192 if that is 0, too", 0, 0x1p30},
+      {"plan.prompt", kInteger, "1024", "tokens of the prompt whose first token is foretold", 1,
+       0x1p30},
+      {"plan.usage", kPath, "",
+       "file of how often each expert is used (`usage` of a pack); not said: all alike"},
   };
-  add_machine_keys(&keys, "coordinator.", false);
+  add_machine_keys(&keys, "coordinator.", true, false);
+  add_machine_keys(&keys, "coordinator.machine.", true, false);
   add_node_keys(&keys, "node_defaults.");
   keys.push_back({"nodes[].name", kName, "", "the node's name: `atoll node --name`; required"});
-  keys.push_back({"nodes[].control", kAddress, "",
-                  "HOST:PORT where it listens and the coordinator dials; required"});
+  keys.push_back(
+      {"nodes[].control", kAddress, "",
+       "HOST:PORT where it listens and the coordinator dials; required, but for planning"});
   add_node_keys(&keys, "nodes[].");
   return keys;
 }

@@ -76,7 +76,9 @@ class SettingsReader {
 
   void take(const YamlNode& node, const std::string& pattern, const std::string& path) {
     if (pattern == "nodes") return take_nodes(node);
-    if (const Key* key = find_key(pattern)) return take_value(node, *key, path);
+    const bool is_section = node.kind == YamlNode::Kind::kMap && !names_below(pattern).empty();
+    const Key* key = find_key(pattern);
+    if (key != nullptr && !is_section) return take_value(node, *key, path);
     if (node.kind == YamlNode::Kind::kNothing) return;  // a section without keys
     if (node.kind != YamlNode::Kind::kMap) {
       fail(node.place, fmt::format("{}: expected keys and values ({})", path,
@@ -101,10 +103,12 @@ class SettingsReader {
       }
       node_places_.push_back(node.place);
       take_map(node, std::string(kNodes), path);
-      for (const char* required : {"name", "control"}) {
-        if (settings_.values_.contains(joined(path, required))) continue;
-        fail(node.place, fmt::format("a node without `{}`", required));
+      if (!settings_.values_.contains(joined(path, "name"))) {
+        fail(node.place, "a node without `name`");
       }
+      // Whether one is needed depends on what the file is read for.
+      settings_.values_.try_emplace(joined(path, "control"),
+                                    Setting{{}, Origin::kDefault, where(node.place)});
     }
   }
 
@@ -125,8 +129,18 @@ class SettingsReader {
       }
       setting.items.push_back(item.text);
     };
+    // A list of things of which only the rate is told: [{rate: 6GB/s}].
+    const auto rate_of = [&](const YamlNode& item) -> const YamlNode& {
+      const bool is_thing = key.type == ValueType::kRates && item.kind == YamlNode::Kind::kMap;
+      if (!is_thing) return item;
+      for (const YamlNode& child : item.children) {
+        if (child.key != "rate") fail(child.key_place, unknown_key(child.key, path, {"rate"}));
+      }
+      if (item.children.empty()) fail(item.place, fmt::format("{}: expected `rate: 6GB/s`", path));
+      return item.children.front();
+    };
     if (node.kind == YamlNode::Kind::kList && key.is_list()) {
-      for (const YamlNode& item : node.children) take_text(item);
+      for (const YamlNode& item : node.children) take_text(rate_of(item));
       if (setting.items.empty()) fail(node.place, fmt::format("{}: an empty list", path));
     } else {
       take_text(node);
@@ -173,8 +187,9 @@ class SettingsReader {
     for (const auto& [name, value] : overrides_.environment) {
       const auto found = known.find(name);
       if (found == known.end()) {
-        for (const char* section : {"ATOLL_NUMERICS_", "ATOLL_COORDINATOR_", "ATOLL_NETWORK_",
-                                    "ATOLL_SECURITY_", "ATOLL_TIMEOUTS_", "ATOLL_NODE_"}) {
+        for (const char* section :
+             {"ATOLL_NUMERICS_", "ATOLL_COORDINATOR_", "ATOLL_NETWORK_", "ATOLL_SECURITY_",
+              "ATOLL_TIMEOUTS_", "ATOLL_NODE_", "ATOLL_PLAN_"}) {
           if (!name.starts_with(section)) continue;
           const std::string meant = nearest(name, names);
           throw LoadError(

@@ -114,6 +114,37 @@ TEST(ClusterConfig, lets_nodes_listen_beyond_loopback_only_with_keys) {
   }
 }
 
+TEST(ClusterConfig, machines_are_described_without_being_there) {
+  const std::string text = R"(
+model: /m
+coordinator: {mem_bw: 80GB/s, device: {name: rtx4090, memory: 24GiB, mem_bw: 1008GB/s}}
+plan: {aim: throughput, sequences: 16}
+node_defaults: {cores: 32, drives: [{rate: 6GB/s}, 3GB/s], machine: {ram: 768GiB}}
+nodes: [{name: a, ram: 700GiB, mem_bw: 250GB/s, nic: 100Gbit/s}, {name: b}]
+)";
+  const ClusterConfig config =
+      make_cluster_config(Settings::parse(text, "/c.yaml", {}), Purpose::kPlan);
+  EXPECT_EQ(config.coordinator.described_device.name, "rtx4090");
+  EXPECT_EQ(config.coordinator.described_device.memory_bytes, uint64_t{24} << 30);
+  EXPECT_EQ(config.coordinator.described_device.memory_bytes_per_second, 1008e9);
+  EXPECT_EQ(config.coordinator.device, "auto");
+  EXPECT_EQ(config.coordinator.machine.memory_bytes_per_second, 80e9);
+  EXPECT_TRUE(config.plan.for_throughput);
+  EXPECT_EQ(config.plan.sequences, 16);
+  ASSERT_EQ(config.nodes.size(), 2u);
+  EXPECT_EQ(config.nodes[0].ram_bytes, uint64_t{700} << 30);
+  EXPECT_EQ(config.nodes[0].machine.ram_bytes, uint64_t{768} << 30);
+  EXPECT_EQ(config.nodes[0].machine.memory_bytes_per_second, 250e9);
+  EXPECT_EQ(config.nodes[0].machine.nic_bytes_per_second, 12.5e9);
+  EXPECT_THAT(config.nodes[1].machine.drive_bytes_per_second, ElementsAre(6e9, 3e9));
+  EXPECT_EQ(config.nodes[1].machine.cores, 32);
+  EXPECT_EQ(config.nodes[1].control.port, 0);
+  // To serve, a node has to be somewhere.
+  EXPECT_THAT(error_of(text), HasSubstr("cluster.yaml:6:9: a node without `control`"));
+  EXPECT_THAT(error_of("model: /m\nnode_defaults: {drives: [{speed: 6GB/s}]}\n"),
+              HasSubstr("unknown key 'speed'"));
+}
+
 TEST(ClusterConfig, names_what_is_asked_for_and_not_built) {
   EXPECT_THAT(not_built(load("model: /m\nredundancy: 2\n")),
               ElementsAre(HasSubstr("redundancy: 2: keeping a tile on several nodes isn't built")));

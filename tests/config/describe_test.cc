@@ -59,7 +59,7 @@ TEST(Describe, the_schema_names_every_key_and_closes_every_section) {
     }
     EXPECT_EQ(at->at("description"), key.about);
   }
-  EXPECT_EQ(schema["properties"]["nodes"]["items"]["required"], Json({"name", "control"}));
+  EXPECT_EQ(schema["properties"]["nodes"]["items"]["required"], Json({"name"}));
 }
 
 TEST(Describe, show_tells_value_and_origin) {

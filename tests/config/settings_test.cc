@@ -117,7 +117,7 @@ const Mistake kMistakes[] = {
     {"coordinator: {listen: 8080}\n", "expected HOST:PORT, found '8080'"},
     {"nodes: {name: n1}\n", "nodes: expected a list"},
     {"nodes: [n1]\n", "a node: expected keys and values"},
-    {"nodes:\n  - name: n1\n", "2:5: a node without `control`"},
+    {"nodes:\n  - control: 'h:1'\n", "2:5: a node without `name`"},
     {"nodes:\n  - {name: 'a b', control: 'h:1'}\n", "nodes[0].name: expected a name of up to 63"},
     {"nodes:\n  - {name: n1, control: 'h:0'}\n", "with a port from 1 to 65535"},
     {"nodes:\n  - {name: n1, control: 'h:70000'}\n", "with a port from 1 to 65535"},
