@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/check.h"
+#include "coordinator/api/api_json.h"
 #include "text/utf8.h"
 
 namespace atl::coordinator {
@@ -17,10 +18,6 @@ using Json = nlohmann::ordered_json;
 
 // What JSON has no number for; as vLLM does.
 constexpr double kLogprobMin = -9999;
-
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 Json logprob_json(double logprob) {
   if (std::isnan(logprob)) return nullptr;
@@ -42,8 +39,6 @@ Json head_json(const AnswerHead& head, std::string_view object) {
           {"model", head.model},
           {"system_fingerprint", head.system_fingerprint}};
 }
-
-Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
 int64_t num_characters(std::string_view text) {
   return std::count_if(text.begin(), text.end(),

@@ -14,11 +14,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t kMessagesMax = 100'000, kBlocksMax = 10'000, kToolsMax = 1024;
-
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
+constexpr size_t kBlocksMax = 10'000;
 
 // --- requests ---
 
@@ -91,7 +87,7 @@ class MessageReader {
   }
 };
 
-Json read_tools(const JsonValue& tools) {
+Json read_anthropic_tools(const JsonValue& tools) {
   Json out = Json::array();
   if (!tools.missing() && !tools.is_array()) tools.complain("an array");
   for (const JsonValue& tool : tools.elements(kToolsMax)) {
@@ -335,7 +331,7 @@ Parsed<std::string> chat_of_messages(std::string_view body, bool counts) {
     chat["continue_final_message"] = true;
   }
   chat["messages"] = std::move(reader.chat);
-  Json tools = read_tools(root["tools"]);
+  Json tools = read_anthropic_tools(root["tools"]);
   if (!tools.empty()) chat["tools"] = std::move(tools);
   if (!counts) read_tool_choice(root["tool_choice"], chat);
   if (!root["stop_sequences"].missing()) {

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "coordinator/api/api_errors.h"
+#include "coordinator/api/api_json.h"
 #include "coordinator/api/canary.h"
 #include "coordinator/api/helper_probe.h"
 #include "coordinator/api/live_answer.h"
@@ -36,10 +37,6 @@ constexpr int kRetryAfterLoading = 5;
 constexpr size_t kLoggedBytesMax = 300;
 constexpr size_t kUserBytesMax = 128;
 constexpr size_t kShortBodyBytesMax = 64 << 10;  // read, rendered and tokenized within milliseconds
-
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 http::HttpResponse json_response(const Json& json) {
   http::HttpResponse response;

@@ -4,12 +4,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "coordinator/api/api_json.h"
+
 namespace atl::coordinator {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
 }  // namespace
 

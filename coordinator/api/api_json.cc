@@ -19,13 +19,15 @@ constexpr size_t kBodyBytesMin = size_t{16} << 20, kBytesOfByte = 8;
 
 const Json& json_of(const void* value) { return *static_cast<const Json*>(value); }
 
+std::string format_range(double min, double max) { return fmt::format("from {} to {}", min, max); }
+
+}  // namespace
+
 std::string dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-std::string format_range(double min, double max) { return fmt::format("from {} to {}", min, max); }
-
-}  // namespace
+Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
 struct JsonDocument::State {
   Json json;

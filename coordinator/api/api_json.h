@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +20,9 @@ struct JsonLimits {
   // Of the values in memory, as base/json_reader.h counts; less for short texts.
   size_t bytes_max = size_t{256} << 20;
 };
+
+// Of a chat in any of the protocols.
+inline constexpr size_t kMessagesMax = 100'000, kPartsMax = 10'000, kToolsMax = 1024;
 
 // A value of a JsonDocument, borrowed, with its place in it. One that isn't there is "missing", and
 // so is a null: OpenAI's clients send null for what they leave out.
@@ -65,6 +69,11 @@ class JsonValue {
   std::string path_;
   Notes* notes_;
 };
+
+// As it is sent; bytes that are no UTF-8 are replaced.
+std::string dump(const nlohmann::ordered_json& json);
+// What OpenAI's objects have where there is nothing to say.
+nlohmann::ordered_json text_or_null(const std::string& text);
 
 class JsonDocument {
  public:

@@ -10,9 +10,6 @@
 namespace atl::coordinator {
 namespace {
 
-constexpr size_t kMessagesMax = 100'000;
-constexpr size_t kPartsMax = 10'000;
-constexpr size_t kToolsMax = 1024;
 constexpr size_t kToolNameBytesMax = 64;
 
 // Text, or an array of parts that are text; those are joined by line ends.
@@ -150,7 +147,7 @@ bool is_tool_name(std::string_view name) {
          std::all_of(name.begin(), name.end(), fits);
 }
 
-std::vector<ChatTool> read_tools(const JsonValue& tools) {
+std::vector<ChatTool> read_chat_tools(const JsonValue& tools) {
   std::vector<ChatTool> result;
   if (!tools.missing() && !tools.is_array()) tools.complain("an array");
   for (const JsonValue& tool : tools.elements(kToolsMax)) {
@@ -341,7 +338,7 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const RequestLimit
   request.fields = read_generation_fields(root, limits);
   read_chat_logprobs(root, request.fields);
   request.input.messages = read_messages(root["messages"]);
-  request.input.tools = read_tools(root["tools"]);
+  request.input.tools = read_chat_tools(root["tools"]);
   read_prompt_end(root, request.input);
   request.input.template_kwargs_json = read_template_kwargs(root["chat_template_kwargs"]);
   read_tool_choice(root["tool_choice"], request);
@@ -370,7 +367,7 @@ std::optional<Parsed<TokenizeChatRequest>> parse_tokenize_chat_request(std::stri
   TokenizeChatRequest request;
   request.model = root["model"].string().value_or("");
   request.input.messages = read_messages(root["messages"]);
-  request.input.tools = read_tools(root["tools"]);
+  request.input.tools = read_chat_tools(root["tools"]);
   request.input.template_kwargs_json = read_template_kwargs(root["chat_template_kwargs"]);
   read_prompt_end(root, request.input);
   request.add_special_tokens = root["add_special_tokens"].boolean().value_or(false);

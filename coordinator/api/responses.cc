@@ -15,11 +15,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t kItemsMax = 100'000, kPartsMax = 10'000, kToolsMax = 1024;
-
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
+constexpr size_t kItemsMax = 100'000;
 
 // --- requests ---
 
@@ -112,7 +108,7 @@ class InputReader {
   std::string pending_reasoning_;
 };
 
-Json read_tools(const JsonValue& tools) {
+Json read_responses_tools(const JsonValue& tools) {
   Json out = Json::array();
   if (!tools.missing() && !tools.is_array()) tools.complain("an array");
   for (const JsonValue& tool : tools.elements(kToolsMax)) {
@@ -468,7 +464,7 @@ Parsed<ResponseRequest> chat_of_responses(std::string_view body, const std::stri
   }
   for (Json& message : reader.chat) messages.push_back(std::move(message));
   chat["messages"] = std::move(messages);
-  Json tools = read_tools(root["tools"]);
+  Json tools = read_responses_tools(root["tools"]);
   if (!tools.empty()) chat["tools"] = std::move(tools);
   read_tool_choice(root["tool_choice"], chat);
   read_format(root["text"]["format"], chat);
