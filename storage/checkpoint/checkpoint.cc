@@ -17,6 +17,7 @@
 #include "base/units.h"
 #include "storage/checkpoint/model_dir.h"
 #include "storage/checkpoint/safetensors_header.h"
+#include "storage/io/file_io.h"
 #include "storage/io/printable.h"
 #include "storage/pack/block_sums.h"
 #include "storage/pack/pack.h"
@@ -36,10 +37,6 @@ constexpr uint64_t kPageBytes = 4096;
 constexpr int kFingerprintSamples = 16;
 constexpr uint64_t kFingerprintSampleBytes = 4096;
 
-[[noreturn]] void throw_errno(const std::filesystem::path& file, const char* what) {
-  throw LoadError(fmt::format("{}: cannot {}: {}", file.string(), what, std::strerror(errno)));
-}
-
 // What a pack knows of a file; without a pack nothing.
 const PackCarriedFile* find_carried(const Pack* pack, const std::filesystem::path& file) {
   if (pack == nullptr) return nullptr;
@@ -56,12 +53,12 @@ Shard open_file(const std::filesystem::path& file, const Pack* pack) {
   Shard shard;
   shard.file_name = file.filename().string();
   shard.fd = ::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (shard.fd < 0) throw_errno(file, "open");
+  if (shard.fd < 0) throw_file_error(file, "open", errno);
   struct stat info {};
   const bool known = ::fstat(shard.fd, &info) == 0;
   if (!known || !S_ISREG(info.st_mode)) {
     ::close(shard.fd);
-    if (!known) throw_errno(file, "stat");
+    if (!known) throw_file_error(file, "stat", errno);
     throw LoadError(fmt::format("{}: not a regular file", file.string()));
   }
   shard.file_bytes = static_cast<uint64_t>(info.st_size);
@@ -107,7 +104,7 @@ void read_exactly(const Shard& shard, const std::filesystem::path& file, uint64_
   }
   bool failed = false;
   const size_t got = pread_all(shard.fd, offset, out, &failed);
-  if (failed) throw_errno(file, "read");
+  if (failed) throw_file_error(file, "read", errno);
   if (got != out.size()) {
     throw LoadError(fmt::format("{}: {}: {} of {} bytes at offset {}: the file shrank",
                                 file.string(), what, got, out.size(), offset));

@@ -12,16 +12,13 @@
 #include "base/check.h"
 #include "base/result.h"
 #include "base/units.h"
+#include "storage/io/file_io.h"
 
 namespace atl::storage {
 namespace {
 
 // The data section starts on a multiple of this; the header is padded with spaces.
 constexpr int64_t kHeaderAlign = 64;
-
-[[noreturn]] void throw_errno(const std::filesystem::path& file, const char* what) {
-  throw LoadError(fmt::format("{}: cannot {}: {}", file.string(), what, std::strerror(errno)));
-}
 
 void check_name(std::string_view name) {
   CHECK(!name.empty());
@@ -37,7 +34,7 @@ void pwrite_all(int fd, const std::filesystem::path& file, uint64_t offset,
   while (!data.empty()) {
     const ssize_t put = ::pwrite(fd, data.data(), data.size(), static_cast<off_t>(offset));
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0) throw_errno(file, "write");
+    if (put < 0) throw_file_error(file, "write", errno);
     offset += static_cast<uint64_t>(put);
     data = data.subspan(static_cast<size_t>(put));
   }
@@ -49,9 +46,9 @@ std::string header_entry(const TensorInfo& tensor) {
                      tensor.offset + tensor.bytes);
 }
 
-int create_file(const std::filesystem::path& file) {
+int open_new_file(const std::filesystem::path& file) {
   const int fd = ::open(file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) throw_errno(file, "create");
+  if (fd < 0) throw_file_error(file, "create", errno);
   return fd;
 }
 
@@ -125,12 +122,12 @@ void CheckpointWriter::create_shard(uint32_t index) {
   bytes += json;
 
   const std::filesystem::path file = path_of(index);
-  shard.fd = create_file(file);
+  shard.fd = open_new_file(file);
   shard.data_offset = bytes.size();
   shard.file_bytes += bytes.size();
   pwrite_all(shard.fd, file, 0, std::as_bytes(std::span(bytes)));
   if (::ftruncate(shard.fd, static_cast<off_t>(shard.file_bytes)) != 0) {
-    throw_errno(file, "set the size");
+    throw_file_error(file, "set the size", errno);
   }
   for (TensorInfo& tensor : tensors_) {
     if (tensor.shard == index) tensor.offset += shard.data_offset;
@@ -148,14 +145,14 @@ void CheckpointWriter::write_index() const {
   }
   json += " }\n}\n";
   const std::filesystem::path file = directory_ / "model.safetensors.index.json";
-  const int fd = create_file(file);
+  const int fd = open_new_file(file);
   try {
     pwrite_all(fd, file, 0, std::as_bytes(std::span(json)));
   } catch (...) {
     ::close(fd);
     throw;
   }
-  if (::close(fd) != 0) throw_errno(file, "close");
+  if (::close(fd) != 0) throw_file_error(file, "close", errno);
 }
 
 std::filesystem::path CheckpointWriter::path_of(uint32_t shard) const {
@@ -174,11 +171,11 @@ void CheckpointWriter::finish() {
   CHECK_EQ(written_.load(), data_bytes_);
   for (uint32_t i = 0; i < shards_.size(); ++i) {
     Shard& shard = shards_[i];
-    if (::fdatasync(shard.fd) != 0) throw_errno(path_of(i), "write to the disk");
+    if (::fdatasync(shard.fd) != 0) throw_file_error(path_of(i), "write to the disk", errno);
     // Advice only: hundreds of gigabytes just written need not stay in the page cache.
     (void)::posix_fadvise(shard.fd, 0, 0, POSIX_FADV_DONTNEED);
     const int fd = std::exchange(shard.fd, -1);
-    if (::close(fd) != 0) throw_errno(path_of(i), "close");
+    if (::close(fd) != 0) throw_file_error(path_of(i), "close", errno);
   }
 }
 

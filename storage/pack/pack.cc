@@ -11,15 +11,13 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
-#include "storage/pack/block_sums.h"
 #include "storage/io/file_io.h"
 #include "storage/io/unit_queue.h"
+#include "storage/pack/block_sums.h"
 
 namespace atl::storage {
 namespace {
 
-// Checksums of 17 GB of carried files are 2 MB.
-constexpr uint64_t kHeaderBytesMax = 256 * kMiB;
 constexpr uint64_t kVerifyPieceBytes = 1 * kMiB;
 static_assert(kVerifyPieceBytes % kSumBlockBytes == 0);
 
@@ -40,7 +38,7 @@ FileHandle open_carried(const std::filesystem::path& dir, const PackCarriedFile&
 }
 
 PackHeader read_header(const std::filesystem::path& file, uint64_t* bytes) {
-  const std::string contents = read_whole_file(file, kHeaderBytesMax);
+  const std::string contents = read_whole_file(file, kPackHeaderBytesMax);
   *bytes = contents.size();
   return decode_pack_header(contents, file);
 }

@@ -23,6 +23,8 @@ inline constexpr std::string_view kPackHeaderFile = "pack.atoll";
 // In place of the header until the pack is whole.
 inline constexpr std::string_view kPackUnfinishedFile = "pack.unfinished";
 inline constexpr uint32_t kPackVersion = 1;
+// Of the header file. Checksums of 17 GB of carried files are 2 MB.
+inline constexpr uint64_t kPackHeaderBytesMax = uint64_t{256} << 20;
 inline constexpr size_t kPackAlign = kernels::kTileAlign;
 // Carried files have a checksum for each stretch of this many bytes, so that a tensor can be
 // checked when it is read, without reading the rest: 8 bytes for 64 KiB.

@@ -24,14 +24,14 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
-#include "storage/pack/block_sums.h"
-#include "storage/tiles/checkpoint_tiles.h"
+#include "storage/checkpoint/safetensors_writer.h"
 #include "storage/io/file_io.h"
+#include "storage/io/printable.h"
+#include "storage/io/unit_queue.h"
+#include "storage/pack/block_sums.h"
 #include "storage/pack/pack.h"
 #include "storage/pack/pack_format.h"
-#include "storage/io/printable.h"
-#include "storage/checkpoint/safetensors_writer.h"
-#include "storage/io/unit_queue.h"
+#include "storage/tiles/checkpoint_tiles.h"
 
 namespace atl::storage {
 namespace {
@@ -41,7 +41,6 @@ namespace fs = std::filesystem;
 constexpr std::string_view kPartialSuffix = ".partial";
 constexpr uint64_t kShardBytes = 4 * kGiB;
 constexpr uint64_t kCopiedFileBytesMax = 256 * kMiB;
-constexpr uint64_t kHeaderBytesMax = 256 * kMiB;
 
 // Whatever of these a checkpoint has is copied as it is; config.json it must have.
 constexpr std::array<std::string_view, 14> kCopiedFiles = {"config.json",
@@ -129,7 +128,7 @@ void refuse_foreign_directory(const fs::path& dir) {
 void refuse_other_pack(const fs::path& file, const PackParams& params) {
   PackParams found;
   try {
-    found = decode_pack_header(read_whole_file(file, kHeaderBytesMax), file).params;
+    found = decode_pack_header(read_whole_file(file, kPackHeaderBytesMax), file).params;
   } catch (const LoadError& error) {
     // Damaged: whatever layer files are there name their pack.
     log_warn("{}", error.what());
