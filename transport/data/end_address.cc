@@ -43,7 +43,7 @@ uint64_t fnv1a(std::span<const std::byte> bytes) {
   return hash;
 }
 
-Error invalid(std::string message) {
+Error invalid_address(std::string message) {
   return {ErrorCode::kInvalid, "transport address: " + std::move(message)};
 }
 
@@ -96,26 +96,27 @@ std::vector<std::byte> encode_address(const EndAddress& address) {
 
 Result<EndAddress> decode_address(std::span<const std::byte> bytes, EndAddress::Kind kind) {
   if (bytes.size() < sizeof(Fixed) || bytes.size() > kAddressBytesMax)
-    return invalid(
+    return invalid_address(
         fmt::format("{} bytes, expected {} to {}", bytes.size(), sizeof(Fixed), kAddressBytesMax));
   Fixed fixed;
   std::memcpy(&fixed, bytes.data(), sizeof fixed);
   if (std::memcmp(fixed.magic, kMagic, sizeof kMagic) != 0)
-    return invalid("doesn't begin with ATLE");
+    return invalid_address("doesn't begin with ATLE");
   if (fixed.version != kVersion)
-    return invalid(fmt::format("version {}, expected {}", fixed.version, kVersion));
+    return invalid_address(fmt::format("version {}, expected {}", fixed.version, kVersion));
   if (fixed.native_bytes != bytes.size() - sizeof fixed)
-    return invalid(fmt::format("says {} native bytes, found {}", fixed.native_bytes,
-                               bytes.size() - sizeof fixed));
+    return invalid_address(fmt::format("says {} native bytes, found {}", fixed.native_bytes,
+                                       bytes.size() - sizeof fixed));
   if (fixed.checksum != fnv1a(bytes.subspan(kChecksummedFrom)))
-    return invalid("checksum is wrong: it was damaged on its way");
+    return invalid_address("checksum is wrong: it was damaged on its way");
   if (fixed.kind != static_cast<uint16_t>(kind))
-    return invalid(fmt::format("kind {}, expected {} (1 = UCX, 2 = in-process, 3 = encrypted)",
-                               fixed.kind, static_cast<int>(kind)));
-  if (fixed.end_id == 0) return invalid("end id is 0");
+    return invalid_address(
+        fmt::format("kind {}, expected {} (1 = UCX, 2 = in-process, 3 = encrypted)", fixed.kind,
+                    static_cast<int>(kind)));
+  if (fixed.end_id == 0) return invalid_address("end id is 0");
   // UCX reads its header without a look at the size.
   if (kind == EndAddress::Kind::kUcx && fixed.native_bytes < kNativeBytesMin)
-    return invalid(
+    return invalid_address(
         fmt::format("{} native bytes, expected at least {}", fixed.native_bytes, kNativeBytesMin));
   if (kind == EndAddress::Kind::kTls) {
     if (auto tls = decode_tls_address(bytes.subspan(sizeof fixed)); !tls) return tls.error();
@@ -137,8 +138,8 @@ std::vector<std::byte> encode_tls_address(const TlsAddress& address) {
 
 Result<TlsAddress> decode_tls_address(std::span<const std::byte> native) {
   if (native.size() < kTlsFixedBytes || native.size() > kTlsFixedBytes + kHostBytesMax)
-    return invalid(fmt::format("{} native bytes, expected {} to {}", native.size(), kTlsFixedBytes,
-                               kTlsFixedBytes + kHostBytesMax));
+    return invalid_address(fmt::format("{} native bytes, expected {} to {}", native.size(),
+                                       kTlsFixedBytes, kTlsFixedBytes + kHostBytesMax));
   TlsAddress address;
   std::memcpy(address.token.data(), native.data(), address.token.size());
   std::memcpy(&address.port, native.data() + address.token.size(), sizeof address.port);
@@ -147,7 +148,7 @@ Result<TlsAddress> decode_tls_address(std::span<const std::byte> native) {
   // IPv4, or IPv6 with or without a zone: what getaddrinfo() reads without asking anybody.
   if (address.host.find_first_not_of("0123456789abcdefABCDEF.:%_-ghijklmnopqrstuvwxyz") !=
       std::string::npos)
-    return invalid("its host is no numeric address");
+    return invalid_address("its host is no numeric address");
   return address;
 }
 

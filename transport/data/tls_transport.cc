@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "transport/data/end_address.h"
+#include "transport/data/link_limits.h"
 #include "transport/data/message_buffers.h"
 #include "transport/data/message_stream.h"
 #include "transport/data/tls_greeter.h"
@@ -31,10 +32,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// As over UCX (ucx_transport.cc).
-constexpr size_t kSendsPerPeerMax = 256;
-constexpr size_t kMessageBytesDefault = 64u << 20;
-constexpr std::chrono::microseconds kSpinMax{200};
 // Plaintext of a record (RFC 8446, sec. 5.1): what is encrypted, sent and decrypted at once.
 constexpr size_t kRecordBytes = 16u << 10;
 // Written or read of one connection before others have their turn; 1 MiB takes half a millisecond.

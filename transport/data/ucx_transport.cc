@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "transport/data/end_address.h"
+#include "transport/data/link_limits.h"
 #include "transport/data/message_buffers.h"
 #include "transport/data/transport.h"
 #include "transport/data/ucx_log.h"
@@ -27,12 +28,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A stalled peer holds at most this many sends; 256 dispatches are more than a step ever has out.
-constexpr size_t kSendsPerPeerMax = 256;
-// message_bytes_max when none was given: 512 rows x 7168 outputs x 8 bytes are 28 MiB.
-constexpr size_t kMessageBytesDefault = 64u << 20;
-// A layer's answer comes within tens of microseconds or takes a while.
-constexpr std::chrono::microseconds kSpinMax{200};
 // UCX can't be told to wake us when it has sends that wait for room in a peer's queue, and its
 // descriptor may stay readable although nothing comes of it. After so many looks that brought
 // nothing wait() looks once in a while, without the descriptor.

@@ -123,11 +123,11 @@ void encode_text(Frame::Kind kind, uint8_t detail, const DispatchNames& names,
 
 using Failure = std::optional<Error>;
 
-Error invalid(std::string what) { return {ErrorCode::kInvalid, "frame: " + std::move(what)}; }
+Error invalid_frame(std::string what) { return {ErrorCode::kInvalid, "frame: " + std::move(what)}; }
 template <typename Found, typename Expected>
 Failure expect(bool condition, const char* field, const Found& found, const Expected& expected) {
   if (condition) return std::nullopt;
-  return invalid(fmt::format("{} is {}, expected {}", field, found, expected));
+  return invalid_frame(fmt::format("{} is {}, expected {}", field, found, expected));
 }
 
 // Takes the header apart; a read beyond its end gives zeros and is_short().
@@ -160,7 +160,7 @@ Failure check_tiles(const std::vector<TileRange>& tiles, const WireLimits& limit
     const bool ok =
         tile.begin < tile.end && tile.begin >= previous_end && tile.end <= limits.num_tiles;
     if (!ok)
-      return invalid(
+      return invalid_frame(
           fmt::format("tile range {} is [{}, {}), expected a range that isn't empty, in [{}, {})",
                       i, tile.begin, tile.end, previous_end, limits.num_tiles));
     previous_end = tile.end;
@@ -177,12 +177,13 @@ Failure check_choices(const Dispatch& dispatch, const WireLimits& limits) {
     for (size_t i = 0; i < top_k; ++i) {
       if (ids[i] == -1) continue;
       if (ids[i] < -1 || ids[i] >= static_cast<int64_t>(limits.n_routed_experts))
-        return invalid(fmt::format("expert id {} of row {} is {}, expected -1 to {}", i, row,
-                                   ids[i], static_cast<int64_t>(limits.n_routed_experts) - 1));
+        return invalid_frame(fmt::format("expert id {} of row {} is {}, expected -1 to {}", i, row,
+                                         ids[i],
+                                         static_cast<int64_t>(limits.n_routed_experts) - 1));
       if (std::find(ids.begin(), ids.begin() + i, ids[i]) != ids.begin() + i)
-        return invalid(fmt::format("expert id {} stands twice in row {}", ids[i], row));
+        return invalid_frame(fmt::format("expert id {} stands twice in row {}", ids[i], row));
       if (!std::isfinite(weights[i]))
-        return invalid(
+        return invalid_frame(
             fmt::format("weight {} of row {} is {}, expected a finite number", i, row, weights[i]));
     }
   }
@@ -252,8 +253,8 @@ Failure decode_failed_rows(std::span<const std::byte> bytes, const WireLimits& l
   while (!reader.rest().empty()) {
     const auto packed = reader.take<PackedFailedRow>();
     if (packed.row <= previous || packed.row >= partial->num_rows)
-      return invalid(fmt::format("failed row {} of the piece, expected one in ({}, {})", packed.row,
-                                 previous, partial->num_rows));
+      return invalid_frame(fmt::format("failed row {} of the piece, expected one in ({}, {})",
+                                       packed.row, previous, partial->num_rows));
     if (auto bad = expect(packed.expert < limits.n_routed_experts, "expert of a failed row",
                           packed.expert, fmt::format("below {}", limits.n_routed_experts)))
       return bad;
@@ -356,8 +357,8 @@ Failure decode_hint(Reader reader, uint8_t detail, std::span<const std::byte> pa
   for (size_t i = 0; i < hint->experts.size(); ++i) {
     const int32_t expert = hint->experts[i];
     if (expert <= previous || expert >= static_cast<int64_t>(limits.n_routed_experts))
-      return invalid(fmt::format("hinted expert {} is {}, expected one in ({}, {})", i, expert,
-                                 previous, limits.n_routed_experts));
+      return invalid_frame(fmt::format("hinted expert {} is {}, expected one in ({}, {})", i,
+                                       expert, previous, limits.n_routed_experts));
     previous = expert;
   }
   return std::nullopt;
@@ -512,8 +513,8 @@ Result<Frame> decode_frame(const Message& message, const WireLimits& limits) {
   Reader reader(message.header());
   const auto header = reader.take<FrameHeader>();
   if (reader.is_short())
-    return invalid(fmt::format("header has {} bytes, expected at least {}", message.header().size(),
-                               sizeof(FrameHeader)));
+    return invalid_frame(fmt::format("header has {} bytes, expected at least {}",
+                                     message.header().size(), sizeof(FrameHeader)));
   if (auto bad = expect(header.magic == kMagic, "magic", header.magic, kMagic)) return *bad;
   if (auto bad = expect(header.version == kWireVersion, "version", header.version, kWireVersion))
     return *bad;
