@@ -22,7 +22,7 @@ constexpr uint64_t kStateWork = 16;
 // Of a state while it is found, besides its subset and its steps: its place in the tables.
 constexpr size_t kStateBytes = sizeof(ConstraintMachine::State) + 40;
 
-Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
+Error invalid_grammar(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
 
 // Rows of integers, added one after the other and never moved: a vector that grows takes three
 // times what it holds.
@@ -123,10 +123,10 @@ class GrammarCompiler {
     set_likes();
     collect_steps();
     if (calls_itself_first())
-      return invalid("a $ref leads back to itself without anything between");
+      return invalid_grammar("a $ref leads back to itself without anything between");
     find_costs();
     if (machine_.states[start(top)].cost >= kNoCompletion)
-      return invalid("nothing fulfils the schema");
+      return invalid_grammar("nothing fulfils the schema");
     cut_dead_ends();
     return std::move(machine_);
   }

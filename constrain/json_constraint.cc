@@ -20,7 +20,7 @@ using Node = GrammarBuilder::Node;
 
 constexpr int kParallelCallsMax = 16;
 
-Error invalid(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
+Error invalid_constraint(std::string message) { return {ErrorCode::kInvalid, std::move(message)}; }
 
 size_t bytes_of(const ConstraintMachine& machine) {
   size_t bytes = machine.steps.capacity() * sizeof(int32_t) +
@@ -121,7 +121,8 @@ class ToolCallGrammar {
     std::string_view schema = tool.parameters_json;
     if (schema.empty()) schema = "{}";
     auto rule = add_json_schema(grammar_, rules, schema, true);
-    if (!rule) return invalid(fmt::format("tool {}: {}", tool.name, rule.error().message));
+    if (!rule)
+      return invalid_constraint(fmt::format("tool {}: {}", tool.name, rule.error().message));
     return rule;
   }
 
@@ -157,7 +158,7 @@ class ToolCallGrammar {
 };
 
 Status check_names(std::span<const ToolSchema> tools) {
-  if (tools.empty()) return invalid("there are no tools to call");
+  if (tools.empty()) return invalid_constraint("there are no tools to call");
   for (const ToolSchema& tool : tools) {
     const bool good = !tool.name.empty() && tool.name.size() <= 256 &&
                       std::all_of(tool.name.begin(), tool.name.end(), [](char c) {
@@ -165,8 +166,8 @@ Status check_names(std::span<const ToolSchema> tools) {
                                (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
                       });
     if (!good) {
-      return invalid(fmt::format("tool name \"{}\": expected letters, digits, '_', '-' or '.'",
-                                 tool.name.substr(0, 80)));
+      return invalid_constraint(fmt::format(
+          "tool name \"{}\": expected letters, digits, '_', '-' or '.'", tool.name.substr(0, 80)));
     }
   }
   return {};
@@ -243,7 +244,7 @@ Result<std::shared_ptr<const ConstraintGrammar>> compile_tool_calls(
     text::ReplyFormat format, std::span<const ToolSchema> tools, bool parallel,
     std::stop_token stop) {
   if (format == text::ReplyFormat::kPlain) {
-    return invalid("this model's chat template has no form for calls of tools");
+    return invalid_constraint("this model's chat template has no form for calls of tools");
   }
   if (Status names = check_names(tools); !names) return names.error();
   CompileWork work(std::move(stop));

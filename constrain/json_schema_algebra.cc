@@ -20,7 +20,6 @@ using Json = nlohmann::ordered_json;
 constexpr size_t kAlternativesMax = 256;
 constexpr int kDepthMax = 60;
 constexpr size_t kValueBytes = 100;  // of a copy of a value, about
-constexpr int64_t kLengthMax = 20'000;
 // Of characters, where a format and a length come together: what is longer isn't written.
 constexpr int64_t kFormatLengthMax = 256;
 constexpr size_t kFormatStatesMax = 40'000;
@@ -39,14 +38,6 @@ constexpr std::string_view kCombining[] = {"allOf",
 
 bool is_combining(std::string_view keyword) {
   return std::find(std::begin(kCombining), std::end(kCombining), keyword) != std::end(kCombining);
-}
-
-size_t num_values(const Json& json) {
-  size_t sum = 1;
-  if (json.is_structured()) {
-    for (const Json& inner : json) sum += num_values(inner);
-  }
-  return sum;
 }
 
 bool has(const Json& json, const char* key) { return json.contains(key); }

@@ -122,14 +122,14 @@ const Json* find_anchor(const Json& json, const std::string& name) {
   return nullptr;
 }
 
+}  // namespace
+
 size_t num_values(const Json& json) {
   size_t sum = 1;
   if (!json.is_structured()) return sum;
   for (const Json& inner : json) sum += num_values(inner);
   return sum;
 }
-
-}  // namespace
 
 const Json& SchemaDocument::target(const std::string& given, const std::string& place) const {
   std::string ref = percent_decoded(given);

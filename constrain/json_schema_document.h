@@ -12,6 +12,9 @@
 
 namespace atl::constrain {
 
+// How many values it is, itself and those in it: what looking at all of it costs.
+size_t num_values(const nlohmann::ordered_json& json);
+
 // Throws as json_schema_keywords.h says. Schemas come from strangers, and what they make to be
 // compared or merged may grow far faster than their text: all of it counts as work of compiling.
 class SchemaDocument {

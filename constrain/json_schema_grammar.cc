@@ -27,7 +27,6 @@ using Node = GrammarBuilder::Node;
 constexpr int kSchemaDepthMax = 100;
 constexpr uint64_t kSchemaSteps = 50;  // of work, for each part
 constexpr size_t kCopiedValueBytes = 100;
-constexpr int64_t kLengthMax = 20'000;  // of minLength and maxLength
 constexpr int64_t kItemsMax = 10'000;
 constexpr int64_t kPropertiesMax = 1000;
 constexpr size_t kCombinedKeyBytesMax = 4096;
@@ -858,14 +857,6 @@ class SchemaCompiler {
       grammar_.call(from, rule_of(branches[i], inner), to);
     }
     return true;
-  }
-
-  static size_t num_values(const Json& json) {
-    size_t sum = 1;
-    if (json.is_structured()) {
-      for (const Json& inner : json) sum += num_values(inner);
-    }
-    return sum;
   }
 
   GrammarBuilder& grammar_;

@@ -18,6 +18,8 @@ namespace atl::constrain {
 // "negated"}.
 inline constexpr std::string_view kMorePatterns = "\x01patterns";
 
+inline constexpr int64_t kLengthMax = 20'000;  // of minLength and maxLength
+
 // Names of JSON's types, and "integer".
 using SchemaTypes = std::set<std::string>;
 

@@ -16,7 +16,6 @@ namespace {
 
 using Node = GrammarBuilder::Node;
 
-constexpr uint32_t kLastCodePoint = 0x10FFFF;
 constexpr int kDigitsMax = 15;  // every double keeps that many
 
 // --- UTF-8 ---

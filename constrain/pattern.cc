@@ -11,7 +11,6 @@
 namespace atl::constrain {
 namespace {
 
-constexpr uint32_t kLastCodePoint = 0x10FFFF;
 constexpr int64_t kRepeatMax = 1000;
 constexpr int kPatternDepthMax = 50;
 

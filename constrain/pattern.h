@@ -10,6 +10,7 @@
 
 namespace atl::constrain {
 
+inline constexpr uint32_t kLastCodePoint = 0x10FFFF;
 using CodePoints = std::vector<std::pair<uint32_t, uint32_t>>;  // ranges, both ends included
 
 // Sorted, without overlaps, without surrogates.
