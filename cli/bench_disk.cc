@@ -347,7 +347,7 @@ DiskReport measure(const DiskOptions& options) {
   return report;
 }
 
-std::string giga(const std::vector<double>& values) {
+std::string giga_text(const std::vector<double>& values) {
   return median_text(in_giga(values), "{:.2f}");
 }
 
@@ -360,8 +360,8 @@ std::string case_table(const DiskReport& report) {
                {"spread", Align::kRight},
                {"fio GB/s", Align::kRight}});
   for (const DiskCase& one : report.cases) {
-    table.add_row({format_bytes(one.block_bytes), std::to_string(one.depth), giga(one.in_turn),
-                   spread_text(one.in_turn), giga(one.same), spread_text(one.same),
+    table.add_row({format_bytes(one.block_bytes), std::to_string(one.depth), giga_text(one.in_turn),
+                   spread_text(one.in_turn), giga_text(one.same), spread_text(one.same),
                    one.fio ? fmt::format("{:.2f}", one.fio->bytes_per_second * 1e-9) : "-"});
   }
   return table.to_string("");
@@ -370,7 +370,7 @@ std::string case_table(const DiskReport& report) {
 std::string comparison_table(const DiskReport& report) {
   Table table({{"in turns"}, {"GB/s", Align::kRight}, {"spread", Align::kRight}});
   const auto add = [&](const std::string& name, const std::vector<double>& rates) {
-    if (!rates.empty()) table.add_row({name, giga(rates), spread_text(rates)});
+    if (!rates.empty()) table.add_row({name, giga_text(rates), spread_text(rates)});
   };
   const auto add_best = [&](const char* name, const Contender& best) {
     add(fmt::format("{}, {} x {}", name, format_bytes(best.block_bytes), best.depth), best.rates);

@@ -63,7 +63,7 @@ constexpr int kExitStoppedLoading = 1, kExitCutShort = 1;
 // process ends even if the server's or the engine's thread is stuck.
 constexpr std::chrono::milliseconds kLastWords{500}, kEndAtOnce{1'000};
 
-std::chrono::milliseconds milliseconds(double seconds) {
+std::chrono::milliseconds in_milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
 }
 
@@ -210,7 +210,7 @@ class Shutdown {
     log_info("draining: no new requests; those under way have {} s", drain_timeout_s_);
     scheduler_.drain();
     api_.drain([this] { end(); });
-    server_.post_after(milliseconds(drain_timeout_s_), [this] {
+    server_.post_after(in_milliseconds(drain_timeout_s_), [this] {
       log_warn("draining took longer than {} s: the rest is ended", drain_timeout_s_);
       end_now();
     });
@@ -247,7 +247,7 @@ void serve(ServeOptions options) {
   signals->watch([&, stopping = false]() mutable {
     if (http::HttpServer* server = serving) {
       const double drain_timeout_s = std::exchange(stopping, true) ? 0 : options.drain_timeout_s;
-      end_process_in(milliseconds(drain_timeout_s) + kEndAtOnce);
+      end_process_in(in_milliseconds(drain_timeout_s) + kEndAtOnce);
       server->post([&shutdown] { shutdown->request(); });
     } else {
       log_info("stopped while loading");

@@ -33,7 +33,7 @@ std::string in_quotes(std::string_view text) {
   return out + (text.size() > 60 ? "...\"" : "\"");
 }
 
-std::string read_text(const std::filesystem::path& path) {
+std::string read_tokenizer_text(const std::filesystem::path& path) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {
     for (const char* other : {"tiktoken.model", "tokenizer.model"}) {
@@ -66,7 +66,7 @@ Json parse_object(const std::filesystem::path& path) {
     return true;
   };
   try {
-    Json json = Json::parse(read_text(path), limit_depth);
+    Json json = Json::parse(read_tokenizer_text(path), limit_depth);
     if (!json.is_object()) throw LoadError("not a JSON object");
     return json;
   } catch (const Json::exception& error) {
