@@ -163,8 +163,11 @@ TEST_F(SmallModel, bench_decode_floors_grow_with_the_context) {
   EXPECT_EQ(core(empty)["bound"], core(filled)["bound"]);
   const double growth = core(filled)["seconds_per_step"]["median"].get<double>() /
                         core(empty)["seconds_per_step"]["median"].get<double>();
-  EXPECT_GT(growth, 40);  // 65, but for limits that differ from repeat to repeat
-  EXPECT_LT(growth, 100);
+  // 65 times the work, over a limit that differs from repeat to repeat on a machine with company.
+  const json& fma = report["limit"]["fma_flop_per_second"];
+  const double unsteady = fma["high"].get<double>() / fma["low"].get<double>();
+  EXPECT_GT(growth, 55 / unsteady);
+  EXPECT_LT(growth, 75 * unsteady);
 }
 
 TEST_F(SmallModel, bench_decode_prints_a_table_of_parts) {

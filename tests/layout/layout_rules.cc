@@ -59,7 +59,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"histedit.h", {"cli/line_editor.cc"}},
     {"boost/", {"http/", "cli/"}, true},
     {"prometheus/", {"coordinator/api/metrics.cc"}},
-    {"nlohmann/json_fwd.hpp", {"base/", "constrain/"}, true},
+    {"nlohmann/json_fwd.hpp", {"base/", "constrain/", "coordinator/api/"}, true},
     {"nlohmann/",
      {"base/", "text/", "constrain/", "model/", "storage/", "topology/", "transport/",
       "config/", "coordinator/", "cli/"}},
