@@ -276,23 +276,34 @@ uint64_t kv_cache_bytes(const model::OpenedModel& model, const model::NumericsPr
          coordinator::KvCache::block_bytes(config.num_hidden_layers, shape);
 }
 
+MemoryNeed node_memory_need(const model::OpenedModel& model, const MemoryRequest& request,
+                            const std::vector<int>& tiles) {
+  MemoryNeed need = need_of_node(model, request, tiles);
+  need.buffers += kProgramBytes;
+  return need;
+}
+
+MemoryNeed coordinator_memory_need(const model::OpenedModel& model,
+                                   const model::ModelTensors& tensors,
+                                   const MemoryRequest& request) {
+  MemoryNeed need;
+  need.weights = coordinator::Weights::held_bytes(model.config, tensors, request.numerics.dense());
+  need.kv_cache = kv_cache_bytes(model, request.numerics, request.cache_tokens);
+  need.buffers = coordinator::CpuCompute::buffer_bytes(model.config, request.rows_max) +
+                 exchange_bytes(model, request) +
+                 static_cast<uint64_t>(request.coordinator_threads) * kStagingWindowBytes +
+                 kProgramBytes;
+  return need;
+}
+
 DeploymentNeed memory_need(const model::OpenedModel& model, const MemoryRequest& request) {
   DeploymentNeed need;
-  MemoryNeed& coordinator = need.coordinator;
-  coordinator.weights =
-      coordinator::Weights::held_bytes(model.config, model.tensors(), request.numerics.dense());
-  coordinator.kv_cache = kv_cache_bytes(model, request.numerics, request.cache_tokens);
-  coordinator.buffers = coordinator::CpuCompute::buffer_bytes(model.config, request.rows_max) +
-                        exchange_bytes(model, request) +
-                        static_cast<uint64_t>(request.coordinator_threads) * kStagingWindowBytes +
-                        kProgramBytes;
+  need.coordinator = coordinator_memory_need(model, model.tensors(), request);
   for (const std::vector<int>& tiles : request.placement.tiles_of_node) {
-    MemoryNeed node = need_of_node(model, request, tiles);
     if (request.local_node) {
-      coordinator += node;
+      need.coordinator += need_of_node(model, request, tiles);
     } else {
-      node.buffers += kProgramBytes;
-      need.nodes.push_back(node);
+      need.nodes.push_back(node_memory_need(model, request, tiles));
     }
   }
   return need;

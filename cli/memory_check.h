@@ -50,6 +50,13 @@ struct MemoryRequest {
 
 // LoadError if the model can't be kept so (open_tiles()).
 DeploymentNeed memory_need(const model::OpenedModel& model, const MemoryRequest& request);
+// The parts of that: of a process for one node with these tiles, and of the coordinator's without
+// experts, whose tensors are at hand. Both with the program.
+MemoryNeed node_memory_need(const model::OpenedModel& model, const MemoryRequest& request,
+                            const std::vector<int>& tiles);
+MemoryNeed coordinator_memory_need(const model::OpenedModel& model,
+                                   const model::ModelTensors& tensors,
+                                   const MemoryRequest& request);
 
 // Program, libraries, tokenizer, thread stacks and the transport's own queues, of one process.
 // Measured on x86-64 with the tiny model: 28 MiB a node, 47 MiB a coordinator that serves; a

@@ -61,20 +61,31 @@ std::vector<std::string> numerics_arguments(const model::NumericsProfile& profil
   return arguments;
 }
 
-void take_numerics(const config::NumericsConfig& numerics, const CLI::App& command,
-                   model::NumericsProfile* profile) {
-  const auto is_open = [&](const char* option) { return command.count(option) == 0; };
+model::NumericsProfile numerics_of(const config::NumericsConfig& numerics) {
   const auto row_type = [](const std::string& text) {
     return text == "f32" ? RowType::kF32 : RowType::kBf16;
   };
-  if (is_open("--wire")) profile->wire = row_type(numerics.wire);
-  if (is_open("--kv")) profile->cache = row_type(numerics.kv);
-  if (is_open("--format")) profile->format = kernels::parse_weight_format(numerics.format);
-  if (is_open("--dense-format")) {
-    profile->dense_format = kernels::parse_weight_format(numerics.dense_format);
+  model::NumericsProfile profile;
+  profile.wire = row_type(numerics.wire);
+  profile.cache = row_type(numerics.kv);
+  profile.format = kernels::parse_weight_format(numerics.format);
+  profile.dense_format = kernels::parse_weight_format(numerics.dense_format);
+  if (!numerics.activations.empty()) {
+    profile.activations = kernels::parse_activations(numerics.activations);
   }
-  if (is_open("--activations") && !numerics.activations.empty()) {
-    profile->activations = kernels::parse_activations(numerics.activations);
+  return profile;
+}
+
+void take_numerics(const config::NumericsConfig& numerics, const CLI::App& command,
+                   model::NumericsProfile* profile) {
+  const auto is_open = [&](const char* option) { return command.count(option) == 0; };
+  const model::NumericsProfile of_file = numerics_of(numerics);
+  if (is_open("--wire")) profile->wire = of_file.wire;
+  if (is_open("--kv")) profile->cache = of_file.cache;
+  if (is_open("--format")) profile->format = of_file.format;
+  if (is_open("--dense-format")) profile->dense_format = of_file.dense_format;
+  if (is_open("--activations") && of_file.activations) {
+    profile->activations = of_file.activations;
   }
 }
 

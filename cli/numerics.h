@@ -19,6 +19,9 @@ namespace atl::cli {
 void take_numerics(const config::NumericsConfig& numerics, const CLI::App& command,
                    model::NumericsProfile* profile);
 
+// A cluster file's numerics alone.
+model::NumericsProfile numerics_of(const config::NumericsConfig& numerics);
+
 // --wire, --kv, --format, --dense-format and --activations into *profile, borrowed for the life of
 // the program.
 void add_numerics_options(CLI::App& command, model::NumericsProfile* profile);
