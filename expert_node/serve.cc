@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -424,13 +425,15 @@ Result<transport::HelloReply> ExpertNode::hello(const transport::Hello& hello) {
   return reply;
 }
 
-Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
+namespace {
+
+Result<std::vector<int>> tiles_of(const std::vector<transport::TileRange>& ranges, int num_tiles) {
   std::vector<int> tiles;
-  for (const transport::TileRange& range : plan.tiles) {
-    if (range.begin >= range.end || range.end > tiles_.num_tiles()) {
+  for (const transport::TileRange& range : ranges) {
+    if (range.begin >= range.end || range.end > num_tiles) {
       return Error{ErrorCode::kInvalid,
                    fmt::format("plan names tiles {}..{}, an expert of this model has {}",
-                               range.begin, range.end, tiles_.num_tiles())};
+                               range.begin, range.end, num_tiles)};
     }
     for (int tile = range.begin; tile < range.end; ++tile) tiles.push_back(tile);
   }
@@ -438,6 +441,17 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
       std::adjacent_find(tiles.begin(), tiles.end()) != tiles.end()) {
     return Error{ErrorCode::kInvalid, "plan's tile ranges overlap or do not ascend"};
   }
+  return tiles;
+}
+
+}  // namespace
+
+Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
+  auto planned = tiles_of(plan.tiles, tiles_.num_tiles());
+  if (!planned) return planned.error();
+  const auto standby = tiles_of(plan.standby, tiles_.num_tiles());
+  if (!standby) return standby.error();
+  const std::vector<int> tiles = std::move(*planned);
   std::lock_guard lock(mutex_);
   if (!sessions_.contains(session)) {
     return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is not open", session.value)};
@@ -462,7 +476,7 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
   plan_state_ = {};
   plan_state_.phase = transport::NodeState::Phase::kLoading;
   plan_tiles_ = tiles;
-  start_loader([this, epoch = plan.epoch, tiles] { load(epoch, tiles); });
+  start_loader([this, epoch = plan.epoch, tiles, also = *standby] { load(epoch, tiles, also); });
   return {};
 }
 
@@ -490,10 +504,26 @@ void ExpertNode::load_more(Epoch epoch, const std::vector<int>& tiles) {
   load_progress_->finish();  // what has no room is not read
 }
 
+// Slots for these tiles, or without those that it would only stand by for.
+void ExpertNode::take_slots(const std::vector<int>& tiles, const std::vector<int>& standby) {
+  try {
+    tiles_.plan(tiles);
+  } catch (const LoadError& failure) {
+    if (standby.empty()) throw;
+    std::vector<int> own;
+    std::set_difference(tiles.begin(), tiles.end(), standby.begin(), standby.end(),
+                        std::back_inserter(own));
+    tiles_.plan(own);
+    log_warn("{} keeps no second copies of others' tiles: {}", options_.name, failure.what());
+    const std::lock_guard lock(mutex_);
+    plan_state_.standby_left_out = true;
+  }
+}
+
 // Loader thread. What a pack holds can be computed before it is in RAM: the node is ready as soon
 // as there are slots and it can say how much will be loaded. From a checkpoint it would take too
 // long.
-void ExpertNode::load(Epoch epoch, const std::vector<int>& tiles) {
+void ExpertNode::load(Epoch epoch, const std::vector<int>& tiles, const std::vector<int>& standby) {
   const auto settle = [&](const std::string& error) {
     const std::lock_guard lock(mutex_);
     plan_state_.epoch = epoch;
@@ -509,7 +539,7 @@ void ExpertNode::load(Epoch epoch, const std::vector<int>& tiles) {
     };
   }
   try {
-    tiles_.plan(tiles);
+    take_slots(tiles, standby);
     tiles_.fill(*load_progress_);
     if (!is_ready) settle("");
   } catch (const std::exception& failure) {

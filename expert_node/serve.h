@@ -105,7 +105,8 @@ class ExpertNode final : public transport::NodeControl {
   bool send_waiting(Session& session);
   void give_up(Session& session, const std::string& why);
   transport::SharedBuffer free_buffer(size_t bytes);
-  void load(Epoch epoch, const std::vector<int>& tiles);
+  void load(Epoch epoch, const std::vector<int>& tiles, const std::vector<int>& standby);
+  void take_slots(const std::vector<int>& tiles, const std::vector<int>& standby);
   void load_more(Epoch epoch, const std::vector<int>& tiles);
   void start_loader(std::function<void()> load);
   std::shared_ptr<Session> session_of(transport::PeerId peer);

@@ -148,6 +148,13 @@ uint64_t TileStore::ram_bytes(std::span<const int> tiles) const {
   return slots * slot_bytes_ + overhead_bytes(slots);
 }
 
+int TileStore::room(std::span<const int> tiles) const {
+  check_tiles(tiles);
+  const size_t experts =
+      catalog_.moe_layers.size() * static_cast<size_t>(catalog_.n_routed_experts);
+  return experts == 0 ? num_tiles() : static_cast<int>(num_slots(tiles) / experts);
+}
+
 void TileStore::plan(std::span<const int> tiles) {
   check_tiles(tiles);
   require(tiles);

@@ -138,6 +138,8 @@ class TileStore {
   // What plan() of these tiles takes in all: slots, spare ones too, tables, and what reading takes.
   // LoadError if ram_bytes_max is less than the least.
   uint64_t ram_bytes(std::span<const int> tiles) const;
+  // How many tiles of every expert have room then, all its slots used. LoadError likewise.
+  int room(std::span<const int> tiles) const;
 
   // Takes slots for these tiles (ascending, in range) of every expert, in place of what was: all is
   // empty then. LoadError if the source leaves one of them out, if the usage file is of another

@@ -56,6 +56,7 @@ struct TileRange {
 struct Plan {
   epoch @0 :UInt32;
   tiles @1 :List(TileRange);
+  standby @2 :List(TileRange);  # some of them: left out where there is no memory for all
 }
 
 struct State {
@@ -65,6 +66,7 @@ struct State {
   bytesTotal @3 :UInt64;
   residentBytes @4 :UInt64;
   error @5 :Text;
+  standbyLeftOut @6 :Bool;
 }
 
 # atl::ExpertCacheStats (base/cache_stats.h), of the node's life.

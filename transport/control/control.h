@@ -58,7 +58,10 @@ struct HelloReply {
 
 struct Plan {
   Epoch epoch;
-  std::vector<TileRange> tiles;  // of every expert of every MoE layer; empty: owns nothing
+  // To be kept in RAM, of every expert of every MoE layer; empty: nothing.
+  std::vector<TileRange> tiles;
+  // Of these, those that another node is asked for first: left out if there is no memory for all.
+  std::vector<TileRange> standby = {};
 };
 
 // A node is ready as soon as it can answer. Experts that the plan wants in RAM may load on
@@ -71,6 +74,7 @@ struct NodeState {
   uint64_t bytes_loaded = 0, bytes_total = 0;  // read from the checkpoint or pack
   uint64_t resident_bytes = 0;
   std::string error;  // kFailed: one line
+  bool standby_left_out = false;  // there was no memory for the first plan's standby tiles
 };
 
 struct NodeStats {

@@ -204,28 +204,46 @@ Result<HelloReply> read_reply(schema::HelloReply::Reader in) {
                     read_data(in.getDataAddress())};
 }
 
-void write_plan(schema::Plan::Builder out, const Plan& plan) {
-  out.setEpoch(plan.epoch.value);
-  auto tiles = out.initTiles(static_cast<unsigned>(plan.tiles.size()));
-  for (unsigned i = 0; i < tiles.size(); ++i) {
-    tiles[i].setBegin(plan.tiles[i].begin);
-    tiles[i].setEnd(plan.tiles[i].end);
+namespace {
+
+void write_ranges(capnp::List<schema::TileRange>::Builder out,
+                  const std::vector<TileRange>& ranges) {
+  for (unsigned i = 0; i < out.size(); ++i) {
+    out[i].setBegin(ranges[i].begin);
+    out[i].setEnd(ranges[i].end);
   }
 }
 
-Result<Plan> read_plan(schema::Plan::Reader in) {
-  Plan plan{Epoch(in.getEpoch()), {}};
-  const auto tiles = in.getTiles();
-  if (tiles.size() > kTilesMax)
-    return invalid(fmt::format("plan has {} tile ranges, at most {}", tiles.size(), kTilesMax));
+Status read_ranges(capnp::List<schema::TileRange>::Reader in, std::vector<TileRange>* ranges) {
+  if (in.size() > kTilesMax) {
+    return invalid(fmt::format("plan has {} tile ranges, at most {}", in.size(), kTilesMax));
+  }
   uint32_t previous_end = 0;
-  for (const auto tile : tiles) {
-    if (tile.getBegin() >= tile.getEnd() || tile.getBegin() < previous_end)
+  for (const auto tile : in) {
+    if (tile.getBegin() >= tile.getEnd() || tile.getBegin() < previous_end) {
       return invalid(fmt::format(
           "plan's tile range [{}, {}), expected one that isn't empty and begins at {} or later",
           tile.getBegin(), tile.getEnd(), previous_end));
-    plan.tiles.push_back({tile.getBegin(), tile.getEnd()});
+    }
+    ranges->push_back({tile.getBegin(), tile.getEnd()});
     previous_end = tile.getEnd();
+  }
+  return {};
+}
+
+}  // namespace
+
+void write_plan(schema::Plan::Builder out, const Plan& plan) {
+  out.setEpoch(plan.epoch.value);
+  write_ranges(out.initTiles(static_cast<unsigned>(plan.tiles.size())), plan.tiles);
+  write_ranges(out.initStandby(static_cast<unsigned>(plan.standby.size())), plan.standby);
+}
+
+Result<Plan> read_plan(schema::Plan::Reader in) {
+  Plan plan{Epoch(in.getEpoch()), {}, {}};
+  if (const Status status = read_ranges(in.getTiles(), &plan.tiles); !status) return status.error();
+  if (const Status status = read_ranges(in.getStandby(), &plan.standby); !status) {
+    return status.error();
   }
   return plan;
 }
@@ -237,6 +255,7 @@ void write_state(schema::State::Builder out, const NodeState& state) {
   out.setBytesTotal(state.bytes_total);
   out.setResidentBytes(state.resident_bytes);
   out.setError(state.error.c_str());
+  out.setStandbyLeftOut(state.standby_left_out);
 }
 
 Result<NodeState> read_state(schema::State::Reader in) {
@@ -247,7 +266,8 @@ Result<NodeState> read_state(schema::State::Reader in) {
                    in.getBytesLoaded(),
                    in.getBytesTotal(),
                    in.getResidentBytes(),
-                   read_text(in.getError())};
+                   read_text(in.getError()),
+                   in.getStandbyLeftOut()};
 }
 
 void write_stats(schema::Stats::Builder out, const NodeStats& stats) {
