@@ -54,9 +54,38 @@ bool DispatchInFlight::done() const {
   return std::all_of(shares_.begin(), shares_.end(), [](const Share& s) { return s.missing == 0; });
 }
 
-Status DispatchInFlight::add(Share& share, const transport::Partial& partial, ThreadTeam& team) {
+void DispatchInFlight::split(size_t share,
+                             const std::vector<std::vector<transport::TileRange>>& parts) {
+  CHECK(!parts.empty() && !shares_[share].asked && shares_[share].second.empty());
+  shares_[share].tiles = parts.front();
+  for (size_t part = 1; part < parts.size(); ++part) {
+    Share copy = shares_[share];
+    copy.tiles = parts[part];
+    shares_.push_back(std::move(copy));
+  }
+}
+
+void DispatchInFlight::begin_second(Share& share, std::vector<Leg> legs) {
+  CHECK(share.second.empty() && !legs.empty() && legs.size() < 256);
+  const int64_t cells = num_rows_ * ceil_div(limits_.hidden_size, kCell);
+  for (Leg& leg : legs) {
+    leg.arrived.assign(cells, 0);
+    leg.missing = cells;
+  }
+  share.second = std::move(legs);
+  share.was_doubled = true;
+  share.second_sums.assign(num_rows_ * limits_.hidden_size, 0);
+  share.second_count.assign(cells, 0);
+}
+
+void DispatchInFlight::end_second(Share& share) {
+  share.second.clear();
+  share.second_sums = {};
+  share.second_count = {};
+}
+
+Status DispatchInFlight::check_rectangle(const transport::Partial& partial) const {
   const int64_t hidden = limits_.hidden_size;
-  const int64_t num_panels = ceil_div(hidden, kCell);
   const int64_t output_end = int64_t{partial.output_begin} + partial.num_outputs;
   if (int64_t{partial.row_begin} + partial.num_rows > num_rows_ ||
       partial.output_begin % kCell != 0 || (output_end % kCell != 0 && output_end != hidden)) {
@@ -69,6 +98,23 @@ Status DispatchInFlight::add(Share& share, const transport::Partial& partial, Th
   CHECK_EQ(partial.elements.size(),
            transport::partial_elements_bytes(partial.num_rows, partial.num_outputs,
                                              partial.element_bits));
+  return {};
+}
+
+// The same contributions fail wherever a tile is computed, so that it does not matter who says it.
+void DispatchInFlight::note_failures(const transport::Partial& partial) {
+  for (const transport::FailedRow& failed : partial.failed_rows) {
+    if (failed.row < num_rows_) {
+      lowest_failed_[failed.row] = std::min(lowest_failed_[failed.row], failed.expert);
+    }
+  }
+}
+
+Status DispatchInFlight::add(Share& share, const transport::Partial& partial, ThreadTeam& team) {
+  if (Status status = check_rectangle(partial); !status) return status;
+  const int64_t hidden = limits_.hidden_size;
+  const int64_t num_panels = ceil_div(hidden, kCell);
+  const int64_t output_end = int64_t{partial.output_begin} + partial.num_outputs;
   const size_t element_bytes = partial.element_bits / 8;
   const int64_t panel_begin = partial.output_begin / kCell;
   const int64_t panel_end = ceil_div(output_end, kCell);
@@ -99,11 +145,51 @@ Status DispatchInFlight::add(Share& share, const transport::Partial& partial, Th
   });
   share.missing -= new_cells.load(std::memory_order_relaxed);
   CHECK_GE(share.missing, 0);
-  for (const transport::FailedRow& failed : partial.failed_rows) {
-    if (failed.row < num_rows_) {
-      lowest_failed_[failed.row] = std::min(lowest_failed_[failed.row], failed.expert);
+  note_failures(partial);
+  return {};
+}
+
+Status DispatchInFlight::add_second(Share& share, Leg& leg, const transport::Partial& partial,
+                                    ThreadTeam& team) {
+  if (Status status = check_rectangle(partial); !status) return status;
+  const int64_t hidden = limits_.hidden_size;
+  const int64_t num_panels = ceil_div(hidden, kCell);
+  const int64_t output_end = int64_t{partial.output_begin} + partial.num_outputs;
+  const size_t element_bytes = partial.element_bits / 8;
+  const size_t num_legs = share.second.size();
+  std::atomic<int64_t> new_cells{0}, whole_cells{0};
+  const auto add_cell = [&](int64_t r, int64_t panel) {
+    const int64_t row = partial.row_begin + r, cell = row * num_panels + panel;
+    if (leg.arrived[cell]) return;
+    leg.arrived[cell] = 1;
+    new_cells.fetch_add(1, std::memory_order_relaxed);
+    if (share.arrived[cell]) return;  // the first node was faster
+    const int64_t output = panel * kCell;
+    const int64_t n = std::min(output + kCell, output_end) - output;
+    const size_t at = (r * partial.num_outputs + output - partial.output_begin) * element_bytes;
+    const auto gathered = std::span(share.second_sums).subspan(row * hidden + output, n);
+    transport::add_elements(partial.elements.subspan(at, n * element_bytes), partial.element_bits,
+                            gathered);
+    if (++share.second_count[cell] < num_legs) return;
+    for (int64_t i = 0; i < n; ++i) {  // unsigned: a sum that leaves 64 bits wraps
+      int64_t& sum = sums_[row * hidden + output + i];
+      sum = static_cast<int64_t>(static_cast<uint64_t>(sum) + static_cast<uint64_t>(gathered[i]));
     }
-  }
+    share.arrived[cell] = 1;
+    whole_cells.fetch_add(1, std::memory_order_relaxed);
+  };
+  team.parallel_for(partial.num_rows, kRowsAtOnce, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t panel = partial.output_begin / kCell; panel < ceil_div(output_end, kCell);
+           ++panel) {
+        add_cell(r, panel);
+      }
+    }
+  });
+  leg.missing -= new_cells.load(std::memory_order_relaxed);
+  share.missing -= whole_cells.load(std::memory_order_relaxed);
+  CHECK(leg.missing >= 0 && share.missing >= 0);
+  note_failures(partial);
   return {};
 }
 

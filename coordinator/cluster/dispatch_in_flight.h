@@ -2,9 +2,15 @@
 //
 // A row's result is the sum of all its tiles over all nodes, as integers, so that any order of
 // arrival gives the same bits. Every share counts its cells (row x panel of 16 outputs): a piece
-// that comes twice, or again from a stand-in, is added once. What is here knows nothing of nodes'
-// lives, connections and clocks; the Dispatcher owns it, asks, and gives up. One thread, the one
-// that uses the Dispatcher; adding is spread over its team.
+// that comes twice, or again from a stand-in, is added once.
+//
+// A share that is late may be asked a second time while the first node still computes, perhaps of
+// several nodes in legs, each for some of its tiles. What the legs answer is gathered apart; a cell
+// is taken from there when all legs have it, unless the first node was faster: of each cell one of
+// the two ways is added, whole, and the other one dropped.
+//
+// What is here knows nothing of nodes' lives, connections and clocks; the Dispatcher owns it, asks,
+// and gives up. One thread, the one that uses the Dispatcher; adding is spread over its team.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +37,15 @@ struct RowFailure {
 
 class DispatchInFlight {
  public:
+  // One node's part of the second way to a share's sums.
+  struct Leg {
+    DispatchId id;
+    size_t node = 0;
+    std::vector<transport::TileRange> tiles;
+    std::vector<uint8_t> arrived = {};  // [num_rows, num_panels]
+    int64_t missing = 0;                // cells
+    Clock::TimePoint sent = {};
+  };
   // What one node was asked for, and which cells of it are missing. Asked again elsewhere under a
   // new dispatch id if that node fails.
   struct Share {
@@ -42,8 +57,14 @@ class DispatchInFlight {
     std::vector<uint8_t> arrived;  // [num_rows, num_panels]
     int64_t missing = 0;           // cells
     Clock::TimePoint sent;
-    std::vector<size_t> refused_by;  // nodes that can't have one of its tiles
-    std::string refusal;             // the last one's words
+    std::chrono::nanoseconds took{};  // until nothing was missing
+    std::vector<size_t> refused_by;   // nodes that can't have one of its tiles
+    std::string refusal;              // the last one's words
+
+    std::vector<Leg> second;            // together for all its tiles; empty: there is no second way
+    bool was_doubled = false;           // there is or was one
+    std::vector<int64_t> second_sums;   // [num_rows, hidden] of the legs
+    std::vector<uint8_t> second_count;  // [num_rows, num_panels] legs that have the cell
   };
 
   explicit DispatchInFlight(const transport::WireLimits& limits) : limits_(limits) {}
@@ -61,10 +82,21 @@ class DispatchInFlight {
   std::vector<Share>& shares() { return shares_; }
   // Nothing is missing.
   bool done() const;
+  // Makes a share of each of these sets of tiles, which together are the share's: the first one is
+  // the share itself, the others stand at the end. What has arrived has arrived of all of them.
+  // References to shares end here.
+  void split(size_t share, const std::vector<std::vector<transport::TileRange>>& parts);
+
+  // Begins a second way, which the share does not have, with these legs, and ends it: what has come
+  // of it and is not added yet is dropped.
+  void begin_second(Share& share, std::vector<Leg> legs);
+  void end_second(Share& share);
 
   // Adds those cells of the rectangle that had not arrived. kInvalid, and nothing is added, if it
   // doesn't lie within the dispatch.
   Status add(Share& share, const transport::Partial& partial, ThreadTeam& team);
+  // The same of a leg of its second way.
+  Status add_second(Share& share, Leg& leg, const transport::Partial& partial, ThreadTeam& team);
   // out[row] += fp32(sum) once done(). Rows in the result are left unspecified.
   //   out [num_rows, hidden] FP32
   std::vector<RowFailure> finish(float* out, ThreadTeam& team);
@@ -77,6 +109,9 @@ class DispatchInFlight {
   const std::optional<Error>& failure() const { return failure_; }
 
  private:
+  Status check_rectangle(const transport::Partial& partial) const;
+  void note_failures(const transport::Partial& partial);
+
   const transport::WireLimits limits_;
   int32_t layer_ = -1;
   int64_t num_rows_ = 0;

@@ -14,6 +14,7 @@ namespace atl::coordinator {
 namespace {
 
 constexpr auto kWaitStep = std::chrono::milliseconds(100);
+constexpr auto kShortestWait = std::chrono::microseconds(50);
 // A wait that took longer than this was not a wait: the process was stopped or its machine paused.
 constexpr auto kStall = 10 * kWaitStep;
 // Different refusals that are logged; a damaged file is met by every dispatch.
@@ -23,13 +24,14 @@ kernels::RowType kernel_row_type(transport::WireRowType type) {
   return type == transport::WireRowType::kBf16 ? kernels::RowType::kBf16 : kernels::RowType::kF32;
 }
 
-std::vector<std::vector<int>> owned_by(const std::vector<NodeLink>& nodes) {
-  std::vector<std::vector<int>> owned;
-  for (const NodeLink& node : nodes) owned.push_back(node.owned);
-  return owned;
-}
-
 }  // namespace
+
+std::vector<std::vector<int>> Dispatcher::all_of(const std::vector<NodeLink>& nodes,
+                                                 std::vector<int> NodeLink::*tiles) {
+  std::vector<std::vector<int>> all;
+  for (const NodeLink& node : nodes) all.push_back(node.*tiles);
+  return all;
+}
 
 Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const Clock& clock,
                        DispatcherOptions options, std::vector<NodeLink> nodes, NodeWatch* watch)
@@ -40,7 +42,8 @@ Dispatcher::Dispatcher(transport::Transport& transport, ThreadTeam& team, const 
       nodes_(std::move(nodes)),
       watch_(watch),
       states_(nodes_.size()),
-      placement_(options_.epoch, owned_by(nodes_)),
+      placement_(options_.epoch, all_of(nodes_, &NodeLink::owned),
+                 all_of(nodes_, &NodeLink::standby)),
       traffic_(nodes_.size()) {
   in_flight_.reserve(kInFlightMax);
   idle_.reserve(kInFlightMax);
@@ -156,15 +159,21 @@ Result<std::vector<RowFailure>> Dispatcher::combine(Ptr flight, float* out) {
 // whose answers lie here unread, are not.
 void Dispatcher::await_answers() {
   const auto start = clock_.now();
-  transport_.wait(kWaitStep);
+  const auto until_late =
+      std::chrono::duration_cast<std::chrono::microseconds>(check_late() - start);
+  transport_.wait(std::clamp<std::chrono::microseconds>(until_late, kShortestWait, kWaitStep));
   poll();
-  if (clock_.now() - start > kStall) excuse_silence();
+  const auto waited = clock_.now() - start;
+  if (waited > kStall) excuse_silence();
+  for (NodeState& state : states_) {
+    state.overdue_silence += std::min<std::chrono::nanoseconds>(waited, kWaitStep);
+  }
   check_deadlines();
 }
 
 void Dispatcher::excuse_silence() {
-  const auto now = clock_.now();
-  for (NodeState& state : states_) state.last_progress = now;
+  listening_since_ = clock_.now();
+  for (NodeState& state : states_) state.last_progress = listening_since_;
 }
 
 int Dispatcher::num_living() const {
@@ -177,11 +186,13 @@ int Dispatcher::num_living() const {
 // Finds somebody for every share that nobody has been asked for, or not by the right one. With
 // nobody left for one of them the flight fails: kUnavailable.
 void Dispatcher::ask_for_the_rest(DispatchInFlight& flight) {
-  for (Share& share : flight.shares()) {
-    while (share.missing > 0 && !share.asked && !flight.failure()) {
-      const std::optional<size_t> whom = whom_to_ask(share);
-      if (!whom && await_return()) continue;
-      if (!whom) {
+  for (size_t at = 0; at < flight.shares().size(); ++at) {  // a split adds some at the end
+    while (true) {
+      Share& share = flight.shares()[at];
+      if (share.missing == 0 || share.asked || !share.second.empty() || flight.failure()) break;
+      const std::vector<Part> parts = whom_to_ask(share);
+      if (parts.empty() && await_return()) continue;
+      if (parts.empty()) {
         flight.fail({ErrorCode::kUnavailable,
                      fmt::format("no expert node is left to compute layer {}: node {}: {}{}",
                                  flight.layer(), nodes_[share.node].name,
@@ -189,12 +200,22 @@ void Dispatcher::ask_for_the_rest(DispatchInFlight& flight) {
                                  other_losses(share.node))});
         return;
       }
-      if (*whom != share.node && share.refusal.empty()) {
-        log_warn("tiles of node {} are asked from node {}, which reads them from disk",
-                 nodes_[share.node].name, nodes_[*whom].name);
+      if (parts.size() > 1) {
+        std::vector<std::vector<transport::TileRange>> tiles;
+        for (const Part& part : parts) tiles.push_back(part.tiles);
+        flight.split(at, tiles);
+        for (size_t part = 1; part < parts.size(); ++part) {
+          flight.shares()[flight.shares().size() - parts.size() + part].node = parts[part].node;
+        }
       }
-      share.node = *whom;
-      (void)ask(flight, share);  // a failure loses the node: the loop goes on
+      Share& first = flight.shares()[at];
+      if (parts.front().node != first.node && first.refusal.empty() &&
+          !placement_.keeps(parts.front().node, first.tiles)) {
+        log_warn("tiles of node {} are asked from node {}, which reads them from disk",
+                 nodes_[first.node].name, nodes_[parts.front().node].name);
+      }
+      first.node = parts.front().node;
+      (void)ask(flight, first);  // a failure loses the node: the loop goes on
     }
   }
 }
@@ -222,46 +243,63 @@ bool Dispatcher::await_return() {
   return num_living() > 0;
 }
 
-// Who holds the tiles, if it may be asked; else who holds least, one that is not suspect first.
-std::optional<size_t> Dispatcher::whom_to_ask(const Share& share) const {
-  const auto may = [&](size_t node) {
-    return alive(node) && std::find(share.refused_by.begin(), share.refused_by.end(), node) ==
-                              share.refused_by.end();
+// For each tile who holds it, if that one may be asked; else who keeps it in RAM; else, all of
+// these tiles together, whoever holds least. Nobody who is better left if there is another one.
+// Empty if nobody is left for one of them.
+std::vector<Dispatcher::Part> Dispatcher::whom_to_ask(const Share& share, Readers readers,
+                                                      std::optional<size_t> but) const {
+  std::vector<std::vector<int>> asked(nodes_.size());  // [node]
+  std::vector<int> rest;
+  const auto best = [&](const auto& suits) {
+    const auto burden = [&](size_t node) {
+      return std::pair(is_better_left(node),
+                       placement().num_tiles(node) + static_cast<int>(asked[node].size()));
+    };
+    std::optional<size_t> best;
+    for (size_t node = 0; node < nodes_.size(); ++node) {
+      const bool may = node != but && alive(node) &&
+                       std::find(share.refused_by.begin(), share.refused_by.end(), node) ==
+                           share.refused_by.end();
+      if (may && suits(node) && (!best || burden(node) < burden(*best))) best = node;
+    }
+    return best;
   };
-  const size_t holder = placement_.holder_of(share.tiles.front().begin);
-  if (may(holder)) return holder;
-  const auto burden = [&](size_t node) {
-    return std::pair(is_better_left(node), placement().num_tiles(node));
-  };
-  std::optional<size_t> best;
-  for (size_t node = 0; node < nodes_.size(); ++node) {
-    if (may(node) && (!best || burden(node) < burden(*best))) best = node;
+  for (const transport::TileRange& range : share.tiles) {
+    for (int tile = range.begin; tile < range.end; ++tile) {
+      const size_t holder = placement_.holder_of(tile);
+      auto node = best([&](size_t n) { return n == holder; });
+      if (!node) node = best([&](size_t n) { return placement_.keeps(n, tile); });
+      if (node) {
+        asked[*node].push_back(tile);
+      } else {
+        rest.push_back(tile);
+      }
+    }
   }
-  return best;
+  if (!rest.empty()) {
+    const auto node = best([&](size_t) { return readers == Readers::kYes; });
+    if (!node) return {};
+    asked[*node].insert(asked[*node].end(), rest.begin(), rest.end());
+    std::sort(asked[*node].begin(), asked[*node].end());
+  }
+  std::vector<Part> parts;
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    if (!asked[node].empty()) parts.push_back({node, to_ranges(asked[node])});
+  }
+  return parts;
 }
 
 // Sends the share to its node under a fresh dispatch id. A node that can't be sent to is lost.
 Status Dispatcher::ask(const DispatchInFlight& flight, Share& share) {
   const size_t node = share.node;
   CHECK(!share.asked && alive(node));
-  transport::Dispatch dispatch;
   share.id = DispatchId{next_id_++};
   share.asked = true;
   share.sent = states_[node].last_progress = clock_.now();
-  dispatch.names = {session_of(node), share.id, share.epoch, static_cast<uint32_t>(flight.layer())};
-  dispatch.row_type = options_.limits.row_type;
-  dispatch.num_rows = static_cast<uint32_t>(flight.num_rows());
-  dispatch.hidden_size = options_.limits.hidden_size;
-  dispatch.top_k = options_.limits.top_k;
-  dispatch.tiles = share.tiles;
-  std::vector<std::byte> header;
-  transport::encode_dispatch_header(dispatch, &header);
-
   const auto deadline = clock_.now() + options_.progress_deadline;
   while (true) {
-    const Status sent =
-        transport_.send(nodes_[node].peer, header, flight.payload(), flight.payload_bytes());
-    if (sent.ok()) break;
+    const Status sent = send_dispatch(flight, node, share.id, share.epoch, share.tiles);
+    if (sent.ok()) return {};
     if (sent.error().code != ErrorCode::kOverloaded || clock_.now() > deadline) {
       lose_node(node, sent.error().message);
       return sent;
@@ -274,159 +312,28 @@ Status Dispatcher::ask(const DispatchInFlight& flight, Share& share) {
     }
     if (!share.asked) return Error{ErrorCode::kUnavailable, last_loss(node)};
   }
+}
+
+// Once; kOverloaded: not now.
+Status Dispatcher::send_dispatch(const DispatchInFlight& flight, size_t node, DispatchId id,
+                                 Epoch epoch, const std::vector<transport::TileRange>& tiles) {
+  transport::Dispatch dispatch;
+  dispatch.names = {session_of(node), id, epoch, static_cast<uint32_t>(flight.layer())};
+  dispatch.row_type = options_.limits.row_type;
+  dispatch.num_rows = static_cast<uint32_t>(flight.num_rows());
+  dispatch.hidden_size = options_.limits.hidden_size;
+  dispatch.top_k = options_.limits.top_k;
+  dispatch.tiles = tiles;
+  std::vector<std::byte> header;
+  transport::encode_dispatch_header(dispatch, &header);
+  const Status sent =
+      transport_.send(nodes_[node].peer, header, flight.payload(), flight.payload_bytes());
+  if (!sent.ok()) return sent;
   NodeTraffic& traffic = traffic_[node];
   ++traffic.dispatches;
   traffic.rows += flight.num_rows();
   traffic.bytes_out += flight.payload_bytes();
   return {};
-}
-
-// How long its node may be silent.
-std::chrono::nanoseconds Dispatcher::deadline_of(const Share& share, int64_t num_rows) const {
-  const std::chrono::nanoseconds longest = options_.progress_deadline;
-  const auto usual = states_[share.node].times.usual(num_rows);
-  if (!usual || !placement_.owns(share.node, share.tiles)) return longest;
-  return std::min(longest, std::max<std::chrono::nanoseconds>(options_.progress_deadline_min,
-                                                              kUsualTimes * *usual));
-}
-
-void Dispatcher::check_deadlines() {
-  const auto now = clock_.now();
-  for (DispatchInFlight* flight : in_flight_) {
-    for (const Share& share : flight->shares()) {
-      if (share.missing == 0 || !share.asked) continue;
-      const auto deadline = deadline_of(share, flight->num_rows());
-      if (now - states_[share.node].last_progress <= deadline) continue;
-      lose_node(
-          share.node,
-          fmt::format("timeout after {} ms without an answer",
-                      std::chrono::duration_cast<std::chrono::milliseconds>(deadline).count()));
-    }
-  }
-}
-
-// ---- Nodes that go and come --------------------------------------------------------------------
-
-// Asked are the living but suspects and those that are leaving, or all of them if there are no
-// others: the fault of all suspects is hardly theirs.
-void Dispatcher::place() {
-  bool any_good = false;
-  for (size_t node = 0; node < nodes_.size(); ++node) {
-    any_good = any_good || (alive(node) && !is_better_left(node));
-  }
-  const auto is_asked = [&](size_t node) {
-    return alive(node) && (!any_good || !is_better_left(node));
-  };
-  for (size_t node = 0; node < nodes_.size(); ++node) {
-    if (is_asked(node)) placement_.put_back(node);
-  }
-  for (size_t node = 0; node < nodes_.size(); ++node) {
-    if (!is_asked(node)) placement_.take_out(node);
-  }
-}
-
-// What it still owes and its tiles are asked from others from now on.
-void Dispatcher::drop_node(size_t node, const std::string& why) {
-  NodeState& state = states_[node];
-  CHECK(state.alive);
-  state.alive = state.suspect = false;
-  state.last_loss = why;
-  place();
-  transport_.close(nodes_[node].peer);
-  for (DispatchInFlight* flight : in_flight_) {
-    for (Share& share : flight->shares()) {
-      if (share.node == node) share.asked = false;
-    }
-  }
-}
-
-void Dispatcher::lose_node(size_t node, const std::string& why) {
-  if (!alive(node)) return;
-  drop_node(node, why);
-  if (watch_) return watch_->given_up(node, states_[node].life, why);
-  log_warn("node {} lost: {}; {} of {} nodes left", nodes_[node].name, why, num_living(),
-           nodes_.size());
-}
-
-// What it owes is asked from somebody whom nobody suspects, if there is one.
-void Dispatcher::suspect_node(size_t node) {
-  states_[node].suspect = true;
-  place();
-  for (DispatchInFlight* flight : in_flight_) {
-    for (Share& share : flight->shares()) {
-      if (share.node != node || !share.asked || share.missing == 0) continue;
-      const std::optional<size_t> other = whom_to_ask(share);
-      if (other && !is_better_left(*other)) share.asked = false;
-    }
-  }
-}
-
-void Dispatcher::join_node(const NodeNews& news) {
-  CHECK_LT(news.node, states_.size());
-  NodeState& state = states_[news.node];
-  CHECK_GT(news.life, state.life);  // a life begins once
-  if (state.alive) drop_node(news.node, "it began anew");
-  state.life = news.life;
-  auto peer = transport_.connect(news.data_address, nodes_[news.node].name);
-  if (!peer) {
-    state.last_loss = peer.error().message;
-    return watch_->given_up(news.node, news.life, state.last_loss);
-  }
-  nodes_[news.node].peer = *peer;
-  nodes_[news.node].session = news.session;
-  state.alive = true;
-  state.last_loss.clear();
-  state.times = {};
-  place();
-}
-
-// What is in flight goes on as it was asked: any node computes any tile.
-void Dispatcher::take_plan(const std::vector<NodeNews::Owner>& plan) {
-  CHECK(plan.size() >= nodes_.size());
-  for (size_t node = nodes_.size(); node < plan.size(); ++node) {
-    nodes_.push_back({plan[node].name, {}, {}, {}, false});
-    states_.emplace_back().alive = false;
-    states_.back().life = 0;
-    states_.back().last_loss = "it was not there yet";
-    traffic_.emplace_back();
-  }
-  std::vector<std::vector<int>> owned;
-  for (size_t node = 0; node < plan.size(); ++node) {
-    nodes_[node].owned = plan[node].tiles;
-    states_[node].is_leaving = plan[node].is_leaving;
-    owned.push_back(plan[node].tiles);
-  }
-  placement_.replan(std::move(owned));
-  place();
-}
-
-void Dispatcher::take_news() {
-  if (!watch_) return;
-  for (const NodeNews& news : watch_->take_news()) {
-    if (news.kind == NodeNews::Kind::kPlan) {
-      take_plan(news.plan);
-      continue;
-    }
-    const bool is_alive = alive(news.node);
-    switch (news.kind) {
-      case NodeNews::Kind::kSuspect:
-        if (is_alive) suspect_node(news.node);
-        break;
-      case NodeNews::Kind::kTrusted:
-        if (!is_alive) break;
-        states_[news.node].suspect = false;
-        place();
-        break;
-      case NodeNews::Kind::kLost:
-        if (is_alive) drop_node(news.node, news.why);
-        break;
-      case NodeNews::Kind::kJoined:
-        join_node(news);
-        break;
-      case NodeNews::Kind::kPlan:
-        break;
-    }
-  }
 }
 
 // ---- Receiving ---------------------------------------------------------------------------------
@@ -456,37 +363,61 @@ void Dispatcher::handle(transport::Event event) {
   if (refused && frame->refusal.names.dispatch == transport::kUnreadableDispatch) {
     return lose_node(*node, "could not read a dispatch: " + frame->refusal.error.message);
   }
+  if (states_[*node].overdue) {  // late, and well
+    states_[*node].overdue = false;
+    place();
+  }
   const transport::DispatchNames& names = refused ? frame->refusal.names : frame->partial.names;
   for (DispatchInFlight* flight : in_flight_) {
     for (Share& share : flight->shares()) {
-      if (share.node != *node || !share.asked || share.missing == 0 ||
-          names != transport::DispatchNames{session_of(*node), share.id, share.epoch,
-                                            static_cast<uint32_t>(flight->layer())}) {
-        continue;
+      if (share.missing == 0) continue;
+      const auto is_about = [&](size_t asked, DispatchId id) {
+        return asked == *node &&
+               names == transport::DispatchNames{session_of(*node), id, share.epoch,
+                                                 static_cast<uint32_t>(flight->layer())};
+      };
+      if (share.asked && is_about(share.node, share.id)) {
+        if (refused) {
+          if (note_refusal(flight->layer(), *node, share, frame->refusal.error))
+            share.asked = false;
+          return;
+        }
+        traffic_[*node].bytes_in += event.message->payload().size();
+        return take_partial(*flight, share, frame->partial);
       }
-      if (refused) return take_refusal(flight->layer(), share, frame->refusal.error);
-      traffic_[*node].bytes_in += event.message->payload().size();
-      return take_partial(*flight, share, frame->partial);
+      for (size_t leg = 0; leg < share.second.size(); ++leg) {
+        if (!is_about(share.second[leg].node, share.second[leg].id)) continue;
+        if (refused) {
+          if (note_refusal(flight->layer(), *node, share, frame->refusal.error)) {
+            flight->end_second(share);
+          }
+          return;
+        }
+        traffic_[*node].bytes_in += event.message->payload().size();
+        return take_second(*flight, share, leg, frame->partial);
+      }
     }
   }
   // Late or double.
 }
 
-// A node without a tile can still compute others.
-void Dispatcher::take_refusal(int32_t layer, Share& share, const Error& error) {
+// A node without a tile can still compute others: true. Otherwise it is lost, with what it owes.
+bool Dispatcher::note_refusal(int32_t layer, size_t node, Share& share, const Error& error) {
   const std::string why = "refused: " + error.message;
   const bool for_want_of_a_tile = error.code == ErrorCode::kUnavailable ||
                                   error.code == ErrorCode::kCorrupt ||
                                   error.code == ErrorCode::kOverloaded;
-  if (!for_want_of_a_tile) return lose_node(share.node, why);
-  const std::string line =
-      fmt::format("node {} at layer {}: {}", nodes_[share.node].name, layer, why);
+  if (!for_want_of_a_tile) {
+    lose_node(node, why);
+    return false;
+  }
+  const std::string line = fmt::format("node {} at layer {}: {}", nodes_[node].name, layer, why);
   if (logged_refusals_.size() < kRefusalsLogged && logged_refusals_.insert(line).second) {
     log_warn("{}; asked from another node (this is said once)", line);
   }
-  share.refused_by.push_back(share.node);
+  share.refused_by.push_back(node);
   share.refusal = why;
-  share.asked = false;
+  return true;
 }
 
 void Dispatcher::take_partial(DispatchInFlight& flight, Share& share,
@@ -496,10 +427,31 @@ void Dispatcher::take_partial(DispatchInFlight& flight, Share& share,
     return lose_node(share.node, added.error().message);
   }
   if (share.missing == missing_before) return;
-  NodeState& state = states_[share.node];
-  state.last_progress = clock_.now();
-  if (share.missing == 0 && placement_.owns(share.node, share.tiles)) {
-    state.times.observe(flight.num_rows(), state.last_progress - share.sent);
+  states_[share.node].last_progress = clock_.now();
+  if (share.missing == 0) end_share(flight, share);
+}
+
+void Dispatcher::take_second(DispatchInFlight& flight, Share& share, size_t leg,
+                             const transport::Partial& partial) {
+  const size_t node = share.second[leg].node;
+  const int64_t missing_before = share.second[leg].missing;
+  if (Status added = flight.add_second(share, share.second[leg], partial, team_); !added) {
+    return lose_node(node, added.error().message);
+  }
+  if (share.second[leg].missing == missing_before) return;
+  states_[node].last_progress = clock_.now();
+  if (share.missing > 0) return;
+  ++traffic_[share.node].hedges_won;
+  end_share(flight, share);
+}
+
+// All of it is here. The other way's answers, if there is one, are nobody's from now on. Of a node
+// that was overtaken it is known that it takes no less than this.
+void Dispatcher::end_share(DispatchInFlight& flight, Share& share) {
+  flight.end_second(share);
+  share.took = clock_.now() - share.sent;
+  if (share.asked && placement_.keeps(share.node, share.tiles)) {
+    states_[share.node].times.observe(flight.num_rows(), count_tiles(share.tiles), share.took);
   }
 }
 

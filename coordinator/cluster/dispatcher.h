@@ -3,10 +3,11 @@
 // dispatch() rounds the rows to the wire type and sends each node the same payload with its own
 // tiles; combine() waits until every tile of every row has answered and adds the integers. Two
 // dispatches may be in flight, of one layer or of two; they are combined in any order. A node that
-// is lost, refuses or makes no progress within the deadline has its part asked again from another
-// living node (a node computes any tile that it can reach); only when none is left, or comes back
-// soon, does combine() fail. Who refused because of a tile lives on. A node that was lost and joins
-// again has its tiles back from the next dispatch on.
+// is lost, refuses or makes no progress within the deadline has its part asked again at once, tile
+// by tile from who keeps a copy in RAM by the plan, else from another living node (a node computes
+// any tile that it can reach); only when none is left, or comes back soon, does combine() fail. Who
+// refused because of a tile lives on. A node that was lost and joins again has its tiles back from
+// the next dispatch on.
 //
 // One thread uses a Dispatcher: the one that owns the Transport.
 #pragma once
@@ -38,17 +39,27 @@ struct NodeLink {
   std::vector<int> owned;                 // tiles by the plan, ascending; empty: a spare
   std::optional<SessionId> session = {};  // of this life; none: DispatcherOptions'
   bool is_there = true;                   // false: its first life will be told by NodeWatch
+  std::vector<int> standby = {};          // tiles that it keeps in RAM beside its own, ascending
 };
 
 struct DispatcherOptions {
   SessionId session;
   Epoch epoch{1};
   transport::WireLimits limits;
-  // Longest silence of a node that owes an answer, while combine() waits for it: kUsualTimes what
-  // it usually takes for so many rows, within these bounds. The longest one for who is asked for
-  // tiles of others, which it reads from disk first, and while it isn't known what is usual.
+  // Longest silence of a node that owes an answer, while combine() waits for it, before it counts
+  // as lost: kUsualTimes what it usually takes for so many rows, within these bounds. The longest
+  // one for who is asked for tiles of others, which it reads from disk first, and while it isn't
+  // known what is usual.
   std::chrono::milliseconds progress_deadline_min{1200};
   std::chrono::milliseconds progress_deadline{60000};
+  // Hedging: a share that takes longer than so many times what is usual, and than 99 of 100 take,
+  // is also asked from who keeps its tiles in RAM beside its node; what comes first counts. 0: no
+  // share is.
+  double hedge_after = 0;
+  // A node that is silent for so long, or for kUsualTimes what 99 of 100 of its answers take if
+  // that is longer, is overdue: what it owes is also asked from others, and it is asked nothing
+  // more until it answers something. A busy node is then late, not dead. 0: never.
+  std::chrono::milliseconds overdue_after_min{0};
   // How long a dispatch waits for the first one to be back when every node was lost.
   std::chrono::milliseconds return_patience{5000};
 };
@@ -59,6 +70,9 @@ struct NodeTraffic {
   uint64_t dispatches = 0, rows = 0;
   uint64_t hints = 0;  // sent
   uint64_t bytes_out = 0, bytes_in = 0;
+  // Shares of this node that were also asked from others because it was late, and how many of these
+  // the others answered first; times that it was overdue.
+  uint64_t hedged = 0, hedges_won = 0, overdue = 0;
 };
 
 class Dispatcher {
@@ -121,20 +135,38 @@ class Dispatcher {
     AnswerTimes times;  // of this life
     // Since when it is silent, if it owes an answer.
     Clock::TimePoint last_progress;
+    bool overdue = false;
+    std::chrono::nanoseconds overdue_silence{0};  // that this process listened to since then
   };
   using Share = DispatchInFlight::Share;
+  using Leg = DispatchInFlight::Leg;
 
+  static std::vector<std::vector<int>> all_of(const std::vector<NodeLink>& nodes,
+                                              std::vector<int> NodeLink::*tiles);
   transport::SharedBuffer free_buffer(size_t bytes);
   Ptr begin(int32_t layer, int64_t num_rows, transport::SharedBuffer payload, size_t payload_bytes);
   void end(DispatchInFlight* flight);
   Status ask(const DispatchInFlight& flight, Share& share);
   void ask_for_the_rest(DispatchInFlight& flight);
-  std::optional<size_t> whom_to_ask(const Share& share) const;
+  struct Part {
+    size_t node;
+    std::vector<transport::TileRange> tiles;
+  };
+  // Whether somebody who does not keep a tile in RAM may be asked for it.
+  enum class Readers : uint8_t { kNo, kYes };
+  std::vector<Part> whom_to_ask(const Share& share, Readers readers = Readers::kYes,
+                                std::optional<size_t> but = {}) const;
+  bool ask_a_second_time(DispatchInFlight& flight, size_t share, Readers readers);
+  Status send_dispatch(const DispatchInFlight& flight, size_t node, DispatchId id, Epoch epoch,
+                       const std::vector<transport::TileRange>& tiles);
   std::string other_losses(size_t than) const;
   bool await_return();
   void handle(transport::Event event);
-  void take_refusal(int32_t layer, Share& share, const Error& error);
+  bool note_refusal(int32_t layer, size_t node, Share& share, const Error& error);
   void take_partial(DispatchInFlight& flight, Share& share, const transport::Partial& partial);
+  void take_second(DispatchInFlight& flight, Share& share, size_t leg,
+                   const transport::Partial& partial);
+  void end_share(DispatchInFlight& flight, Share& share);
   void take_news();
   void place();
   void lose_node(size_t node, const std::string& why);
@@ -144,15 +176,19 @@ class Dispatcher {
   void take_plan(const std::vector<NodeNews::Owner>& plan);
   // Not to be asked while anybody else is there.
   bool is_better_left(size_t node) const {
-    return states_[node].suspect || states_[node].is_leaving;
+    return states_[node].suspect || states_[node].is_leaving || states_[node].overdue;
   }
   SessionId session_of(size_t node) const {
     return nodes_[node].session.value_or(options_.session);
   }
   void await_answers();
   void excuse_silence();
-  std::chrono::nanoseconds deadline_of(const Share& share, int64_t num_rows) const;
+  std::chrono::nanoseconds deadline_of(size_t node, std::span<const transport::TileRange> tiles,
+                                       int64_t num_rows) const;
   void check_deadlines();
+  // What is late is asked a second time; when the next one will be, at the earliest.
+  Clock::TimePoint check_late();
+  void overdue_node(size_t node);
   std::optional<size_t> node_of(transport::PeerId peer) const;
 
   transport::Transport& transport_;
@@ -167,6 +203,7 @@ class Dispatcher {
   std::set<std::string> logged_refusals_;
   uint64_t next_id_ = 1;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
+  Clock::TimePoint listening_since_{};            // before that, answers may lie unread
 
   std::vector<DispatchInFlight*> in_flight_;             // in the order of their dispatch()
   std::vector<std::unique_ptr<DispatchInFlight>> idle_;  // with their buffers, for the next ones

@@ -22,8 +22,9 @@ struct NodeNews {
   // Of kPlan.
   struct Owner {
     std::string name;
-    std::vector<int> tiles;   // ascending
-    bool is_leaving = false;  // not to be asked if there is anybody else
+    std::vector<int> tiles;         // ascending
+    bool is_leaving = false;        // not to be asked if there is anybody else
+    std::vector<int> standby = {};  // ascending: kept in RAM beside them
   };
   Kind kind = Kind::kLost;
   size_t node = 0;                      // of all but kPlan

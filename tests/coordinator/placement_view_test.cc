@@ -20,8 +20,8 @@ TEST(LivePlacement, a_node_that_is_out_leaves_its_tiles_to_who_holds_least) {
               ElementsAre(Ranges{{0, 1}, {3, 4}}, Ranges{}, Ranges{{1, 3}}));
   EXPECT_EQ(placement.view().epoch, Epoch{6});
   EXPECT_EQ(placement.holder_of(1), 2u);
-  EXPECT_TRUE(placement.owns(2, Ranges{{2, 3}}));
-  EXPECT_FALSE(placement.owns(2, Ranges{{1, 3}}));
+  EXPECT_TRUE(placement.keeps(2, Ranges{{2, 3}}));
+  EXPECT_FALSE(placement.keeps(2, Ranges{{1, 3}}));
 }
 
 TEST(LivePlacement, a_node_that_is_back_has_its_own_tiles_again_and_no_others) {
@@ -93,6 +93,69 @@ TEST(LivePlacement, another_plan_raises_the_epoch_by_one_and_keeps_who_is_out_ou
   EXPECT_EQ(placement.view().tiles_of_node[3], (Ranges{{3, 4}}));
   placement.put_back(1);
   EXPECT_EQ(placement.view().tiles_of_node[1], Ranges{});
+}
+
+// ---- With standbys -----------------------------------------------------------------------------
+
+TEST(LivePlacement, a_tile_goes_to_who_stands_by_for_it_and_comes_back) {
+  LivePlacement placement(Epoch{1}, {{0, 1}, {2}, {3}}, {{2, 3}, {0}, {1}});
+  const PlacementView plan = placement.view();
+  EXPECT_EQ(plan.tiles_of_node[0], (Ranges{{0, 2}}));
+  EXPECT_EQ(plan.standby_of_node[0], (Ranges{{2, 4}}));
+  EXPECT_EQ(plan.num_standby(1), 1);
+  placement.take_out(0);
+  EXPECT_EQ(placement.view().tiles_of_node[1], (Ranges{{0, 1}, {2, 3}}));
+  EXPECT_EQ(placement.view().tiles_of_node[2], (Ranges{{1, 2}, {3, 4}}));
+  EXPECT_THAT(placement.view().standby_of_node, testing::Each(Ranges{}));
+  EXPECT_TRUE(placement.keeps(1, Ranges{{0, 1}, {2, 3}}));
+  EXPECT_FALSE(placement.keeps(1, Ranges{{0, 2}}));
+  placement.put_back(0);
+  EXPECT_EQ(placement.view().tiles_of_node, plan.tiles_of_node);
+  EXPECT_EQ(placement.view().standby_of_node, plan.standby_of_node);
+}
+
+TEST(LivePlacement, of_several_who_stand_by_the_one_with_the_least_to_do_is_asked) {
+  LivePlacement placement(Epoch{1}, {{0, 1}, {2, 3}, {4}}, {{}, {0, 1}, {0, 1}});
+  placement.take_out(0);
+  EXPECT_EQ(placement.view().num_tiles(1), 2 + 0 + 1);
+  EXPECT_EQ(placement.view().num_tiles(2), 1 + 1);
+}
+
+// Owners and who stands by by lot; who is there, too.
+TEST(LivePlacement, whoever_keeps_a_tile_and_is_there_is_asked_before_who_does_not) {
+  uint64_t at = 0;
+  const auto number = [&](int below) {
+    return static_cast<int>(uniform_f32(11, {.position = at++}) * static_cast<float>(below));
+  };
+  for (int i = 0; i < 300; ++i) {
+    const int num_nodes = 2 + number(5), num_tiles = 1 + number(12);
+    std::vector<std::vector<int>> owned(num_nodes), standby(num_nodes);
+    for (int tile = 0; tile < num_tiles; ++tile) {
+      const int owner = number(num_nodes), other = number(num_nodes);
+      owned[owner].push_back(tile);
+      if (other != owner) standby[other].push_back(tile);
+    }
+    LivePlacement placement(Epoch{1}, owned, standby);
+    for (int node = 0; node < num_nodes; ++node) {
+      if (number(2) == 0) placement.take_out(static_cast<size_t>(node));
+    }
+    int asked = 0, any = 0;
+    for (int node = 0; node < num_nodes; ++node) {
+      asked += placement.view().num_tiles(static_cast<size_t>(node));
+      any += placement.is_there(static_cast<size_t>(node)) ? 1 : 0;
+    }
+    ASSERT_EQ(asked, num_tiles);
+    for (int tile = 0; tile < num_tiles; ++tile) {
+      bool is_kept = false;
+      for (int node = 0; node < num_nodes; ++node) {
+        const auto at_node = static_cast<size_t>(node);
+        is_kept = is_kept || (placement.is_there(at_node) && placement.keeps(at_node, tile));
+      }
+      const size_t holder = placement.holder_of(tile);
+      ASSERT_TRUE(placement.is_there(holder) || any == 0);
+      ASSERT_TRUE(placement.keeps(holder, tile) || !is_kept);
+    }
+  }
 }
 
 }  // namespace
