@@ -75,11 +75,9 @@ void AdminServer::status(http::HttpExchange& exchange) const {
   const coordinator::ClusterSnapshot snapshot = snapshot_();
   Json nodes = Json::array();
   for (const coordinator::ClusterSnapshot::Node& node : snapshot.nodes) {
-    Json one = {{"name", node.name},
-                {"state", node.state},
-                {"tiles", node.num_tiles},
-                {"losses", node.losses},
-                {"restarts", node.restarts}};
+    Json one = {{"name", node.name},       {"state", node.state},
+                {"tiles", node.num_tiles}, {"standby", node.num_standby},
+                {"losses", node.losses},   {"restarts", node.restarts}};
     if (!node.lost_because.empty()) one["why"] = node.lost_because;
     if (node.stats_known && !node.stats.links.empty()) one["links"] = node.stats.links;
     nodes.push_back(std::move(one));

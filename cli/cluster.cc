@@ -68,12 +68,14 @@ std::string status_text(const Json& status) {
   Table table({{"node"},
                {"state"},
                {"tiles", Align::kRight},
+               {"standby", Align::kRight},
                {"losses", Align::kRight},
                {"links"},
                {"why"}});
   for (const Json& node : status.at("nodes")) {
     table.add_row({node.at("name").get<std::string>(), node.at("state").get<std::string>(),
                    std::to_string(node.at("tiles").get<int>()),
+                   std::to_string(node.value("standby", 0)),
                    std::to_string(node.at("losses").get<uint64_t>()), node.value("links", ""),
                    node.value("why", "")});
   }

@@ -96,8 +96,9 @@ Deployment::Deployment(const DeploymentOptions& options)
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
   const auto start = clock_.now();
-  const topology::Placement placement =
+  topology::Placement placement =
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
+  add_standbys(&placement, options_.cluster ? &*options_.cluster : nullptr);
   open_device();
   if (!options_.force) check_memory(placement);
   join_cluster(placement, dials_nodes()         ? dialled_nodes()
@@ -165,11 +166,19 @@ std::string Deployment::device() const {
 
 // All processes of this machine together, before any of them is started.
 void Deployment::check_memory(const topology::Placement& placement) const {
+  MemoryRequest request = memory_request();
+  request.placement = placement;
+  if (dials_nodes()) request.placement = {};  // each of them looks at its own memory
+  const auto shortage =
+      memory_shortage(*model_, request, options_.cache_option, topology::memory_bounds());
+  if (shortage) throw LoadError(*shortage + "; --force loads all the same");
+}
+
+// Without a placement.
+MemoryRequest Deployment::memory_request() const {
   MemoryRequest request;
   request.numerics = numerics_;
-  request.placement = placement;
   request.local_node = options_.nodes == 0 && !dials_nodes();
-  if (dials_nodes()) request.placement = {};  // each of them looks at its own memory
   request.coordinator_threads = team_.num_threads();
   request.node_threads = team_.num_threads();
   for (const topology::TeamPlan& node : threads_.nodes) {
@@ -179,9 +188,45 @@ void Deployment::check_memory(const topology::Placement& placement) const {
   request.cache_tokens = options_.cache_tokens;
   request.prefetch = options_.prefetch;
   request.memory = options_.memory;
-  const auto shortage =
-      memory_shortage(*model_, request, options_.cache_option, topology::memory_bounds());
-  if (shortage) throw LoadError(*shortage + "; --force loads all the same");
+  return request;
+}
+
+// How many tiles of every expert each node has room for that is planned these: what its budget
+// holds, or, without one, these and what is always spare. As far as can be told from here: a node's
+// own copy of the model may take other buffers to read.
+std::vector<int> Deployment::rooms(const std::vector<std::vector<int>>& tiles,
+                                   const config::ClusterConfig* config) const {
+  std::vector<int> rooms;
+  for (size_t n = 0; n < tiles.size(); ++n) {
+    MemoryRequest request = memory_request();
+    if (dials_nodes()) request.memory.ram_budget = config->nodes[n].ram_bytes;
+    rooms.push_back(room_of_node(*model_, request, tiles[n]));
+  }
+  return rooms;
+}
+
+void Deployment::add_standbys(topology::Placement* placement,
+                              const config::ClusterConfig* config) const {
+  if (options_.redundancy <= 1) return;
+  std::vector<int> room = rooms(placement->tiles_of_node, config);
+  for (size_t n = 0; n < room.size(); ++n) {
+    const bool has_budget = dials_nodes() ? config->nodes[n].ram_bytes.has_value()
+                                          : options_.memory.ram_budget.has_value();
+    if (!has_budget) room[n] = topology::kRoomForAll;  // it takes what it is planned
+  }
+  placement->standby_of_node =
+      topology::standby_tiles(placement->tiles_of_node, options_.redundancy, room);
+  const topology::Redundancy reached = topology::redundancy_of(*placement, options_.redundancy);
+  if (reached.num_full == reached.num_tiles) {
+    return log_info("redundancy {}: all {} tiles of an expert are kept by {} nodes",
+                    options_.redundancy, reached.num_tiles, options_.redundancy);
+  }
+  log_warn("redundancy {}: of {} tiles of an expert {} are kept by {} nodes and {} by one: {}",
+           options_.redundancy, reached.num_tiles, reached.num_full, options_.redundancy,
+           reached.num_tiles - reached.num_doubled,
+           placement->tiles_of_node.size() < static_cast<size_t>(options_.redundancy)
+               ? "there are too few nodes"
+               : "nodes have no room for more (`ram`, --ram-budget)");
 }
 
 // The coordinator's end of the transport, and the node at the other.
@@ -256,6 +301,9 @@ void Deployment::join_cluster(const topology::Placement& placement,
   coordinator::ClusterOptions cluster;
   cluster.identity = identity_of(*model_, numerics_);
   cluster.session = random_session();
+  cluster.redundancy = options_.redundancy;
+  if (options_.redundancy > 1)
+    cluster.room = rooms(placement.kept_by_node(), options_.cluster ? &*options_.cluster : nullptr);
   if (options_.cluster) {
     const config::TimeoutsConfig& times = options_.cluster->timeouts;
     cluster.coordinator_name = options_.cluster->coordinator.name;
@@ -396,8 +444,11 @@ Deployment::Reload Deployment::reload() {
   config::require_built(config);
   if (config.nodes.empty())
     throw LoadError("the cluster file has no nodes any more: nothing changes");
-  const std::vector<int> counts =
-      config::tiles_of_nodes(config, kernels::num_tiles(model_->config.moe_intermediate_size));
+  const int num_tiles = kernels::num_tiles(model_->config.moe_intermediate_size);
+  topology::Placement placement =
+      topology::placement_from_counts(num_tiles, config::tiles_of_nodes(config, num_tiles));
+  add_standbys(&placement, &config);
+  const std::vector<int> room = rooms(placement.kept_by_node(), &config);
   Reload report;
   if (settings_) report.needs_restart = changed_keys(*settings_, settings);
   std::vector<coordinator::Cluster::Planned> planned;
@@ -408,7 +459,6 @@ Deployment::Reload Deployment::reload() {
       report.removed.push_back(status[n].name);
     }
   }
-  int begin = 0;
   for (size_t c = 0; c < config.nodes.size(); ++c) {
     const config::NodeConfig& node = config.nodes[c];
     size_t n = 0;
@@ -426,8 +476,9 @@ Deployment::Reload Deployment::reload() {
     }
     dialled_->set(static_cast<int>(n), {node.name, address});
     planned[n].is_removed = false;
-    for (int tile = begin; tile < begin + counts[c]; ++tile) planned[n].tiles.push_back(tile);
-    begin += counts[c];
+    planned[n].tiles = placement.tiles_of_node[c];
+    if (!placement.standby_of_node.empty()) planned[n].standby = placement.standby_of_node[c];
+    planned[n].room = room[c];
   }
   cluster_->set_nodes(planned);
   log_info("reloaded {}: added [{}], removed [{}], moved [{}]", config.file.filename().string(),
@@ -470,6 +521,7 @@ void take_cluster_file(const CLI::App& command, DeploymentOptions* options) {
     if (is_open("--stripe")) options->memory.stripes = config.stripes;
   }
   take_numerics(config.numerics, command, &options->numerics);
+  if (is_open("--redundancy")) options->redundancy = config.redundancy;
   if (is_open("--threads")) options->threads = config.coordinator.threads;
   if (is_open("--device")) options->device = config.coordinator.device;
   if (is_open("--chunk")) options->chunk = config.coordinator.chunk;
@@ -501,6 +553,12 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
                   "Tiles of each node, such as 7,5,3,1; equal shares unless given")
       ->delimiter(',')
       ->check(CLI::Range(0, 65535));
+  command
+      .add_option("--redundancy", options->redundancy,
+                  "Nodes that keep each tile in RAM, where there is room: a lost node's tiles are "
+                  "asked from others at once")
+      ->check(CLI::Range(1, 8))
+      ->capture_default_str();
   add_transport_option(command, &options->transport);
   add_numerics_options(command, &options->numerics);
   add_threads_option(command, "Threads of the coordinator", &options->threads);
@@ -535,8 +593,8 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
       ->check(CLI::IsMember({"off", "next-layer"}))
       ->type_name("off|next-layer");
   group_options(command, "Nodes and threads",
-                {"--config", "--set", "--min-coverage", "--nodes", "--tiles", "--transport",
-                 "--threads", "--pin", "--chunk", "--device"});
+                {"--config", "--set", "--min-coverage", "--nodes", "--tiles", "--redundancy",
+                 "--transport", "--threads", "--pin", "--chunk", "--device"});
   group_options(command, "Memory", {"--prefetch", "--force"});
 }
 

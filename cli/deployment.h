@@ -47,6 +47,7 @@ struct DeploymentOptions {
   int nodes = 0;                                  // 0: the expert node lives in this process
   std::vector<int> tile_counts;                   // of each node; empty: equal shares
   std::vector<std::vector<int>> scattered_tiles;  // of each node; instead of tile_counts
+  int redundancy = 1;                             // nodes that keep each tile in RAM
   transport::TransportKind transport = transport::TransportKind::kAuto;
   model::NumericsProfile numerics;
   int threads = 0;                                   // of the coordinator; 0: all usable cores
@@ -133,6 +134,10 @@ class Deployment {
 
  private:
   void check_memory(const topology::Placement& placement) const;
+  MemoryRequest memory_request() const;
+  std::vector<int> rooms(const std::vector<std::vector<int>>& tiles,
+                         const config::ClusterConfig* config) const;
+  void add_standbys(topology::Placement* placement, const config::ClusterConfig* config) const;
   std::unique_ptr<coordinator::NodeSource> local_node();
   std::unique_ptr<coordinator::NodeSource> child_nodes();
   std::unique_ptr<coordinator::NodeSource> dialled_nodes();

@@ -299,7 +299,7 @@ MemoryNeed coordinator_memory_need(const model::OpenedModel& model,
 DeploymentNeed memory_need(const model::OpenedModel& model, const MemoryRequest& request) {
   DeploymentNeed need;
   need.coordinator = coordinator_memory_need(model, model.tensors(), request);
-  for (const std::vector<int>& tiles : request.placement.tiles_of_node) {
+  for (const std::vector<int>& tiles : request.placement.kept_by_node()) {
     if (request.local_node) {
       need.coordinator += need_of_node(model, request, tiles);
     } else {
@@ -307,6 +307,21 @@ DeploymentNeed memory_need(const model::OpenedModel& model, const MemoryRequest&
     }
   }
   return need;
+}
+
+int room_of_node(const model::OpenedModel& model, const MemoryRequest& request,
+                 const std::vector<int>& tiles) {
+  expert_node::NodeOptions node;
+  node.row_type = wire_row_type(request.numerics.wire);
+  node.rows_max = static_cast<uint32_t>(request.rows_max);
+  const uint64_t buffers =
+      expert_node::node_buffer_bytes(node, model.catalog, request.node_threads);
+  try {
+    return open_tiles(model, request.numerics, {request.memory, buffers, request.node_threads, {}})
+        ->room(tiles);
+  } catch (const LoadError&) {
+    return 0;
+  }
 }
 
 std::optional<std::string> memory_shortage(const model::OpenedModel& model,

@@ -58,6 +58,11 @@ MemoryNeed coordinator_memory_need(const model::OpenedModel& model,
                                    const model::ModelTensors& tensors,
                                    const MemoryRequest& request);
 
+// How many tiles of every expert a node keeps in RAM that is planned these, ascending; with a
+// budget, whatever it is planned. 0: its budget is less than the least.
+int room_of_node(const model::OpenedModel& model, const MemoryRequest& request,
+                 const std::vector<int>& tiles);
+
 // Program, libraries, tokenizer, thread stacks and the transport's own queues, of one process.
 // Measured on x86-64 with the tiny model: 28 MiB a node, 47 MiB a coordinator that serves; a
 // vocabulary of 129k tokens takes 42 MiB more.

@@ -332,10 +332,12 @@ ClusterConfig load_cluster_config(const fs::path& file, const Overrides& overrid
 
 std::vector<std::string> not_built(const ClusterConfig& config) {
   std::vector<std::string> missing;
-  if (config.redundancy > 1) {
+  if (const auto nodes = static_cast<int>(config.nodes.size());
+      nodes > 0 && config.redundancy > nodes) {
     missing.push_back(fmt::format(
-        "redundancy: {}: keeping a tile on several nodes isn't built: leave it out, or say 1",
-        config.redundancy));
+        "redundancy: {}: expected at most {}, the number of nodes: each copy of a tile is on "
+        "another one",
+        config.redundancy, nodes));
   }
   return missing;
 }

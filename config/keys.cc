@@ -128,7 +128,11 @@ std::vector<Key> make_keys() {
       {"security.secret_file", kPath, "",
        "without keys: secret of coordinator and nodes, made if it isn't there; FILE.secret if not "
        "said"},
-      {"redundancy", kInteger, "1", "nodes that keep each tile in RAM", 1, 8},
+      {"redundancy", kInteger, "1",
+       "nodes that keep each tile in RAM, where there is room: a lost one's are asked from others "
+       "at "
+       "once",
+       1, 8},
       {"timeouts.heartbeat", kDuration, "100ms", "a node is asked so often whether it lives", 10,
        60'000},
       {"timeouts.suspect", kDuration, "300ms", "after so long without an answer others are asked",

@@ -135,7 +135,11 @@ void add_node(const ClusterSnapshot::Node& node, Families& to) {
              labels);
   to.counter("atoll_node_restarts_total", "Times that the node was brought back",
              number(node.restarts), labels);
-  to.gauge("atoll_node_tiles", "Tiles of each expert that the node owns", node.num_tiles, labels);
+  to.gauge("atoll_node_tiles", "Tiles of each expert that the node is asked for", node.num_tiles,
+           labels);
+  to.gauge("atoll_node_standby_tiles",
+           "Tiles of each expert that it keeps in RAM and another one is asked for",
+           node.num_standby, labels);
   to.counter("atoll_node_dispatches_total", "Dispatches sent to the node",
              number(node.traffic.dispatches), labels);
   to.counter("atoll_node_rows_total", "Rows sent to the node", number(node.traffic.rows), labels);

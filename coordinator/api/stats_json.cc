@@ -26,6 +26,7 @@ Json node_json(const ClusterSnapshot::Node& node) {
           {"losses", node.losses},
           {"restarts", node.restarts},
           {"tiles", node.num_tiles},
+          {"standby", node.num_standby},
           {"threads", node.num_threads},
           {"rows", node.traffic.rows},
           {"dispatches", node.traffic.dispatches},

@@ -18,6 +18,10 @@ constexpr auto kPlanPollInterval = std::chrono::milliseconds(50);
 constexpr auto kLetGoAfter = std::chrono::seconds(1);
 
 // A name of its own for each life: what belongs to an earlier one is a stranger's.
+std::vector<int> together(const std::vector<int>& tiles, const std::vector<int>& standby) {
+  return topology::Placement{Epoch{1}, {tiles}, {standby}}.kept_by_node().front();
+}
+
 SessionId session_of_life(SessionId first, uint64_t life) {
   return SessionId{first.value + (life - 1) * 0x9e3779b97f4a7c15};
 }
@@ -39,8 +43,12 @@ Cluster::Cluster(transport::Transport& transport, const Clock& clock, ClusterOpt
   epoch_ = placement.epoch;
   const auto first = source_->waits() ? Member::First::kOrdered : Member::First::kUnderWay;
   for (int n = 0; n < source_->num_nodes(); ++n) {
-    nodes_.push_back(std::make_unique<Node>(source_->name(n), placement.tiles_of_node[n],
-                                            options_.times, clock.now(), first));
+    const auto at = static_cast<size_t>(n);
+    nodes_.push_back(std::make_unique<Node>(
+        source_->name(n), placement.tiles_of_node[at],
+        at < placement.standby_of_node.size() ? placement.standby_of_node[at] : std::vector<int>{},
+        at < options_.room.size() ? options_.room[at] : topology::kRoomForAll, options_.times,
+        clock.now(), first));
     nodes_.back()->session = options_.session;
   }
   if (source_->waits()) return;
@@ -89,8 +97,8 @@ Result<Cluster::Greeted> Cluster::greet(size_t n, Reached* reached) {
     Node& node = *nodes_[n];
     node.member.opened();
     hello.session = node.session = session_of_life(options_.session, node.member.life());
-    plan = {epoch_, to_ranges(node.owned)};
-    node.told = node.owned;
+    node.told = together(node.owned, node.standby);
+    plan = {epoch_, to_ranges(node.told), to_ranges(node.standby)};
   }
   auto reply = greeted.control->hello(hello);
   if (!reply) {
@@ -116,7 +124,8 @@ std::vector<NodeLink> Cluster::links() const {
   const std::lock_guard lock(mutex_);
   std::vector<NodeLink> links;
   for (const auto& node : nodes_) {
-    links.push_back({node->name, node->peer, node->owned, node->session, !source_->waits()});
+    links.push_back(
+        {node->name, node->peer, node->owned, node->session, !source_->waits(), node->standby});
   }
   return links;
 }
@@ -341,7 +350,10 @@ void Cluster::bring_back(size_t n, std::unique_lock<std::mutex>& lock) {
         "",
         node.greeting.data_address,
         {}});
-  if (node.gone || node.planned != node.told) replan();
+  if (node.gone || together(node.planned, node.planned_standby) != node.told ||
+      (node.has_no_room && !node.planned_standby.empty())) {
+    replan();
+  }
 }
 
 // Under the lock. What was said once is not said again: a node may be away for days.
@@ -378,11 +390,11 @@ Result<Cluster::Greeted> Cluster::join(size_t n, Reached* reached) {
     const std::lock_guard lock(mutex_);
     session = nodes_[n]->session;
   }
-  if (Status ready = await_ready(*greeted, session); !ready) return ready.error();
+  if (Status ready = await_ready(n, *greeted, session); !ready) return ready.error();
   return greeted;
 }
 
-Status Cluster::await_ready(const Greeted& greeted, SessionId session) {
+Status Cluster::await_ready(size_t n, const Greeted& greeted, SessionId session) {
   uint64_t loaded = 0;
   auto last_progress = clock_.now();
   while (true) {
@@ -391,7 +403,11 @@ Status Cluster::await_ready(const Greeted& greeted, SessionId session) {
     if (state->phase == NodeState::Phase::kFailed) {
       return Error{ErrorCode::kUnavailable, state->error};
     }
-    if (state->phase == NodeState::Phase::kReady) return {};
+    if (state->phase == NodeState::Phase::kReady) {
+      const std::lock_guard lock(mutex_);
+      nodes_[n]->has_no_room = state->standby_left_out;
+      return {};
+    }
     if (state->bytes_loaded != loaded) last_progress = clock_.now();
     loaded = state->bytes_loaded;
     if (clock_.now() - last_progress > options_.load_patience) {
@@ -408,29 +424,50 @@ Status Cluster::await_ready(const Greeted& greeted, SessionId session) {
 
 // ---- Plans -------------------------------------------------------------------------------------
 
+// Under the lock: for all nodes, as they are there or not.
+topology::Placement Cluster::whole_plan() const {
+  topology::Placement plan;
+  plan.epoch = epoch_;
+  for (const auto& node : nodes_) {
+    plan.tiles_of_node.push_back(node->owned);
+    plan.standby_of_node.push_back(node->standby);
+    if (node->has_no_room) plan.standby_of_node.back().clear();
+  }
+  return plan;
+}
+
 // Under the lock: who is to keep which tiles now. Those that stay are told and load; then the
 // dispatcher is.
 void Cluster::replan() {
   const auto now = clock_.now();
-  std::vector<std::vector<int>> owned;
   std::vector<bool> gone;
+  std::vector<int> room;
   for (const auto& node : nodes_) {
     const bool is_away = begun_ && node->lost_at && !node->member.is_there() &&
                          now - *node->lost_at >= options_.grace;
     node->gone = node->removed || node->draining || is_away;
-    owned.push_back(node->owned);
     gone.push_back(node->gone);
+    room.push_back(node->has_no_room ? static_cast<int>(node->owned.size()) : node->room);
   }
-  const std::vector<std::vector<int>> tiles = topology::tiles_without(owned, gone);
+  const topology::Placement plan =
+      topology::placement_without(whole_plan(), gone, options_.redundancy, room);
+  const std::vector<std::vector<int>> kept = plan.kept_by_node();
   ++epoch_.value;
   std::string text;
   for (size_t n = 0; n < nodes_.size(); ++n) {
     Node& node = *nodes_[n];
-    node.plan_due = node.control != nullptr && !node.removed && node.told != tiles[n];
+    node.plan_due = node.control != nullptr && !node.removed && node.told != kept[n];
     node.warming = false;
-    node.planned = tiles[n];
-    if (!node.removed)
-      text += fmt::format("{}{} {}", n > 0 ? ", " : "", node.name, tiles[n].size());
+    node.planned = plan.tiles_of_node[n];
+    node.planned_standby = plan.standby_of_node[n];
+    if (node.removed) continue;
+    text += fmt::format("{}{} {}", n > 0 ? ", " : "", node.name, node.planned.size());
+    if (options_.redundancy > 1) text += fmt::format("+{}", node.planned_standby.size());
+  }
+  if (options_.redundancy > 1) {
+    const topology::Redundancy reached = topology::redundancy_of(plan, options_.redundancy);
+    text += fmt::format("; {} of {} are kept by {} nodes", reached.num_full, reached.num_tiles,
+                        options_.redundancy);
   }
   log_info("plan {}: tiles of each expert: {}", epoch_.value, text);
   planned_at_ = now;
@@ -451,7 +488,8 @@ void Cluster::tend_plan() {
       if (!node.control || !node.member.is_there() || (!node.plan_due && !node.warming)) continue;
       const std::shared_ptr<transport::NodeClient> control = node.control;
       const SessionId session = node.session;
-      const transport::Plan plan{epoch_, to_ranges(node.planned)};
+      const std::vector<int> kept = together(node.planned, node.planned_standby);
+      const transport::Plan plan{epoch_, to_ranges(kept), to_ranges(node.planned_standby)};
       const bool due = node.plan_due;
       lock.unlock();
       Status planned;
@@ -465,7 +503,7 @@ void Cluster::tend_plan() {
       if (due && planned) {
         node.plan_due = false;
         node.warming = true;
-        node.told = node.planned;
+        node.told = kept;
       }
       if (due && !planned && planned.error().code != ErrorCode::kOverloaded) {
         log_warn("node {} did not take plan {}: {}", node.name, epoch_.value,
@@ -487,7 +525,8 @@ void Cluster::tell_plan() {
   NodeNews news;
   news.kind = NodeNews::Kind::kPlan;
   for (const auto& node : nodes_) {
-    news.plan.push_back({node->name, node->planned, node->draining || node->removed});
+    news.plan.push_back(
+        {node->name, node->planned, node->draining || node->removed, node->planned_standby});
     node->is_new = false;
   }
   plan_news_ = std::move(news);
@@ -555,15 +594,18 @@ void Cluster::set_nodes(const std::vector<Planned>& planned) {
     const bool is_new = n == nodes_.size();
     if (is_new) {
       nodes_.push_back(std::make_unique<Node>(source_->name(static_cast<int>(n)), planned[n].tiles,
-                                              options_.times, clock_.now(),
-                                              Member::First::kOrdered));
+                                              planned[n].standby, planned[n].room, options_.times,
+                                              clock_.now(), Member::First::kOrdered));
       nodes_[n]->planned.clear();
+      nodes_[n]->planned_standby.clear();
       nodes_[n]->is_new = true;
       nodes_[n]->lost_at = clock_.now();
       nodes_[n]->session = options_.session;
     }
     Node& node = *nodes_[n];
     node.owned = planned[n].tiles;
+    node.standby = planned[n].standby;
+    node.room = planned[n].room;
     if (node.removed && !planned[n].is_removed) node.lost_at = clock_.now();
     node.removed = planned[n].is_removed;
     if (planned[n].is_moved) node.member.lost("it has another address now");

@@ -39,6 +39,10 @@ struct ClusterOptions {
   // Of nodes that others start: the share of all tiles whose owners have to be there, for
   // LoadState::ready.
   double min_coverage = 1;
+  // Nodes that keep each tile, where there is room: [node] tiles of every expert that it can keep,
+  // or topology::kRoomForAll; empty: all have room.
+  int redundancy = 1;
+  std::vector<int> room = {};
   // A node that loads its tiles and has read no byte for so long is given up.
   std::chrono::milliseconds load_patience{60'000};
   Threads* threads = &system_threads();  // borrowed
@@ -103,6 +107,8 @@ class Cluster final : public NodeWatch {
     std::vector<int> tiles;
     bool is_removed = false;
     bool is_moved = false;  // it has another address: what is at the old one is let go
+    std::vector<int> standby = {};
+    int room = topology::kRoomForAll;  // as in ClusterOptions
   };
   void set_nodes(const std::vector<Planned>& nodes);
 
@@ -124,16 +130,22 @@ class Cluster final : public NodeWatch {
 
  private:
   struct Node {
-    Node(std::string name, std::vector<int> owned, MemberTimes times, Clock::TimePoint now,
-         Member::First first)
+    Node(std::string name, std::vector<int> owned, std::vector<int> standby, int room,
+         MemberTimes times, Clock::TimePoint now, Member::First first)
         : name(std::move(name)),
           owned(std::move(owned)),
+          standby(std::move(standby)),
+          room(room),
           planned(this->owned),
+          planned_standby(this->standby),
           member(times, now, first) {}
     const std::string name;
-    std::vector<int> owned;    // by the plan for all nodes
-    std::vector<int> planned;  // by the plan that is in force or being loaded
-    std::vector<int> told;     // what it was told in this life
+    std::vector<int> owned, standby;  // by the plan for all nodes
+    int room;                         // tiles of every expert
+    // By the plan that is in force or being loaded.
+    std::vector<int> planned, planned_standby;
+    std::vector<int> told;     // what it was told to keep in this life, all together
+    bool has_no_room = false;  // for more than it owns, as it said in this life
     bool refused = false;      // it said that it is another node than wanted
     bool draining = false, removed = false;
     bool is_new = false;  // the dispatcher doesn't know it yet
@@ -161,10 +173,11 @@ class Cluster final : public NodeWatch {
   enum class Reached : uint8_t { kNo, kYes };
   Result<Greeted> greet(size_t node, Reached* reached = nullptr);
   Result<Greeted> join(size_t node, Reached* reached);
-  Status await_ready(const Greeted& greeted, SessionId session);
+  Status await_ready(size_t node, const Greeted& greeted, SessionId session);
   void fail_join(Node& node, const Error& error, Reached reached);
   void start_keeper(size_t node);
   double coverage() const;
+  topology::Placement whole_plan() const;
   Node* find(const std::string& name);
   size_t place_of(const Node& node) const;
   void replan();

@@ -81,6 +81,7 @@ void ClusterMonitor::copy() {
     ClusterSnapshot::Node& node = snapshot_.nodes[n];
     node.name = dispatcher_.nodes()[n].name;
     node.num_tiles = dispatcher_.placement().num_tiles(n);
+    node.num_standby = dispatcher_.placement().num_standby(n);
     node.traffic = dispatcher_.traffic()[n];
   }
 }

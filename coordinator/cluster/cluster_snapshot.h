@@ -19,7 +19,8 @@ struct ClusterSnapshot {
     std::string lost_because;  // the last time, until it is back
     uint64_t losses = 0;
     uint64_t restarts = 0;  // that brought it back
-    int num_tiles = 0;      // of each expert
+    int num_tiles = 0;      // of each expert, that it is asked for
+    int num_standby = 0;    // of each expert, that it keeps in RAM beside them
     uint32_t num_threads = 0;
     NodeTraffic traffic;
     bool stats_known = false;  // the node told them, now or earlier

@@ -146,10 +146,12 @@ nodes: [{name: a, ram: 700GiB, mem_bw: 250GB/s, nic: 100Gbit/s}, {name: b}]
 }
 
 TEST(ClusterConfig, names_what_is_asked_for_and_not_built) {
-  EXPECT_THAT(not_built(load("model: /m\nredundancy: 2\n")),
-              ElementsAre(HasSubstr("redundancy: 2: keeping a tile on several nodes isn't built")));
-  EXPECT_THROW(require_built(load("model: /m\nredundancy: 2\n")), LoadError);
-  EXPECT_NO_THROW(require_built(load("model: /m\n")));
+  const std::string one_node = nodes("{name: a, control: '127.0.0.1:7000'}");
+  EXPECT_THAT(not_built(load("redundancy: 2\n" + one_node)),
+              ElementsAre(HasSubstr("redundancy: 2: expected at most 1, the number of nodes")));
+  EXPECT_THROW(require_built(load("redundancy: 2\n" + one_node)), LoadError);
+  EXPECT_NO_THROW(require_built(load("redundancy: 1\n" + one_node)));
+  EXPECT_NO_THROW(require_built(load("model: /m\nredundancy: 2\n")));  // of --nodes, if any
 }
 
 std::vector<int> tiles(const std::string& entries, int num_tiles) {

@@ -263,6 +263,50 @@ TEST_F(ClusterOfProcesses, a_killed_node_ends_no_stream_and_takes_its_tiles_when
   EXPECT_EQ(node("n1")["losses"], 1);
 }
 
+// Every tile in the RAM of two nodes: n1 owns two of the four, n2 and n3 one each.
+class RedundantCluster : public ClusterOfProcesses {
+ protected:
+  RedundantCluster() {
+    more_ = "redundancy: 2\n";
+    write();
+  }
+  int standbys() const {
+    int count = 0;
+    for (const json& one : status()["nodes"]) count += one["standby"].get<int>();
+    return count;
+  }
+};
+
+TEST_F(RedundantCluster, a_killed_nodes_tiles_are_asked_from_who_keeps_them_without_a_read) {
+  start_all();
+  EXPECT_EQ(standbys(), 4) << status();
+  const std::vector<std::string> expected = texts_alone();
+  expect_texts_while(expected, [&] {
+    nodes_["n1"].send_signal(SIGKILL);
+    EXPECT_TRUE(eventually([&] {
+      return node("n1")["state"] == "lost" && node("n2")["tiles"] == 2 && node("n3")["tiles"] == 2;
+    })) << status();
+    // After the grace period all have a second copy again.
+    EXPECT_TRUE(eventually([&] { return standbys() == 4 && node("n1")["standby"] == 0; }))
+        << status();
+    start_node("n1");
+    EXPECT_TRUE(eventually([&] { return is_whole() && standbys() == 4; })) << status();
+  });
+  EXPECT_THAT(log("serve.log"), testing::Not(HasSubstr("reads them from disk")));
+}
+
+TEST_F(RedundantCluster, a_stopped_node_ends_no_stream_either) {
+  start_all();
+  const std::vector<std::string> expected = texts_alone();
+  expect_texts_while(expected, [&] {
+    nodes_["n1"].send_signal(SIGSTOP);
+    EXPECT_TRUE(eventually([&] { return node("n1")["state"] == "lost"; })) << status();
+    nodes_["n1"].send_signal(SIGCONT);
+    EXPECT_TRUE(eventually([&] { return is_whole() && standbys() == 4; })) << status();
+  });
+  EXPECT_THAT(log("serve.log"), testing::Not(HasSubstr("reads them from disk")));
+}
+
 TEST_F(ClusterOfProcesses, a_stopped_node_ends_no_stream_and_is_taken_in_when_it_goes_on) {
   start_all();
   const std::vector<std::string> expected = texts_alone();
