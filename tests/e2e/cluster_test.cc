@@ -271,8 +271,9 @@ class RedundantCluster : public ClusterOfProcesses {
     write();
   }
   int standbys() const {
+    const json all = status();
     int count = 0;
-    for (const json& one : status()["nodes"]) count += one["standby"].get<int>();
+    for (const json& one : all["nodes"]) count += one["standby"].get<int>();
     return count;
   }
 };
