@@ -23,6 +23,7 @@
 #include "coordinator/cluster/node_watch.h"
 #include "coordinator/cluster/placement_view.h"
 #include "topology/placement.h"
+#include "topology/share_balance.h"
 #include "transport/control/control.h"
 #include "transport/data/transport.h"
 
@@ -43,6 +44,9 @@ struct ClusterOptions {
   // or topology::kRoomForAll; empty: all have room.
   int redundancy = 1;
   std::vector<int> room = {};
+  // Tiles move from nodes that have become slow to others, and back (topology/share_balance.h): to
+  // who keeps them already, or, with redundancy 1, once they are loaded where there is room.
+  bool follows_speed = false;
   // A node that loads its tiles and has read no byte for so long is given up.
   std::chrono::milliseconds load_patience{60'000};
   Threads* threads = &system_threads();  // borrowed
@@ -127,6 +131,7 @@ class Cluster final : public NodeWatch {
   std::vector<NodeNews> take_news() override;
   void given_up(size_t node, uint64_t life, const std::string& why) override;
   bool brings_back() const override;
+  void measured(const std::vector<NodeSpeed>& speeds) override;
 
  private:
   struct Node {
@@ -144,6 +149,7 @@ class Cluster final : public NodeWatch {
     int room;                         // tiles of every expert
     // By the plan that is in force or being loaded.
     std::vector<int> planned, planned_standby;
+    std::vector<int> tried;    // what it would own if it were as fast as planned, if it owns less
     std::vector<int> told;     // what it was told to keep in this life, all together
     bool has_no_room = false;  // for more than it owns, as it said in this life
     bool refused = false;      // it said that it is another node than wanted
@@ -177,7 +183,12 @@ class Cluster final : public NodeWatch {
   void fail_join(Node& node, const Error& error, Reached reached);
   void start_keeper(size_t node);
   double coverage() const;
+  // Ascending.
+  static std::vector<int> together(const std::vector<int>& tiles, const std::vector<int>& standby);
   topology::Placement whole_plan() const;
+  std::vector<int> rooms() const;
+  topology::Placement plan_of_equals() const;
+  topology::Placement by_speed(const topology::Placement& plan);
   Node* find(const std::string& name);
   size_t place_of(const Node& node) const;
   void replan();
@@ -208,7 +219,9 @@ class Cluster final : public NodeWatch {
   bool plan_told_ = true;  // to the dispatcher: all that are there have loaded it
   Clock::TimePoint planned_at_;
   std::optional<NodeNews> plan_news_;
-  std::unique_ptr<Thread> planner_;  // tells nodes their plans: none of them can hold a keeper up
+  topology::ShareBalancer balancer_;
+  topology::Placement balanced_plan_;  // that it was told
+  std::unique_ptr<Thread> planner_;    // tells nodes their plans: none of them can hold a keeper up
 };
 
 }  // namespace atl::coordinator

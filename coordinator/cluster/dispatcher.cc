@@ -79,6 +79,7 @@ Result<Dispatcher::Ptr> Dispatcher::dispatch(int32_t layer, int64_t num_rows, co
   Ptr flight = begin(layer, num_rows, std::move(payload), layout.bytes);
   ask_for_the_rest(*flight);
   if (flight->failure()) return *flight->failure();
+  try_nodes(*flight);
   return flight;
 }
 
@@ -150,7 +151,10 @@ Result<std::vector<RowFailure>> Dispatcher::combine(Ptr flight, float* out) {
   while (true) {
     for (size_t i = 0; i < in_flight_.size(); ++i) ask_for_the_rest(*in_flight_[i]);
     if (flight->failure()) return *flight->failure();
-    if (flight->done()) return flight->finish(out, team_);
+    if (flight->done()) {
+      measure(*flight);
+      return flight->finish(out, team_);
+    }
     await_answers();
   }
 }
@@ -398,6 +402,7 @@ void Dispatcher::handle(transport::Event event) {
       }
     }
   }
+  if (!refused) take_trial(*node, frame->partial);
   // Late or double.
 }
 

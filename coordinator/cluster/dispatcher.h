@@ -28,6 +28,7 @@
 #include "coordinator/cluster/dispatch_in_flight.h"
 #include "coordinator/cluster/node_watch.h"
 #include "coordinator/cluster/placement_view.h"
+#include "coordinator/cluster/speed_meter.h"
 #include "transport/data/transport.h"
 #include "transport/data/wire.h"
 
@@ -40,6 +41,7 @@ struct NodeLink {
   std::optional<SessionId> session = {};  // of this life; none: DispatcherOptions'
   bool is_there = true;                   // false: its first life will be told by NodeWatch
   std::vector<int> standby = {};          // tiles that it keeps in RAM beside its own, ascending
+  std::vector<int> tried = {};            // as NodeNews::Owner::tried
 };
 
 struct DispatcherOptions {
@@ -60,6 +62,9 @@ struct DispatcherOptions {
   // that is longer, is overdue: what it owes is also asked from others, and it is asked nothing
   // more until it answers something. A busy node is then late, not dead. 0: never.
   std::chrono::milliseconds overdue_after_min{0};
+  // NodeWatch is told so often how fast nodes are, and those that have tiles to be tried with are
+  // asked so many times as often. 0: nothing is measured.
+  std::chrono::milliseconds measure_every{0};
   // How long a dispatch waits for the first one to be back when every node was lost.
   std::chrono::milliseconds return_patience{5000};
 };
@@ -73,6 +78,7 @@ struct NodeTraffic {
   // Shares of this node that were also asked from others because it was late, and how many of these
   // the others answered first; times that it was overdue.
   uint64_t hedged = 0, hedges_won = 0, overdue = 0;
+  uint64_t tried = 0;  // dispatches sent only to see how fast it is; among `dispatches`
 };
 
 class Dispatcher {
@@ -137,6 +143,15 @@ class Dispatcher {
     Clock::TimePoint last_progress;
     bool overdue = false;
     std::chrono::nanoseconds overdue_silence{0};  // that this process listened to since then
+    // A dispatch that it was sent to see how fast it is, and whose answer is for nobody.
+    struct Trial {
+      DispatchId id;
+      int64_t num_rows = 0;
+      int64_t missing = 0;  // outputs of rows
+      Clock::TimePoint sent;
+    };
+    std::optional<Trial> trial;
+    Clock::TimePoint next_trial;
   };
   using Share = DispatchInFlight::Share;
   using Leg = DispatchInFlight::Leg;
@@ -189,6 +204,9 @@ class Dispatcher {
   // What is late is asked a second time; when the next one will be, at the earliest.
   Clock::TimePoint check_late();
   void overdue_node(size_t node);
+  void try_nodes(const DispatchInFlight& flight);
+  void take_trial(size_t node, const transport::Partial& partial);
+  void measure(DispatchInFlight& flight);
   std::optional<size_t> node_of(transport::PeerId peer) const;
 
   transport::Transport& transport_;
@@ -204,6 +222,8 @@ class Dispatcher {
   uint64_t next_id_ = 1;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
   Clock::TimePoint listening_since_{};            // before that, answers may lie unread
+  SpeedMeter speeds_;
+  Clock::TimePoint measured_at_{};
 
   std::vector<DispatchInFlight*> in_flight_;             // in the order of their dispatch()
   std::vector<std::unique_ptr<DispatchInFlight>> idle_;  // with their buffers, for the next ones

@@ -9,6 +9,11 @@
 #include "coordinator/cluster/dispatcher.h"
 
 namespace atl::coordinator {
+namespace {
+
+constexpr int kTrialsPerMeasure = 4;
+
+}  // namespace
 // ---- What is late ------------------------------------------------------------------------------
 
 // From others than its node, none of whom is better left; false if there are no such. What can't be
@@ -105,6 +110,54 @@ void Dispatcher::overdue_node(size_t node) {
   place();
 }
 
+// ---- How fast nodes are ------------------------------------------------------------------------
+
+// A node that has fewer tiles than it might is sent the dispatch, too, now and then.
+void Dispatcher::try_nodes(const DispatchInFlight& flight) {
+  if (options_.measure_every.count() == 0) return;
+  const auto now = clock_.now();
+  for (size_t node = 0; node < nodes_.size(); ++node) {
+    NodeState& state = states_[node];
+    if (nodes_[node].tried.empty() || !alive(node) || is_better_left(node) || state.trial ||
+        now < state.next_trial) {
+      continue;
+    }
+    state.next_trial = now + options_.measure_every / kTrialsPerMeasure;
+    const DispatchId id{next_id_++};
+    const Status sent =
+        send_dispatch(flight, node, id, placement().epoch, to_ranges(nodes_[node].tried));
+    if (!sent) continue;  // a node that is lost shows at the next poll
+    ++traffic_[node].tried;
+    state.trial = {id, flight.num_rows(), flight.num_rows() * options_.limits.hidden_size, now};
+  }
+}
+
+// A piece may come twice, which makes it look a little faster.
+void Dispatcher::take_trial(size_t node, const transport::Partial& partial) {
+  auto& trial = states_[node].trial;
+  if (!trial || partial.names.dispatch != trial->id) return;
+  trial->missing -= int64_t{partial.num_rows} * partial.num_outputs;
+  if (trial->missing > 0) return;
+  speeds_.add_trial(trial->num_rows, {node, static_cast<int>(nodes_[node].tried.size()),
+                                      clock_.now() - trial->sent});
+  trial.reset();
+}
+
+// Only dispatches that went as planned say how fast nodes are.
+void Dispatcher::measure(DispatchInFlight& flight) {
+  if (options_.measure_every.count() == 0 || watch_ == nullptr) return;
+  std::vector<SpeedMeter::Answer> answers;
+  for (const Share& share : flight.shares()) {
+    if (!share.asked || !placement_.keeps(share.node, share.tiles)) return;
+    answers.push_back({share.node, count_tiles(share.tiles), share.took});
+  }
+  speeds_.add_dispatch(flight.num_rows(), answers);
+  const auto now = clock_.now();
+  if (now - measured_at_ < options_.measure_every || !speeds_.has_any()) return;
+  measured_at_ = now;
+  watch_->measured(speeds_.take(nodes_.size()));
+}
+
 // How long a node may be silent.
 std::chrono::nanoseconds Dispatcher::deadline_of(size_t node,
                                                  std::span<const transport::TileRange> tiles,
@@ -175,6 +228,7 @@ void Dispatcher::drop_node(size_t node, const std::string& why) {
   NodeState& state = states_[node];
   CHECK(state.alive);
   state.alive = state.suspect = state.overdue = false;
+  state.trial.reset();
   state.last_loss = why;
   place();
   transport_.close(nodes_[node].peer);
@@ -252,8 +306,11 @@ void Dispatcher::take_plan(const std::vector<NodeNews::Owner>& plan) {
   for (size_t node = 0; node < plan.size(); ++node) {
     nodes_[node].owned = plan[node].tiles;
     nodes_[node].standby = plan[node].standby;
+    nodes_[node].tried = plan[node].tried;
     states_[node].is_leaving = plan[node].is_leaving;
   }
+  (void)speeds_.take(nodes_.size());  // of another plan
+  measured_at_ = clock_.now();
   placement_.replan(all_of(nodes_, &NodeLink::owned), all_of(nodes_, &NodeLink::standby));
   place();
 }

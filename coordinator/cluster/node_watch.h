@@ -25,6 +25,8 @@ struct NodeNews {
     std::vector<int> tiles;         // ascending
     bool is_leaving = false;        // not to be asked if there is anybody else
     std::vector<int> standby = {};  // ascending: kept in RAM beside them
+    // Ascending: what it is asked for now and then, beside others, to see how fast it is.
+    std::vector<int> tried = {};
   };
   Kind kind = Kind::kLost;
   size_t node = 0;                      // of all but kPlan
@@ -33,6 +35,14 @@ struct NodeNews {
   std::string why;                      // kSuspect, kLost
   std::vector<std::byte> data_address;  // kJoined
   std::vector<Owner> plan;              // kPlan: [node], those known so far first
+};
+
+// How fast a node answered since this was told last, links and queues counted in.
+struct NodeSpeed {
+  int answers = 0;  // that were timed
+  double seconds_per_tile =
+      0;                     // their mean, made comparable: as if all were of the same dispatches
+  double tried_seconds = 0;  // likewise, for all tiles of Owner::tried; 0: not tried
 };
 
 // Implemented by whoever keeps the nodes; all calls come from the dispatcher's thread and none
@@ -45,6 +55,8 @@ class NodeWatch {
   // The dispatcher gave this life of a node up: it is not asked again before a kJoined. Whoever
   // watches logs it, once for each loss.
   virtual void given_up(size_t node, uint64_t life, const std::string& why) = 0;
+  // [node], while there is something to tell.
+  virtual void measured(const std::vector<NodeSpeed>& /*speeds*/) {}
   // Whether a lost node may be expected to join again.
   virtual bool brings_back() const = 0;
 };

@@ -135,7 +135,12 @@ class ClusterTest : public testing::Test {
     options.times.redial = std::chrono::milliseconds(1);
     options.grace = grace_;
     options.min_coverage = min_coverage_;
-    cluster_.emplace(transport_, clock_, options, topology::equal_placement(4, 2),
+    options.redundancy = redundancy_;
+    options.follows_speed = follows_speed_;
+    topology::Placement placement = topology::equal_placement(4, 2);
+    placement.standby_of_node =
+        topology::standby_tiles(placement.tiles_of_node, redundancy_, {4, 4});
+    cluster_.emplace(transport_, clock_, options, placement,
                      std::make_unique<FakeSource>(nodes_, waits_));
   }
   void open_ready() {
@@ -203,7 +208,19 @@ class ClusterTest : public testing::Test {
     (void)cluster_->take_news();
   }
 
-  bool waits_ = false;
+  int times_planned(size_t node) {
+    const std::lock_guard lock(nodes_[node]->mutex);
+    return nodes_[node]->planned;
+  }
+  // As if n0 took so much longer than n1, at as many looks as it takes until it counts.
+  void tell_slower(double times, double tried_seconds = 0) {
+    for (int look = 0; look < 5; ++look) {
+      cluster_->measured({{100, times * 1e-3, tried_seconds}, {100, 1e-3, 0}});
+    }
+  }
+
+  bool waits_ = false, follows_speed_ = false;
+  int redundancy_ = 1;
   double min_coverage_ = 1;
   std::chrono::milliseconds grace_{600'000};
   const SteadyClock clock_;
@@ -518,6 +535,77 @@ TEST_F(ClusterTest, the_last_node_that_could_compute_is_not_drained) {
   EXPECT_THAT(status.error().message, testing::HasSubstr("n0 is the only one that could compute"));
   EXPECT_EQ(cluster_->drain("n9").error().message, "there is no node n9");
   EXPECT_EQ(cluster_->resume("n9").error().message, "there is no node n9");
+}
+
+TEST_F(ClusterTest, with_redundancy_nodes_are_told_what_they_own_and_what_they_stand_by_for) {
+  redundancy_ = 2;
+  grace_ = std::chrono::milliseconds(20);
+  open_dialled();
+  EXPECT_EQ(cluster_->links()[0].standby, (std::vector<int>{2, 3}));
+  await_all();
+  EXPECT_EQ(planned(0), (std::vector<transport::TileRange>{{0, 4}}));
+  EXPECT_EQ(nodes_[0]->plan.standby, (std::vector<transport::TileRange>{{2, 4}}));
+  start(0, false);
+  nodes_[0]->connected = false;
+  NodeNews plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_EQ(plan.plan[1].tiles, (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_TRUE(plan.plan[1].standby.empty());
+  EXPECT_EQ(times_planned(1), 1) << "it has all of that already";
+  start(0);
+  plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_EQ(plan.plan[0].tiles, (std::vector<int>{0, 1}));
+  EXPECT_EQ(plan.plan[1].standby, (std::vector<int>{0, 1}));
+}
+
+TEST_F(ClusterTest, a_node_that_has_no_room_to_stand_by_stands_by_for_nothing) {
+  redundancy_ = 2;
+  open_dialled();
+  NodeState small = state(Phase::kReady, 7, 7);
+  small.standby_left_out = true;
+  set(1, small);
+  start(0);
+  start(1);
+  ASSERT_TRUE(eventually([&] { return cluster_->load_state().ready; }));
+  cluster_->begin();
+  const NodeNews plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_EQ(plan.plan[0].standby, (std::vector<int>{2, 3}));
+  EXPECT_TRUE(plan.plan[1].standby.empty());
+}
+
+TEST_F(ClusterTest, a_slow_nodes_tiles_are_asked_from_who_keeps_them_and_nothing_is_loaded) {
+  redundancy_ = 2;
+  follows_speed_ = true;
+  open_dialled();
+  await_all();
+  tell_slower(1.2);
+  tell_slower(10);
+  NodeNews plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_TRUE(plan.plan[0].tiles.empty());
+  EXPECT_EQ(plan.plan[0].standby, (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_EQ(plan.plan[0].tried, (std::vector<int>{0, 1}));
+  EXPECT_EQ(plan.plan[1].tiles, (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_EQ(times_planned(0), 1);
+  EXPECT_EQ(times_planned(1), 1);
+  // As fast as the other one again.
+  for (int look = 0; look < 5; ++look) cluster_->measured({{0, 0, 2e-3}, {100, 1e-3, 0}});
+  plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_EQ(plan.plan[0].tiles, (std::vector<int>{0, 1}));
+  EXPECT_TRUE(plan.plan[0].tried.empty());
+}
+
+TEST_F(ClusterTest, without_redundancy_a_slow_nodes_tiles_move_once_others_have_loaded_them) {
+  follows_speed_ = true;
+  open_dialled();
+  await_all();
+  set(1, state(Phase::kReady, 3, 9));  // it reads
+  tell_slower(10);
+  ASSERT_TRUE(eventually([&] { return planned(1) == std::vector<transport::TileRange>{{0, 4}}; }));
+  EXPECT_TRUE(cluster_->take_news().empty());
+  set(1, state(Phase::kReady, 9, 9));
+  const NodeNews plan = news_until(NodeNews::Kind::kPlan).back();
+  EXPECT_TRUE(plan.plan[0].tiles.empty());
+  EXPECT_EQ(plan.plan[0].standby, (std::vector<int>{0, 1})) << "it keeps them to take them back";
+  EXPECT_EQ(plan.plan[1].tiles, (std::vector<int>{0, 1, 2, 3}));
 }
 
 TEST_F(ClusterTest, nodes_come_in_and_go_while_others_stay) {
