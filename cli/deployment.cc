@@ -29,6 +29,10 @@ namespace {
 constexpr auto kLoadPollInterval = std::chrono::milliseconds(20);
 constexpr auto kBarAfter = std::chrono::milliseconds(500);  // a shorter wait is not worth a line
 constexpr auto kWarmPatience = std::chrono::minutes(1);
+// Where no cluster file says them.
+constexpr double kHedgeAfter = 4;
+constexpr auto kOverdueAfter = std::chrono::milliseconds(50);
+constexpr auto kMeasureEvery = std::chrono::seconds(2);
 // Who is waited for is said so long after the start, and then so often.
 constexpr auto kFirstWord = std::chrono::seconds(1), kWordEvery = std::chrono::seconds(10);
 
@@ -191,44 +195,6 @@ MemoryRequest Deployment::memory_request() const {
   return request;
 }
 
-// How many tiles of every expert each node has room for that is planned these: what its budget
-// holds, or, without one, these and what is always spare. As far as can be told from here: a node's
-// own copy of the model may take other buffers to read.
-std::vector<int> Deployment::rooms(const std::vector<std::vector<int>>& tiles,
-                                   const config::ClusterConfig* config) const {
-  std::vector<int> rooms;
-  for (size_t n = 0; n < tiles.size(); ++n) {
-    MemoryRequest request = memory_request();
-    if (dials_nodes()) request.memory.ram_budget = config->nodes[n].ram_bytes;
-    rooms.push_back(room_of_node(*model_, request, tiles[n]));
-  }
-  return rooms;
-}
-
-void Deployment::add_standbys(topology::Placement* placement,
-                              const config::ClusterConfig* config) const {
-  if (options_.redundancy <= 1) return;
-  std::vector<int> room = rooms(placement->tiles_of_node, config);
-  for (size_t n = 0; n < room.size(); ++n) {
-    const bool has_budget = dials_nodes() ? config->nodes[n].ram_bytes.has_value()
-                                          : options_.memory.ram_budget.has_value();
-    if (!has_budget) room[n] = topology::kRoomForAll;  // it takes what it is planned
-  }
-  placement->standby_of_node =
-      topology::standby_tiles(placement->tiles_of_node, options_.redundancy, room);
-  const topology::Redundancy reached = topology::redundancy_of(*placement, options_.redundancy);
-  if (reached.num_full == reached.num_tiles) {
-    return log_info("redundancy {}: all {} tiles of an expert are kept by {} nodes",
-                    options_.redundancy, reached.num_tiles, options_.redundancy);
-  }
-  log_warn("redundancy {}: of {} tiles of an expert {} are kept by {} nodes and {} by one: {}",
-           options_.redundancy, reached.num_tiles, reached.num_full, options_.redundancy,
-           reached.num_tiles - reached.num_doubled,
-           placement->tiles_of_node.size() < static_cast<size_t>(options_.redundancy)
-               ? "there are too few nodes"
-               : "nodes have no room for more (`ram`, --ram-budget)");
-}
-
 // The coordinator's end of the transport, and the node at the other.
 std::unique_ptr<coordinator::NodeSource> Deployment::local_node() {
   transport::InProcessPair pair = transport::make_in_process_pair();
@@ -302,7 +268,14 @@ void Deployment::join_cluster(const topology::Placement& placement,
   cluster.identity = identity_of(*model_, numerics_);
   cluster.session = random_session();
   cluster.redundancy = options_.redundancy;
-  if (options_.redundancy > 1)
+  // On one machine all nodes share the cores: who is slow is so because others are fast.
+  const auto is_on = [&](config::Choice choice, bool by_itself) {
+    return choice == config::Choice::kOn ||
+           (choice == config::Choice::kAuto && dials_nodes() && by_itself);
+  };
+  const bool has_counts = dials_nodes() && options_.cluster->nodes.front().tiles.has_value();
+  cluster.follows_speed = is_on(options_.balance, !has_counts);
+  if (options_.redundancy > 1 || cluster.follows_speed)
     cluster.room = rooms(placement.kept_by_node(), options_.cluster ? &*options_.cluster : nullptr);
   if (options_.cluster) {
     const config::TimeoutsConfig& times = options_.cluster->timeouts;
@@ -329,6 +302,12 @@ void Deployment::join_cluster(const topology::Placement& placement,
   dispatch.epoch = placement.epoch;
   dispatch.limits = cluster.limits;
   if (options_.cluster) dispatch.return_patience = options_.cluster->timeouts.comeback;
+  if (is_on(options_.hedging, options_.redundancy > 1)) {
+    dispatch.hedge_after = options_.cluster ? options_.cluster->hedge_after : kHedgeAfter;
+    dispatch.overdue_after_min =
+        options_.cluster ? options_.cluster->timeouts.dispatch : kOverdueAfter;
+  }
+  if (cluster.follows_speed) dispatch.measure_every = kMeasureEvery;
   dispatcher_ = std::make_unique<coordinator::Dispatcher>(*transport_, team_, clock_, dispatch,
                                                           cluster_->links(), cluster_.get());
 }
@@ -416,77 +395,6 @@ std::vector<Deployment::NodeReport> Deployment::node_reports() {
   return reports;
 }
 
-namespace {
-
-// Values that need another coordinator, by key; nodes are taken as they come.
-std::vector<std::string> changed_keys(const config::Settings& before,
-                                      const config::Settings& after) {
-  std::map<std::string, std::vector<std::string>> values;
-  for (const auto& [path, setting] : before.all()) values[path] = setting.items;
-  std::vector<std::string> changed;
-  for (const auto& [path, setting] : after.all()) {
-    if (path.starts_with("node")) continue;
-    if (values[path] != setting.items) changed.push_back(path);
-  }
-  return changed;
-}
-
-}  // namespace
-
-// Places in the source and in the cluster are the same: a node that goes leaves its place empty,
-// and takes it again if it comes back.
-Deployment::Reload Deployment::reload() {
-  if (dialled_ == nullptr) {
-    throw LoadError("there is nothing to reload: the coordinator has no cluster file with nodes");
-  }
-  const config::Settings settings = options_.cluster_file.settings();
-  const config::ClusterConfig config = config::make_cluster_config(settings);
-  config::require_built(config);
-  if (config.nodes.empty())
-    throw LoadError("the cluster file has no nodes any more: nothing changes");
-  const int num_tiles = kernels::num_tiles(model_->config.moe_intermediate_size);
-  topology::Placement placement =
-      topology::placement_from_counts(num_tiles, config::tiles_of_nodes(config, num_tiles));
-  add_standbys(&placement, &config);
-  const std::vector<int> room = rooms(placement.kept_by_node(), &config);
-  Reload report;
-  if (settings_) report.needs_restart = changed_keys(*settings_, settings);
-  std::vector<coordinator::Cluster::Planned> planned;
-  std::vector<coordinator::Cluster::NodeStatus> status = cluster_->status();
-  for (size_t n = 0; n < status.size(); ++n) {
-    planned.emplace_back().is_removed = true;
-    if (config.node(status[n].name) == nullptr && !status[n].is_removed) {
-      report.removed.push_back(status[n].name);
-    }
-  }
-  for (size_t c = 0; c < config.nodes.size(); ++c) {
-    const config::NodeConfig& node = config.nodes[c];
-    size_t n = 0;
-    while (n < status.size() && status[n].name != node.name) ++n;
-    const std::string address = node.control.text();
-    if (n == status.size()) {
-      status.emplace_back().name = node.name;
-      planned.emplace_back();
-      report.added.push_back(node.name);
-    } else if (status[n].is_removed) {
-      report.added.push_back(node.name);
-    } else if (dialled_->address(static_cast<int>(n)) != address) {
-      planned[n].is_moved = true;
-      report.moved.push_back(node.name);
-    }
-    dialled_->set(static_cast<int>(n), {node.name, address});
-    planned[n].is_removed = false;
-    planned[n].tiles = placement.tiles_of_node[c];
-    if (!placement.standby_of_node.empty()) planned[n].standby = placement.standby_of_node[c];
-    planned[n].room = room[c];
-  }
-  cluster_->set_nodes(planned);
-  log_info("reloaded {}: added [{}], removed [{}], moved [{}]", config.file.filename().string(),
-           fmt::join(report.added, ", "), fmt::join(report.removed, ", "),
-           fmt::join(report.moved, ", "));
-  return report;
-}
-
 void add_transport_option(CLI::App& command, transport::TransportKind* kind) {
   command
       .add_option_function<std::string>(
@@ -522,6 +430,8 @@ void take_cluster_file(const CLI::App& command, DeploymentOptions* options) {
   }
   take_numerics(config.numerics, command, &options->numerics);
   if (is_open("--redundancy")) options->redundancy = config.redundancy;
+  if (is_open("--hedging")) options->hedging = config.hedging;
+  if (is_open("--balance")) options->balance = config.balance;
   if (is_open("--threads")) options->threads = config.coordinator.threads;
   if (is_open("--device")) options->device = config.coordinator.device;
   if (is_open("--chunk")) options->chunk = config.coordinator.chunk;
@@ -559,6 +469,20 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
                   "asked from others at once")
       ->check(CLI::Range(1, 8))
       ->capture_default_str();
+  const auto add_choice = [&](const char* name, config::Choice* choice, const char* about) {
+    command
+        .add_option_function<std::string>(
+            name, [choice](const std::string& text) { *choice = config::parse_choice(text); },
+            about)
+        ->check(CLI::IsMember({"auto", "on", "off"}))
+        ->type_name("auto|on|off");
+  };
+  add_choice("--hedging", &options->hedging,
+             "Ask others, too, for what a node is late with; auto: with --redundancy, of a cluster "
+             "file's nodes; auto unless given");
+  add_choice("--balance", &options->balance,
+             "Move tiles from nodes that have become slow to others, and back; auto: of a cluster "
+             "file's nodes; auto unless given");
   add_transport_option(command, &options->transport);
   add_numerics_options(command, &options->numerics);
   add_threads_option(command, "Threads of the coordinator", &options->threads);
@@ -592,9 +516,10 @@ void add_deployment_options(CLI::App& command, DeploymentOptions* options) {
           "next-layer (in steps of up to 16 rows); off unless given")
       ->check(CLI::IsMember({"off", "next-layer"}))
       ->type_name("off|next-layer");
-  group_options(command, "Nodes and threads",
-                {"--config", "--set", "--min-coverage", "--nodes", "--tiles", "--redundancy",
-                 "--transport", "--threads", "--pin", "--chunk", "--device"});
+  group_options(
+      command, "Nodes and threads",
+      {"--config", "--set", "--min-coverage", "--nodes", "--tiles", "--redundancy", "--hedging",
+       "--balance", "--transport", "--threads", "--pin", "--chunk", "--device"});
   group_options(command, "Memory", {"--prefetch", "--force"});
 }
 

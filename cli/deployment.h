@@ -44,10 +44,12 @@ struct DeploymentOptions {
   std::optional<config::ClusterConfig> cluster;  // what the file says, if there is one
   double min_coverage = 1;  // share of the tiles whose owners have to be there, of a file's nodes
   std::filesystem::path model_dir;
-  int nodes = 0;                                  // 0: the expert node lives in this process
-  std::vector<int> tile_counts;                   // of each node; empty: equal shares
-  std::vector<std::vector<int>> scattered_tiles;  // of each node; instead of tile_counts
-  int redundancy = 1;                             // nodes that keep each tile in RAM
+  int nodes = 0;                                   // 0: the expert node lives in this process
+  std::vector<int> tile_counts;                    // of each node; empty: equal shares
+  std::vector<std::vector<int>> scattered_tiles;   // of each node; instead of tile_counts
+  int redundancy = 1;                              // nodes that keep each tile in RAM
+  config::Choice hedging = config::Choice::kAuto;  // as the cluster file's keys
+  config::Choice balance = config::Choice::kAuto;
   transport::TransportKind transport = transport::TransportKind::kAuto;
   model::NumericsProfile numerics;
   int threads = 0;                                   // of the coordinator; 0: all usable cores

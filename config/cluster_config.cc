@@ -146,6 +146,7 @@ PlanConfig read_plan(const Values& values) {
 
 TimeoutsConfig read_timeouts(const Values& values) {
   TimeoutsConfig timeouts;
+  timeouts.dispatch = values.duration("timeouts.dispatch");
   timeouts.heartbeat = values.duration("timeouts.heartbeat");
   timeouts.suspect = values.duration("timeouts.suspect");
   timeouts.lost = values.duration("timeouts.lost");
@@ -288,6 +289,10 @@ const NodeConfig* ClusterConfig::node(std::string_view name) const {
   return found == nodes.end() ? nullptr : &*found;
 }
 
+Choice parse_choice(std::string_view text) {
+  return text == "on" ? Choice::kOn : text == "off" ? Choice::kOff : Choice::kAuto;
+}
+
 ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose) {
   const Values values(settings);
   ClusterConfig config;
@@ -317,6 +322,9 @@ ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose) {
     config.security.secret_file = config.file.string() + ".secret";
   }
   config.redundancy = static_cast<int>(values.integer("redundancy").value());
+  config.hedging = parse_choice(values.text("hedging"));
+  config.hedge_after = values.number("hedge_after");
+  config.balance = parse_choice(values.text("balance"));
   config.timeouts = read_timeouts(values);
   config.plan = read_plan(values);
   for (int n = 0; n < settings.num_nodes(); ++n) {

@@ -91,6 +91,7 @@ struct SecurityConfig {
 };
 
 struct TimeoutsConfig {
+  std::chrono::milliseconds dispatch{};  // silence about a dispatch before others are asked
   std::chrono::milliseconds heartbeat{}, suspect{}, lost{};
   std::chrono::milliseconds grace{};        // a lost node's tiles are planned anew after so long
   std::chrono::milliseconds backoff_max{};  // longest pause before a node is tried again
@@ -111,6 +112,10 @@ struct NodeConfig {
   MachineConfig machine;
 };
 
+enum class Choice : uint8_t { kAuto, kOn, kOff };
+// Of a checked text.
+Choice parse_choice(std::string_view text);
+
 struct ClusterConfig {
   std::filesystem::path file;  // absolute
   std::string cluster;
@@ -121,6 +126,9 @@ struct ClusterConfig {
   NetworkConfig network;
   SecurityConfig security;
   int redundancy = 1;
+  Choice hedging = Choice::kAuto;
+  double hedge_after = 4;  // times the usual
+  Choice balance = Choice::kAuto;
   TimeoutsConfig timeouts;
   PlanConfig plan;
   std::vector<NodeConfig> nodes;  // in the file's order; names and addresses are each other's

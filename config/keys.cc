@@ -133,6 +133,27 @@ std::vector<Key> make_keys() {
        "at "
        "once",
        1, 8},
+      {"hedging",
+       kChoice,
+       "auto",
+       "what a node is late with is also asked from others, and the first answer counts; `auto`: "
+       "with `redundancy`, unless the nodes are this process's children",
+       0,
+       0,
+       {"auto", "on", "off"}},
+      {"hedge_after", kNumber, "4", "late: so many times what is usual for the node", 1, 1000},
+      {"balance",
+       kChoice,
+       "auto",
+       "tiles move from nodes that have become slow to others, and back; `auto`: unless nodes say "
+       "their `tiles` or are this process's children",
+       0,
+       0,
+       {"auto", "on", "off"}},
+      {"timeouts.dispatch", kDuration, "50ms",
+       "with `hedging`: a node that is silent for so long about what it was asked, or 8 times what "
+       "99 of 100 of its answers take, is asked nothing until it answers",
+       1, 600'000},
       {"timeouts.heartbeat", kDuration, "100ms", "a node is asked so often whether it lives", 10,
        60'000},
       {"timeouts.suspect", kDuration, "300ms", "after so long without an answer others are asked",

@@ -145,6 +145,16 @@ void add_node(const ClusterSnapshot::Node& node, Families& to) {
   to.counter("atoll_node_rows_total", "Rows sent to the node", number(node.traffic.rows), labels);
   to.counter("atoll_node_hints_total", "Hints sent to the node", number(node.traffic.hints),
              labels);
+  to.counter("atoll_node_hedged_total",
+             "Shares of the node that were also asked from others because it was late",
+             number(node.traffic.hedged), labels);
+  to.counter("atoll_node_hedges_won_total", "Of these, shares that the others answered first",
+             number(node.traffic.hedges_won), labels);
+  to.counter("atoll_node_overdue_total",
+             "Times that it was asked nothing more until it answered something",
+             number(node.traffic.overdue), labels);
+  to.counter("atoll_node_trials_total", "Dispatches sent to it only to see how fast it is",
+             number(node.traffic.tried), labels);
   to.counter("atoll_node_sent_bytes_total", "Bytes of rows sent to the node",
              number(node.traffic.bytes_out), labels);
   to.counter("atoll_node_received_bytes_total", "Bytes of partial rows from the node",

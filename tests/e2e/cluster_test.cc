@@ -75,10 +75,10 @@ class ClusterOfProcesses : public testing::Test {
   static std::string local(int port) { return "127.0.0.1:" + std::to_string(port); }
 
   void write(const std::vector<std::string>& names = {"n1", "n2", "n3"}) {
-    std::string text = "model: " + model_ + "\ncoordinator: {listen: \"" + listen_ +
-                       "\", admin: \"" + admin_ +
-                       "\", threads: 1}\ntimeouts: {grace: 1s, comeback: 300ms}\n" + more_ +
-                       "node_defaults: {threads: 1}\nnodes:\n";
+    std::string text =
+        "model: " + model_ + "\ncoordinator: {listen: \"" + listen_ + "\", admin: \"" + admin_ +
+        "\", threads: 1}\ntimeouts: {grace: 1s, comeback: 300ms}\nbalance: " + balance_ + "\n" +
+        more_ + "node_defaults: {threads: 1}\nnodes:\n";
     for (const std::string& name : names) {
       text += "  - {name: " + name + ", control: \"" + addresses_.at(name) + "\"}\n";
     }
@@ -222,7 +222,7 @@ class ClusterOfProcesses : public testing::Test {
 
   TempDir dir_;
   const std::filesystem::path file_ = dir_.path() / "cluster.yaml";
-  std::string model_ = model(), more_;
+  std::string model_ = model(), more_, balance_ = "off";
   std::map<std::string, std::string> addresses_;
   std::string listen_, admin_, netns_of_node_, netns_of_serve_;
   std::map<std::string, ChildProcess> nodes_;
@@ -306,6 +306,30 @@ TEST_F(RedundantCluster, a_stopped_node_ends_no_stream_either) {
     EXPECT_TRUE(eventually([&] { return is_whole() && standbys() == 4; })) << status();
   });
   EXPECT_THAT(log("serve.log"), testing::Not(HasSubstr("reads them from disk")));
+}
+
+// It gets a fifth of the time, in pieces: without hedging every step waits for it.
+TEST_F(RedundantCluster, a_slow_nodes_tiles_are_asked_from_others_until_it_is_fast_again) {
+  balance_ = "on";
+  more_ += "hedging: off\n";
+  write();
+  start_all();
+  const std::vector<std::string> expected = texts_alone();
+  expect_texts_while(expected, [&] {
+    std::jthread slowing([&](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        nodes_["n1"].send_signal(SIGSTOP);
+        std::this_thread::sleep_for(std::chrono::milliseconds(40));
+        nodes_["n1"].send_signal(SIGCONT);
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+    });
+    EXPECT_TRUE(eventually([&] { return node("n1")["tiles"] < 2; })) << status();
+    EXPECT_EQ(standbys(), 4);
+    slowing = {};  // it goes on as it did
+    EXPECT_TRUE(eventually([&] { return is_whole(); })) << status();
+  });
+  EXPECT_EQ(node("n1")["losses"], 0);
 }
 
 TEST_F(ClusterOfProcesses, a_stopped_node_ends_no_stream_and_is_taken_in_when_it_goes_on) {
