@@ -142,6 +142,7 @@ class Dispatcher {
     // Since when it is silent, if it owes an answer.
     Clock::TimePoint last_progress;
     bool overdue = false;
+    Clock::TimePoint alone_at{};  // it would have been overdue, had there been somebody else
     std::chrono::nanoseconds overdue_silence{0};  // that this process listened to since then
     // A dispatch that it was sent to see how fast it is, and whose answer is for nobody.
     struct Trial {

@@ -73,7 +73,8 @@ Clock::TimePoint Dispatcher::check_late() {
       if (options_.overdue_after_min.count() > 0 && !is_better_left(node)) {
         const std::chrono::nanoseconds late = std::max<std::chrono::nanoseconds>(
             options_.overdue_after_min, kUsualTimes * usual->p99);
-        const auto due = std::max(share.sent, states_[node].last_progress) + late;
+        const NodeState& state = states_[node];
+        const auto due = std::max({share.sent, state.last_progress, state.alone_at}) + late;
         if (now < due) {
           next = std::min(next, due);
         } else {
@@ -102,7 +103,7 @@ void Dispatcher::overdue_node(size_t node) {
   }
   if (!any_other) {
     state.overdue = false;  // there is nobody else: looked at again later
-    state.last_progress = clock_.now();
+    state.alone_at = clock_.now();
     return;
   }
   ++traffic_[node].overdue;

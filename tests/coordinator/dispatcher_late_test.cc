@@ -268,6 +268,16 @@ TEST_F(Overdue, nobody_is_overdue_while_nobody_else_is_there) {
   EXPECT_EQ(dispatcher_->num_living(), 1);
 }
 
+// Its silence is its own, however often nobody else is found. Found by tests/sim, seed 1225.
+TEST_F(Overdue, the_only_node_is_lost_if_it_stays_silent) {
+  transport_.unreachable = {1, 2};
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(step());
+  transport_.scripts[0] = [](PeerId, const Dispatch&) { return std::vector<Event>{}; };
+  EXPECT_FALSE(step());
+  EXPECT_FALSE(dispatcher_->alive(0));
+  EXPECT_THAT(dispatcher_->last_loss(0), testing::HasSubstr("timeout after"));
+}
+
 TEST_F(Overdue, a_busy_node_that_always_takes_long_is_not_overdue) {
   answer_after(0, milliseconds(190));
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(step());
