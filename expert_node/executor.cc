@@ -9,10 +9,6 @@
 namespace atl::expert_node {
 namespace {
 
-// A piece of about this many bytes leaves for the coordinator while the next one is computed: large
-// enough for the link's full rate, small enough that a reply overlaps most of the work.
-constexpr size_t kPieceBytes = 1 * kMiB;
-
 std::vector<int> wanted_tiles(const transport::Dispatch& dispatch) {
   std::vector<int> tiles;
   for (const transport::TileRange& range : dispatch.tiles) {
@@ -57,7 +53,7 @@ Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
   const int64_t num_panels = ceil_div(hidden, kernels::kPanelWidth);
   const int64_t row_panel_bytes = dispatch.num_rows * kernels::kPanelWidth * 6;
   const int64_t panels_per_piece =
-      std::clamp<int64_t>(static_cast<int64_t>(kPieceBytes) / row_panel_bytes, 1, num_panels);
+      std::clamp<int64_t>(static_cast<int64_t>(piece_bytes_) / row_panel_bytes, 1, num_panels);
   for (int64_t panel = 0; panel < num_panels; panel += panels_per_piece) {
     const int64_t panel_end = std::min(panel + panels_per_piece, num_panels);
     phases_.down(panel, panel_end);

@@ -38,9 +38,13 @@ struct ExecutorCounts {
 // limits allow and stay.
 class Executor {
  public:
+  // A piece of about this many bytes leaves for the coordinator while the next one is computed:
+  // large enough for the link's full rate, small enough that a reply overlaps most of the work.
+  static constexpr size_t kPieceBytes = size_t{1} << 20;
+
   // Both are borrowed and must outlive the executor.
-  Executor(ThreadTeam& team, storage::TileStore& tiles)
-      : team_(team), tiles_(tiles), phases_(team) {}
+  Executor(ThreadTeam& team, storage::TileStore& tiles, size_t piece_bytes = kPieceBytes)
+      : team_(team), tiles_(tiles), piece_bytes_(piece_bytes), phases_(team) {}
 
   // RAM that Dispatches of up to these limits take beside the tiles, and taking it at once; without
   // that, buffers grow as needed.
@@ -68,6 +72,7 @@ class Executor {
 
   ThreadTeam& team_;
   storage::TileStore& tiles_;
+  const size_t piece_bytes_;
   TilePhases phases_;
 
   std::vector<ExpertRows> experts_;

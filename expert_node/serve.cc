@@ -365,7 +365,7 @@ ExpertNode::ExpertNode(NodeOptions options, ThreadTeam& team, storage::TileStore
       transport_(transport),
       data_address_(transport.address()),
       clock_(options_.clock != nullptr ? *options_.clock : steady_clock_),
-      executor_(team, tiles) {
+      executor_(team, tiles, options_.piece_bytes) {
   executor_.reserve(step_limits(options_, tiles.catalog()));
 }
 

@@ -33,9 +33,10 @@ struct NodeOptions {
   std::string name = "node";
   transport::ModelIdentity identity;
   transport::WireRowType row_type = transport::WireRowType::kBf16;
-  uint32_t rows_max = 512;               // of a Dispatch: larger ones are not agreed on
-  const Clock* clock = nullptr;          // borrowed; nullptr: a steady one
-  Threads* threads = &system_threads();  // borrowed
+  uint32_t rows_max = 512;                     // of a Dispatch: larger ones are not agreed on
+  size_t piece_bytes = Executor::kPieceBytes;  // of an answer, about
+  const Clock* clock = nullptr;                // borrowed; nullptr: a steady one
+  Threads* threads = &system_threads();        // borrowed
 };
 
 // RAM that a node takes beside the tiles and what the tile store tells: the buffers of one Dispatch
