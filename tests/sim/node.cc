@@ -41,6 +41,7 @@ void SimNode::start() {
   node.name = name_;
   node.identity = model_.identity();
   node.rows_max = kRowsMax;
+  node.piece_bytes = piece_bytes;
   node.clock = &world_;
   node.threads = p.threads.get();
   p.node = std::make_unique<expert_node::ExpertNode>(node, model_.team(), *p.tiles, *p.transport);

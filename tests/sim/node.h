@@ -26,7 +26,8 @@ class SimNode {
   // That a Dispatch takes, beside what is read for it.
   Duration compute_min = std::chrono::microseconds(20),
            compute_max = std::chrono::microseconds(100);
-  int slowness = 1;  // times as long
+  size_t piece_bytes = 1;  // of answers: a panel
+  int slowness = 1;        // times as long
 
   void start();
   bool is_running() const { return process_ != nullptr; }

@@ -43,8 +43,10 @@ enum class Fault : uint8_t {
   kBadDisk,  // reads fail or bring other bytes
   kDrain,    // and resume
   kPauseCoordinator,
+  kDamage,  // some tiles lie wrong on its drive until it is replaced
+  kReload,  // the file doesn't name it for a while
 };
-constexpr int kNumFaults = 11;
+constexpr int kNumFaults = 13;
 
 class Scenario {
  public:
@@ -62,11 +64,14 @@ class Scenario {
   void inject(Fault fault, size_t node, Duration length);
   void cut(size_t node, Duration length);
   void harm(size_t node) { harmed_.insert(node); }
+  void reload(size_t node, Duration length);
+  void damage(size_t node);
   void submit(const Asked& asked);
   void take(std::vector<GenerationEvent> events);
   void look();
   void heal();
   std::string not_recovered();
+  void ask_now_and_then();
   bool all_ended() const;
   Draw& draw() { return world_.draw(); }
   Direction& to(size_t node) { return network_.direction(SimCoordinator::kName, name_of(node)); }
@@ -92,7 +97,9 @@ class Scenario {
   std::optional<size_t> spared_;  // a node that nothing happens to
   std::set<size_t> harmed_;
   std::set<std::string> draining_;
+  bool is_reloading_ = false;
   Duration phase_{};
+  Time next_ask_{};
   bool healed_ = false, recovered_ = false, stopping_ = false;
   Outcome outcome_;
 };
@@ -113,6 +120,7 @@ void Scenario::draw_nodes() {
     to(node).latency_max = from(node).latency_max = least * draw().between(1, 5);
     made.disk.latency_min = draw().one_of<Duration>({20us, 200us, 1ms});
     made.disk.latency_max = made.disk.latency_min * draw().between(1, 10);
+    if (draw().chance(0.3)) made.piece_bytes = 1 << 20;
     made.compute_min = draw().one_of<Duration>({10us, 100us, 1ms});
     made.compute_max = made.compute_min * draw().between(1, 5);
     if (draw().chance(0.3)) {
@@ -136,6 +144,25 @@ CoordinatorOptions Scenario::draw_options() {
     o.placement = topology::placement_from_tiles(model_.num_tiles(), tiles);
   }
   owned_ = o.placement.tiles_of_node;
+  if (num_nodes > 1 && draw().chance(0.5)) {
+    o.cluster.redundancy = static_cast<int>(draw().between(2, 3));
+    std::vector<int> room(nodes_.size(), topology::kRoomForAll);
+    if (draw().chance(0.3)) {  // not everybody has room for all
+      for (size_t node = 0; node < nodes_.size(); ++node) {
+        room[node] = static_cast<int>(draw().between(std::ssize(owned_[node]), model_.num_tiles()));
+      }
+      o.cluster.room = room;
+    }
+    o.placement.standby_of_node = topology::standby_tiles(owned_, o.cluster.redundancy, room);
+  }
+  if (draw().chance(0.5)) {
+    o.dispatcher.hedge_after = draw().one_of({1.5, 3.0});
+    o.dispatcher.overdue_after_min = draw().one_of({20ms, 150ms});
+  }
+  if (draw().chance(0.3)) {
+    o.cluster.follows_speed = true;
+    o.dispatcher.measure_every = draw().one_of({100ms, 1000ms});
+  }
   o.children = draw().chance(0.4);
   o.cluster.session = SessionId{draw().bits()};
   o.cluster.times.heartbeat = 100ms;
@@ -247,9 +274,16 @@ void Scenario::inject(Fault fault, size_t n, Duration length) {
         if (!coordinator_->cluster().drain(name)) return;
         draining_.insert(name);
         world_.sleep(length);
-        (void)coordinator_->cluster().resume(name);
+        // It may not be in the file just now.
+        while (!coordinator_->cluster().resume(name)) world_.sleep(100ms);
         draining_.erase(name);
       });
+      break;
+    case Fault::kDamage:
+      damage(n);
+      break;
+    case Fault::kReload:
+      reload(n, length);
       break;
     case Fault::kPauseCoordinator:
       coordinator_->machine().pause();
@@ -273,6 +307,49 @@ void Scenario::cut(size_t n, Duration length) {
       direction->data_closed = direction->control_closed = false;
     }
     network_.reopen();
+  });
+}
+
+// It shows when they are read the next time.
+void Scenario::damage(size_t n) {
+  const storage::PackGeometry& geometry = model_.pack().geometry();
+  for (int64_t i = draw().between(1, 12); i > 0; --i) {
+    const auto file = static_cast<size_t>(draw().below(std::ssize(model_.image())));
+    const uint64_t offset = geometry.offset(draw().below(model_.config().n_routed_experts),
+                                            static_cast<int>(draw().below(model_.num_tiles())));
+    Disk& disk = nodes_[n]->disk;
+    (draw().chance(0.7) ? disk.damaged : disk.unreadable).emplace(file, offset);
+  }
+  if (draw().chance(0.7) && nodes_[n]->is_running()) inject(Fault::kKill, n, 200ms);
+}
+
+// Without the node, and with it again, as `atoll cluster reload` does.
+void Scenario::reload(size_t n, Duration length) {
+  if (options_.children || nodes_.size() < 2 || is_reloading_) return;
+  is_reloading_ = true;
+  coordinator_->start([this, n, length] {
+    const auto set = [this](const std::vector<std::vector<int>>& owned,
+                            std::optional<size_t> gone) {
+      std::vector<int> room = options_.cluster.room;
+      room.resize(nodes_.size(), topology::kRoomForAll);
+      const auto standby = topology::standby_tiles(owned, options_.cluster.redundancy, room);
+      std::vector<coordinator::Cluster::Planned> planned;
+      for (size_t node = 0; node < owned.size(); ++node) {
+        planned.push_back({owned[node], gone == node, false, standby[node], room[node]});
+      }
+      world_.trace([&] { return "the file is read again"; });
+      coordinator_->cluster().set_nodes(planned);
+    };
+    std::vector<std::vector<int>> owned = owned_;
+    owned[n].clear();
+    for (const int tile : owned_[n]) {
+      std::vector<int>& heir = owned[(n + 1) % owned.size()];
+      heir.insert(std::upper_bound(heir.begin(), heir.end(), tile), tile);
+    }
+    if (coordinator_->is_serving()) set(owned, n);
+    world_.sleep(length);
+    set(owned_, std::nullopt);
+    is_reloading_ = false;
   });
 }
 
@@ -390,6 +467,8 @@ void Scenario::heal() {
   for (size_t n = 0; n < nodes_.size(); ++n) {
     SimNode& node = *nodes_[n];
     node.disk.eio = node.disk.flip = 0;
+    node.disk.damaged.clear();
+    node.disk.unreadable.clear();
     node.disk.slowness = node.slowness = 1;
     if (node.is_running()) {
       node.machine().resume();
@@ -398,6 +477,15 @@ void Scenario::heal() {
     }
     if (!node.is_running() && !options_.children) node.start();
   }
+}
+
+// Who was late and is asked nothing shows only while there is something to ask.
+void Scenario::ask_now_and_then() {
+  if (!coordinator_->is_serving() || !all_ended() || world_.now() < next_ask_) return;
+  next_ask_ = world_.now() + 300ms;
+  Asked asked;
+  asked.number = static_cast<size_t>(draw().below(kNumRequests));
+  submit(asked);
 }
 
 bool Scenario::all_ended() const {
@@ -411,7 +499,7 @@ std::string Scenario::not_recovered() {
   if (!coordinator_->is_serving()) return "the coordinator does not serve yet";
   const coordinator::GenerationStats stats = coordinator_->scheduler().stats();
   if (!all_ended() || stats.running + stats.waiting > 0) return "requests that have not ended";
-  if (!draining_.empty()) return "nodes are drained";
+  if (!draining_.empty() || is_reloading_) return "nodes are drained or not in the file";
   const auto status = coordinator_->cluster().status();
   for (const auto& node : status) {
     if (node.state != coordinator::Member::State::kReady) {
@@ -421,6 +509,7 @@ std::string Scenario::not_recovered() {
   const coordinator::PlacementView& view = coordinator_->dispatcher().placement();
   for (size_t n = 0; n < nodes_.size(); ++n) {
     if (!coordinator_->dispatcher().alive(n)) return nodes_[n]->name() + " is not asked";
+    if (options_.cluster.follows_speed) continue;  // it moves tiles as it sees fit
     if (n >= view.tiles_of_node.size() ||
         view.tiles_of_node[n] != coordinator::to_ranges(owned_[n])) {
       return fmt::format("{} is not asked for the tiles that it owns", nodes_[n]->name());
@@ -434,8 +523,11 @@ Outcome Scenario::run() {
   draw_nodes();
   options_ = draw_options();
   outcome_.draw = fmt::format(
-      "{} nodes{}, {} tiles, grace {} ms, {} sequences, spared {};", nodes_.size(),
-      options_.children ? " of its own" : "", model_.num_tiles(), options_.cluster.grace.count(),
+      "{} nodes{}, {} tiles{}{}{}, grace {} ms, {} sequences, spared {};", nodes_.size(),
+      options_.children ? " of its own" : "", model_.num_tiles(),
+      options_.cluster.redundancy > 1 ? fmt::format(" x {}", options_.cluster.redundancy) : "",
+      options_.dispatcher.hedge_after > 0 ? ", hedging" : "",
+      options_.cluster.follows_speed ? ", following speed" : "", options_.cluster.grace.count(),
       options_.scheduler.sequences_max, spared_ ? name_of(*spared_) : "none");
   if (!options_.children) {
     for (const auto& node : nodes_) {
@@ -463,7 +555,10 @@ Outcome Scenario::run() {
                    if (world_.now() < next) return false;
                    next = world_.now() + 20ms;
                    missing = not_recovered();
-                   if (!missing.empty()) well_since = world_.now();
+                   if (!missing.empty()) {
+                     well_since = world_.now();
+                     ask_now_and_then();
+                   }
                    return world_.now() - well_since >= kSettled;
                  });
   if (!recovered) world_.fail("not recovered: " + missing);
