@@ -104,6 +104,7 @@ void PlanModel::add_matrices(const model::NumericsProfile& numerics, ModelShape*
                                          &attention.kv_a_proj_with_mqa, &attention.o_proj}) {
         add(*matrix, held, &shape->projections);
       }
+      add(attention.kv_a_proj_with_mqa, held, &shape->kv_a);
       add(attention.kv_b_proj, held, &shape->absorbed);
     }
     const bool is_moe = model_.config.is_moe_layer(static_cast<int64_t>(layer));

@@ -289,6 +289,26 @@ TEST(Planner, distinct_experts_follow_from_how_often_each_is_chosen) {
   EXPECT_LT(distinct_experts(model, 16, 1).all, distinct_experts(v3(), 16, 1).all);
 }
 
+TEST(Planner, the_last_layer_of_a_prompt_computes_only_what_gets_logits) {
+  ModelShape model = v3();
+  model.kv_a = {576.0 * 7168, 576.0 * 7168, Kernel::kFp8};
+  PlanRequest request = request_of(model, {machine("a", 250e9, 32, 0)});
+  const std::vector<Share> shares = {{16, 0, 1}};
+  const auto prompt = [&](int moe_layers) {
+    request.cluster.model.moe_layers = moe_layers;
+    return step_time(request.cluster, shares, prompt_rows(0, 512, false));
+  };
+  // 58 layers cost what 57 whole ones do, and one token's cache entries.
+  EXPECT_NEAR(prompt(58).experts / prompt(59).experts, 57.0 / 58, 1e-9);
+  EXPECT_NEAR(prompt(2).dense / prompt(58).dense, 1, 1e-9);
+  EXPECT_EQ(prompt(1).experts, 0);
+  // Of the chunk that ends one row goes on.
+  request.cluster.model.moe_layers = 1;
+  const StepTime ends = step_time(request.cluster, shares, prompt_rows(0, 512, true));
+  const StepTime one = step_time(request.cluster, shares, decode_rows(1, 511));
+  EXPECT_NEAR(ends.experts, one.experts, 1e-9);
+}
+
 TEST(Planner, more_of_anything_never_makes_it_slower) {
   const PlanRequest request = request_of(v3(), {machine("a", 100e9, 16, 200 * kGiB, {3e9}),
                                                 machine("b", 200e9, 32, 300 * kGiB, {6e9})});

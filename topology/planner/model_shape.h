@@ -33,6 +33,7 @@ struct ModelShape {
   // Of one layer each.
   int dense_layers = 0, moe_layers = 0;
   Work projections, absorbed;  // attention: q_a, q_b, kv_a, o; kv_b, head by head
+  Work kv_a;                   // of the projections, what the cache's entries are made with
   Work router, shared;         // of an MoE layer
   Work dense_ffn;              // of a dense layer
   Work head;                   // of the model
