@@ -26,6 +26,7 @@ void add_synth_command(CLI::App& app, int* exit_code);
 void add_cluster_command(CLI::App& app, int* exit_code);
 void add_plan_command(CLI::App& app, int* exit_code);
 void add_probe_command(CLI::App& app, int* exit_code);
+void add_doctor_command(CLI::App& app, int* exit_code);
 void add_config_command(CLI::App& app, int* exit_code);
 void add_bench_command(CLI::App& app, int* exit_code);  // a group, see bench_report.h
 

@@ -42,6 +42,7 @@ void add_commands(CLI::App& app, int* exit_code) {
   add_inspect_command(app, exit_code);
   add_plan_command(app, exit_code);
   add_probe_command(app, exit_code);
+  add_doctor_command(app, exit_code);
   add_tokenize_command(app, exit_code);
   add_topology_command(app, exit_code);
   add_synth_command(app, exit_code);
