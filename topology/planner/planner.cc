@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/units.h"
+#include "topology/placement.h"
 #include "topology/planner/advice.h"
 
 namespace atl::topology {
@@ -157,28 +158,25 @@ class Sharing {
   std::vector<int> max_;  // [node]
 };
 
-// Further copies where there is room, the emptiest node first; a copy is never beside its tile.
-// How many tiles lack one is returned. Which tiles they are is decided by standby_tiles().
+// Further copies where there is room, as the coordinator will place them. How many copies of tiles
+// there is no RAM for is returned.
 int add_standbys(const PlanRequest& request, std::vector<Share>* shares) {
+  if (request.redundancy < 2) return 0;
   const ModelShape& model = request.cluster.model;
-  int lacking = (request.redundancy - 1) * model.num_tiles;
-  while (lacking > 0) {
-    std::optional<size_t> emptiest;
-    double least = 0;
-    for (size_t n = 0; n < shares->size(); ++n) {
-      const Share& share = (*shares)[n];
-      const int room = tiles_in_ram(model, request.cluster.nodes[n]);
-      const int kept = share.tiles + share.standby;
-      if (share.tiles == 0 || kept >= std::min(room, model.num_tiles)) continue;
-      const double full = static_cast<double>(share.standby + 1) / share.tiles;
-      if (!emptiest || full < least) {
-        emptiest = n;
-        least = full;
-      }
-    }
-    if (!emptiest) break;
-    ++(*shares)[*emptiest].standby;
-    --lacking;
+  std::vector<std::vector<int>> tiles_of_node;
+  std::vector<int> room;
+  int next = 0;
+  for (size_t n = 0; n < shares->size(); ++n) {
+    std::vector<int>& tiles = tiles_of_node.emplace_back((*shares)[n].tiles);
+    std::iota(tiles.begin(), tiles.end(), next);
+    next += (*shares)[n].tiles;
+    room.push_back(tiles_in_ram(model, request.cluster.nodes[n]));
+  }
+  int lacking = (request.redundancy - 1) * next;
+  const auto standbys = standby_tiles(tiles_of_node, request.redundancy, room);
+  for (size_t n = 0; n < shares->size(); ++n) {
+    (*shares)[n].standby = static_cast<int>(standbys[n].size());
+    lacking -= (*shares)[n].standby;
   }
   return lacking;
 }
