@@ -326,13 +326,14 @@ transport::SharedBuffer ExpertNode::free_buffer(size_t bytes) {
 void ExpertNode::connect_and_close_sessions() {
   if (!sessions_changed_.exchange(false)) return;
   std::lock_guard lock(mutex_);
+  // First of all: an end is connected once, and who is closed may be who opened another one.
+  std::erase_if(sessions_, [this](const auto& entry) {
+    const Session& session = *entry.second;
+    if (session.closing && session.peer) transport_.close(*session.peer);
+    return session.closing;
+  });
   for (auto it = sessions_.begin(); it != sessions_.end();) {
     Session& session = *it->second;
-    if (session.closing) {
-      if (session.peer) transport_.close(*session.peer);
-      it = sessions_.erase(it);
-      continue;
-    }
     if (!session.peer) {
       auto peer = transport_.connect(session.data_address, session.coordinator);
       if (!peer) {
@@ -408,6 +409,14 @@ Result<transport::HelloReply> ExpertNode::hello(const transport::Hello& hello) {
     if (sessions_.contains(hello.session)) {
       return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is already open at {}",
                                                     hello.session.value, options_.name)};
+    }
+    // A coordinator that dials again has given up what it had, though this end has not heard of it.
+    for (const auto& [id, other] : sessions_) {
+      if (other->data_address != hello.data_address || other->coordinator != hello.coordinator)
+        continue;
+      log_info("coordinator {} is here again: its session {:016x} is closed", hello.coordinator,
+               id.value);
+      other->closing = true;
     }
     auto session = std::make_shared<Session>();
     session->id = hello.session;

@@ -199,6 +199,27 @@ TEST_F(ServeTest, a_session_key_is_used_once) {
   EXPECT_THAT(again.error().message, HasSubstr("is already open at n7"));
 }
 
+// After a partition, say: it has not been told of the end of the first session. Whichever of the
+// two ids is smaller. Found by tests/sim.
+TEST_F(ServeTest, a_coordinator_that_dials_again_takes_the_place_of_what_it_was) {
+  open_session();
+  load_plan({{0, 4}});
+  for (const uint64_t id : {kSession.value + 1, kSession.value - 1}) {
+    transport::Hello again = hello();
+    again.session = SessionId{id};
+    auto reply = node_->hello(again);
+    ASSERT_TRUE(reply) << reply.error().message;
+    node_->serve_some();
+    ASSERT_EQ(node_->state(again.session).phase, transport::NodeState::Phase::kReady);
+    const auto lost = near_->poll();
+    ASSERT_TRUE(lost);
+    EXPECT_EQ(lost->kind, transport::Event::Kind::kPeerLost);
+    peer_ = *near_->connect(reply->data_address, reply->node);
+    send_dispatch(again.session, 7);
+    EXPECT_EQ(receive().kind, Frame::Kind::kPartial);
+  }
+}
+
 TEST_F(ServeTest, plans_that_make_no_sense_are_refused) {
   open_session();
   const auto refused = [&](std::vector<transport::TileRange> tiles) {
@@ -327,6 +348,7 @@ class ChokedServeTest : public ServeTest {
     for (const uint64_t session : {1, 2}) {
       transport::Hello one = hello();
       one.session = SessionId(session);
+      one.data_address.push_back(static_cast<std::byte>(session));  // of another end each
       ASSERT_TRUE(node_->hello(one));
       node_->serve_some();
     }
