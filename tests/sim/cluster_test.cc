@@ -42,11 +42,16 @@ int run_seeds(uint64_t begin, uint64_t end, bool verbose) {
   const auto start = std::chrono::steady_clock::now();
   Outcome sum;
   int failures = 0;
+  uint64_t slowest = begin;
   uint64_t seed = begin;
   for (; seed < end && failures < kFailuresMax; ++seed) {
     name_seed(seed);
     const Outcome outcome = run_scenario(seed, verbose);
     sum += outcome;
+    if (outcome.recovery_s > sum.recovery_s) {
+      sum.recovery_s = outcome.recovery_s;
+      slowest = seed;
+    }
     if (verbose)
       std::fprintf(stderr, "seed %llu: %s\n", static_cast<unsigned long long>(seed),
                    outcome.draw.c_str());
@@ -58,10 +63,10 @@ int run_seeds(uint64_t begin, uint64_t end, bool verbose) {
   fmt::print(
       "{} seeds in {:.1f} s: {} events, {} requests, {} tokens, {} errors; {} faults, {} "
       "losses, {} placements, {} preempted; messages: {} lost, {} doubled, {} held; reads: {} "
-      "failed, {} flipped\n",
+      "failed, {} flipped; longest recovery {:.1f} s (seed {})\n",
       seed - begin, took.count(), sum.events, sum.requests, sum.tokens, sum.errors, sum.faults,
       sum.losses, sum.replans, sum.preempted, sum.messages_lost, sum.messages_doubled,
-      sum.messages_held, sum.reads_failed, sum.reads_flipped);
+      sum.messages_held, sum.reads_failed, sum.reads_flipped, sum.recovery_s, slowest);
   return failures;
 }
 

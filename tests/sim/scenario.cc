@@ -99,7 +99,7 @@ class Scenario {
   std::set<std::string> draining_;
   bool is_reloading_ = false;
   Duration phase_{};
-  Time next_ask_{};
+  Time next_ask_{}, healed_at_{};
   bool healed_ = false, recovered_ = false, stopping_ = false;
   Outcome outcome_;
 };
@@ -462,18 +462,21 @@ void Scenario::look() {
 void Scenario::heal() {
   world_.trace([] { return "healed"; });
   healed_ = true;
+  healed_at_ = world_.now();
   network_.heal();
   coordinator_->machine().resume();
   for (size_t n = 0; n < nodes_.size(); ++n) {
     SimNode& node = *nodes_[n];
     node.disk.eio = node.disk.flip = 0;
-    node.disk.damaged.clear();
-    node.disk.unreadable.clear();
+    if (!spared_) {  // else there is somebody who has all of it
+      node.disk.damaged.clear();
+      node.disk.unreadable.clear();
+    }
     node.disk.slowness = node.slowness = 1;
     if (node.is_running()) {
       node.machine().resume();
       // Another drive: what was read wrong twice is not read again by the same process.
-      if (node.tiles().stats().tiles_bad > 0) node.kill(SimNode::Death::kProcess);
+      if (!spared_ && node.tiles().stats().tiles_bad > 0) node.kill(SimNode::Death::kProcess);
     }
     if (!node.is_running() && !options_.children) node.start();
   }
@@ -562,6 +565,7 @@ Outcome Scenario::run() {
                    return world_.now() - well_since >= kSettled;
                  });
   if (!recovered) world_.fail("not recovered: " + missing);
+  outcome_.recovery_s = seconds_between(healed_at_, world_.now()) - 1e-9 * kSettled.count();
   recovered_ = true;
 
   Asked last;

@@ -23,6 +23,7 @@ struct Outcome {
   uint64_t events = 0, requests = 0, tokens = 0, errors = 0, faults = 0, losses = 0, replans = 0,
            messages_lost = 0, messages_doubled = 0, messages_held = 0, reads_failed = 0,
            reads_flipped = 0, preempted = 0;
+  double recovery_s = 0;  // simulated seconds from healing until all was well
   Outcome& operator+=(const Outcome& other);
 };
 
