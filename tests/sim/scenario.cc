@@ -27,7 +27,7 @@ using coordinator::GenerationId;
 
 // Simulated time that healing takes at most: the longest pause before a node is dialled again,
 // calls that hang, loading, plans. Drawn options keep each of these below 8 s.
-constexpr Duration kRecovery = 90s;
+constexpr Duration kRecovery = 40s;
 // So long it has to be well: whoever died before is known to be dead by then.
 constexpr Duration kSettled = 1200ms;
 
@@ -482,10 +482,11 @@ void Scenario::heal() {
   }
 }
 
-// Who was late and is asked nothing shows only while there is something to ask.
+// Who was late and is asked nothing shows only while others are waited for: an overdue node whose
+// answer was lost is given up after progress_deadline of such waiting.
 void Scenario::ask_now_and_then() {
   if (!coordinator_->is_serving() || !all_ended() || world_.now() < next_ask_) return;
-  next_ask_ = world_.now() + 300ms;
+  next_ask_ = world_.now() + 20ms;
   Asked asked;
   asked.number = static_cast<size_t>(draw().below(kNumRequests));
   submit(asked);
@@ -546,6 +547,12 @@ Outcome Scenario::run() {
   const bool serves =
       world_.run(world_.now() + kRecovery, [this] { return coordinator_->is_serving(); });
   if (!serves) world_.fail("the coordinator did not start");
+
+  // Everybody: a node that owns no tile may come later.
+  const bool all_there = world_.run(world_.now() + kRecovery, [this] {
+    return coordinator_->dispatcher().num_living() == static_cast<int>(nodes_.size());
+  });
+  if (!all_there) world_.fail("not all nodes are asked before the first fault");
 
   draw_requests();
   draw_faults();
