@@ -14,6 +14,7 @@
 
 #include "base/affinity.h"
 #include "base/log.h"
+#include "base/service_manager.h"
 #include "base/thread_team.h"
 #include "base/units.h"
 #include "cli/cluster_file_option.h"
@@ -114,6 +115,8 @@ topology::TeamPlan place_threads(const NodeCommandOptions& options) {
 }
 
 void serve(const NodeCommandOptions& options) {
+  std::optional<ServiceManager> service;
+  if (!options.control_fd) service.emplace();  // a child's parent is no service manager
   init_log(log_level(), "node " + options.name);
   const transport::ControlSecurity security = security_of(options);
   // First of all: the memory of everything that follows is to come from the domain.
@@ -167,10 +170,16 @@ void serve(const NodeCommandOptions& options) {
     std::string line = fmt::format("listening {}:{}", host, control->port());
     if (!security.keys && !options.cluster) line += " secret " + security.secret;
     write_stdout(line + "\n");
+    service->tell_ready(fmt::format("waits for a coordinator on {}:{}", host, control->port()));
   }
-  signals.watch([&node] { node.stop(); });
+  signals.watch([&node, &service] {
+    if (service) service->tell_stopping();
+    node.stop();
+  });
   const std::unique_ptr<ScopedThreadPin> pin = team.pin_caller();  // all other threads are there
-  node.serve_until_stopped();
+  node.serve_until_stopped([&service] {
+    if (service) service->tell_alive();
+  });
   tiles->save_usage();
 }
 

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/service_manager.h"
 #include "base/units.h"
 #include "cli/admin_server.h"
 #include "cli/byte_size_option.h"
@@ -138,11 +139,13 @@ coordinator::ApiOptions api_options(const ServeOptions& options, const model::Mo
   return api;
 }
 
-http::HttpOptions http_options(const ServeOptions& options, const coordinator::ApiOptions& api,
+http::HttpOptions http_options(const ServeOptions& options, std::optional<int> listener,
+                               const coordinator::ApiOptions& api,
                                const std::atomic<bool>& loading) {
   http::HttpOptions http;
   http.address = options.host;
   http.port = static_cast<uint16_t>(options.port);
+  http.listener = listener;
   http.connections_max = options.connections_max;
   http.body_bytes_max = options.body_bytes_max;
   http.bodies_bytes_max = std::max(http.bodies_bytes_max, options.body_bytes_max);
@@ -233,6 +236,26 @@ class Shutdown {
   bool draining_ = false;
 };
 
+// Tells the service manager that the server's thread turns, which is what answers everybody.
+class KeepAlive {
+ public:
+  KeepAlive(ServiceManager& service, http::HttpServer& server)
+      : service_(service), server_(server) {
+    if (service_.watch_period()) server_.post([this] { tell(); });
+  }
+
+ private:
+  void tell() {
+    service_.tell_alive();
+    server_.post_after(
+        std::chrono::duration_cast<std::chrono::milliseconds>(*service_.watch_period() / 4),
+        [this] { tell(); });
+  }
+
+  ServiceManager& service_;
+  http::HttpServer& server_;
+};
+
 std::string url_of(const ServeOptions& options, uint16_t port) {
   const bool is_v6 = options.host.find(':') != std::string::npos;
   return fmt::format("http://{}:{}", is_v6 ? "[" + options.host + "]" : options.host, port);
@@ -240,12 +263,14 @@ std::string url_of(const ServeOptions& options, uint16_t port) {
 
 // Three threads of work: the engine's (the caller's), the HTTP server's and the monitor's.
 void serve(ServeOptions options) {
+  ServiceManager service;
   // Before any thread. Gone before what it stops.
   std::atomic<http::HttpServer*> serving = nullptr;
   std::optional<Shutdown> shutdown;  // the server's thread
   auto signals = std::make_unique<StopSignals>();
   signals->watch([&, stopping = false]() mutable {
     if (http::HttpServer* server = serving) {
+      service.tell_stopping();
       const double drain_timeout_s = std::exchange(stopping, true) ? 0 : options.drain_timeout_s;
       end_process_in(in_milliseconds(drain_timeout_s) + kEndAtOnce);
       server->post([&shutdown] { shutdown->request(); });
@@ -266,13 +291,18 @@ void serve(ServeOptions options) {
   SteadyClock clock;
   // Before the model is loaded: a port that is taken should not cost minutes, and /health answers.
   std::atomic<bool> loading = true;
-  http::HttpServer server(http_options(options, api_settings, loading), clock);
+  http::HttpServer server(http_options(options, service.listener(), api_settings, loading), clock);
+  const std::string url =
+      service.listener() ? fmt::format("port {} of the socket that was handed over", server.port())
+                         : url_of(options, server.port());
+  KeepAlive keep_alive(service, server);
   ServerThread http(server);
   std::optional<AdminServer> admin;
   if (const auto& cluster = options.deployment.cluster; cluster && cluster->coordinator.admin) {
     admin.emplace(*cluster->coordinator.admin, cluster->cluster, clock);
   }
-  log_info("loading {}; {}/health answers", model_dir.string(), url_of(options, server.port()));
+  log_info("loading {}; {}/health answers", model_dir.string(), url);
+  service.tell_status(fmt::format("loading {}", model_dir.string()));
 
   Deployment deployment(options.deployment);
   if (!options.cold_start) deployment.wait_until_warm();
@@ -303,7 +333,8 @@ void serve(ServeOptions options) {
   loading = false;
   if (admin) admin->begin(deployment, [&monitor] { return monitor.snapshot(); });
   serving = &server;
-  write_stdout(fmt::format("listening on {}\n", url_of(options, server.port())));
+  write_stdout(fmt::format("listening on {}\n", url));
+  service.tell_ready(fmt::format("serving {} on {}", api_settings.model_name, url));
   log_info("serving {} with a context of {} tokens, ready after {:.1f} s", api_settings.model_name,
            api_settings.context_tokens, deployment.load_seconds());
   {

@@ -67,9 +67,11 @@ uint64_t node_buffer_bytes(const NodeOptions& options, const storage::ExpertCata
 
 // ---- The data plane: take, compute, send -----------------------------------------------------
 
-void ExpertNode::serve_until_stopped() {
+void ExpertNode::serve_until_stopped(const std::function<void()>& each_round) {
   while (!stopping_) {
-    if (serve_some()) continue;
+    const bool was_busy = serve_some();
+    if (each_round) each_round();
+    if (was_busy) continue;
     transport_.wait(send_waiting() ? kIdleWait : kWaitToSend);
   }
 }

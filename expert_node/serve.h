@@ -55,7 +55,8 @@ class ExpertNode final : public transport::NodeControl {
   // Data-plane thread: answers everything that has arrived; true if there was something.
   bool serve_some();
   // Data-plane thread: serves until stop(), sleeping when idle.
-  void serve_until_stopped();
+  // `each_round`, if there is one, is called after whatever it did, and at least every second.
+  void serve_until_stopped(const std::function<void()>& each_round = {});
 
   // Control thread.
   Result<transport::HelloReply> hello(const transport::Hello& hello) override;

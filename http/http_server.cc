@@ -1,6 +1,7 @@
 #include "http/http_server.h"
 
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
@@ -64,6 +65,7 @@ struct HttpServer::Impl {
         helpers(num_helpers(core.options), core.options.work_waiting_max) {}
 
   void listen();
+  void take_listener(int fd);
   void accept_next();
   void on_accepted(const error_code& error, tcp::socket socket);
   void back_off(const error_code& error);
@@ -80,6 +82,7 @@ struct HttpServer::Impl {
 
 void HttpServer::Impl::listen() {
   const HttpOptions& options = core.options;
+  if (options.listener) return take_listener(*options.listener);
   const std::string place = options.address + ":" + std::to_string(options.port);
   error_code error;
   const auto address =
@@ -97,6 +100,27 @@ void HttpServer::Impl::listen() {
   if (error) throw LoadError("listen on " + place + ": " + error.message());
   port = acceptor.local_endpoint().port();
   raise_descriptor_limit(options.connections_max + 1024);
+}
+
+void HttpServer::Impl::take_listener(int fd) {
+  sockaddr_storage address{};
+  socklen_t bytes = sizeof address;
+  int is_listening = 0;
+  socklen_t flag_bytes = sizeof is_listening;
+  const bool is_tcp = ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &bytes) == 0 &&
+                      (address.ss_family == AF_INET || address.ss_family == AF_INET6) &&
+                      ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &flag_bytes) == 0;
+  if (!is_tcp || is_listening == 0) {
+    throw LoadError(
+        "the socket that was handed over is none that listens on TCP: give its unit "
+        "ListenStream=HOST:PORT");
+  }
+  error_code error;
+  acceptor.assign(address.ss_family == AF_INET ? tcp::v4() : tcp::v6(), fd, error);
+  if (!error) acceptor.non_blocking(true, error);
+  if (error) throw LoadError("the socket that was handed over: " + error.message());
+  port = acceptor.local_endpoint().port();
+  raise_descriptor_limit(core.options.connections_max + 1024);
 }
 
 void HttpServer::Impl::accept_next() {

@@ -83,6 +83,8 @@ struct HttpWork {
 struct HttpOptions {
   std::string address = "127.0.0.1";
   uint16_t port = 8080;                 // 0: any free one
+  // Instead: a TCP socket that is bound and listens already. Closed by the server.
+  std::optional<int> listener = std::nullopt;
   size_t connections_max = 4096;        // more are answered 503 and closed
   size_t header_bytes_max = 32 << 10;   // 431
   size_t body_bytes_max = 32 << 20;     // 413

@@ -55,6 +55,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"xxhash.h", {"storage/"}},
     {"pcre2.h", {"text/"}},
     {"spdlog/", {"base/log.cc"}},
+    {"systemd/", {"base/service_manager.cc"}},
     {"CLI/", {"cli/"}},
     {"histedit.h", {"cli/line_editor.cc"}},
     {"boost/", {"http/", "cli/"}, true},
