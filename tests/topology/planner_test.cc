@@ -236,6 +236,25 @@ TEST(Planner, redundancy_takes_ram_at_another_node) {
   EXPECT_THAT(make_plan(request, {}).why_not, HasSubstr("needs as many nodes, there are 4"));
 }
 
+// Copies of a tile lie at nodes that own tiles, however much one of them would do better alone.
+TEST(Planner, redundancy_needs_as_many_owners) {
+  for (const int redundancy : {1, 2, 3}) {
+    PlanRequest request = request_of(
+        v3(4), {machine("fast", 400e9, 32, 900 * kGiB), machine("slow", 4e9, 2, 900 * kGiB),
+                machine("slower", 3e9, 2, 900 * kGiB)});
+    request.redundancy = redundancy;
+    const Plan plan = make_plan(request, {});
+    EXPECT_TRUE(plan.fits) << plan.why_not;
+    int owners = 0, copies = 0;
+    for (const NodePlan& node : plan.nodes) {
+      owners += node.share.tiles > 0;
+      copies += node.share.tiles + node.share.standby;
+    }
+    EXPECT_EQ(owners, redundancy);
+    EXPECT_EQ(copies, 4 * redundancy);
+  }
+}
+
 TEST(Planner, names_what_holds_a_step_up_and_what_helps_most) {
   std::vector<PlannedMachine> nodes;
   for (int n = 0; n < 4; ++n) {

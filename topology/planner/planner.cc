@@ -58,7 +58,7 @@ class Sharing {
     std::vector<bool> used(cluster_.nodes.size(), true);
     std::vector<Share> best = improved(greedy(used));
     double best_seconds = seconds(best);
-    for (size_t left = cluster_.nodes.size(); left > 1; --left) {
+    for (size_t left = cluster_.nodes.size(); left > owners_min(); --left) {
       const auto without = worst_left_out(used);
       if (!without) break;
       const std::vector<Share> shares = improved(greedy(used));
@@ -71,6 +71,19 @@ class Sharing {
   }
 
  private:
+  // Who owns no tile stands by for none, so that each tile's copies need as many owners.
+  size_t owners_min() const {
+    const auto most = static_cast<int>(cluster_.nodes.size());
+    return static_cast<size_t>(
+        std::clamp(std::min(request_.redundancy, cluster_.model.num_tiles), 1, std::max(1, most)));
+  }
+  bool may_lose_a_tile(const std::vector<Share>& shares, size_t node) const {
+    if (shares[node].tiles != 1) return shares[node].tiles > 1;
+    const auto owners = std::count_if(shares.begin(), shares.end(),
+                                      [](const Share& share) { return share.tiles > 0; });
+    return static_cast<size_t>(owners) > owners_min();
+  }
+
   double seconds(const std::vector<Share>& shares) const {
     return step_time(cluster_, shares, rows_).total;
   }
@@ -96,6 +109,7 @@ class Sharing {
       double first_done = 0;
       for (size_t n = 0; n < shares.size(); ++n) {
         if (!used[n] || shares[n].tiles >= max_[n]) continue;
+        if (shares[n].tiles > 0 && must_begin_another(shares, used, tile)) continue;
         const Share before = shares[n];
         shares[n] = share_of(cluster_.model, cluster_.nodes[n], before.tiles + 1);
         const double at = done(shares, n);
@@ -112,6 +126,19 @@ class Sharing {
       shares[*first] = share_of(cluster_.model, cluster_.nodes[*first], shares[*first].tiles + 1);
     }
     return shares;
+  }
+
+  // That the tiles from this one on are just enough for the owners that are still wanted.
+  bool must_begin_another(const std::vector<Share>& shares, const std::vector<bool>& used,
+                          int tile) const {
+    size_t owners = 0;
+    bool another = false;
+    for (size_t n = 0; n < shares.size(); ++n) {
+      owners += shares[n].tiles > 0;
+      another = another || (used[n] && shares[n].tiles == 0 && max_[n] > 0);
+    }
+    const auto left = static_cast<size_t>(cluster_.model.num_tiles - tile);
+    return another && owners < owners_min() && left <= owners_min() - owners;
   }
 
   // Takes the node with the fewest tiles out of `used`, if the others can do without.
@@ -136,7 +163,8 @@ class Sharing {
       moved = false;
       for (size_t from = 0; from < shares.size(); ++from) {
         for (size_t to = 0; to < shares.size(); ++to) {
-          if (from == to || shares[from].tiles == 0 || shares[to].tiles >= max_[to]) continue;
+          if (from == to || !may_lose_a_tile(shares, from) || shares[to].tiles >= max_[to])
+            continue;
           std::vector<Share> other = shares;
           const auto& nodes = cluster_.nodes;
           other[from] = share_of(cluster_.model, nodes[from], shares[from].tiles - 1);
