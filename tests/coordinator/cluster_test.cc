@@ -4,8 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
+#include <iterator>
+#include <utility>
 
 #include "topology/placement.h"
 
@@ -160,19 +163,28 @@ class ClusterTest : public testing::Test {
     const std::lock_guard lock(nodes_[node]->mutex);
     nodes_[node]->state = state;
   }
-  // Takes news until they end with one of this kind.
+  // Takes news until one is of this kind, which is then the last. What came with it, after it, is
+  // for the next call.
   std::vector<NodeNews> news_until(NodeNews::Kind kind) {
-    std::vector<NodeNews> all;
+    std::vector<NodeNews> all = std::exchange(later_news_, {});
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    while (all.empty() || all.back().kind != kind) {
-      for (NodeNews& news : cluster_->take_news()) all.push_back(std::move(news));
+    while (true) {
+      const auto last = std::find_if(all.rbegin(), all.rend(),
+                                     [&](const NodeNews& news) { return news.kind == kind; });
+      if (last != all.rend()) {
+        later_news_.assign(std::make_move_iterator(last.base()),
+                           std::make_move_iterator(all.end()));
+        all.erase(last.base(), all.end());
+        return all;
+      }
       if (std::chrono::steady_clock::now() > deadline) {
         ADD_FAILURE() << "not in time";
-        break;
+        all.emplace_back();
+        return all;
       }
+      for (NodeNews& news : cluster_->take_news()) all.push_back(std::move(news));
       std::this_thread::yield();
     }
-    return all;
   }
   bool eventually(const std::function<bool()>& holds) {
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
@@ -227,6 +239,7 @@ class ClusterTest : public testing::Test {
   NullTransport transport_;
   std::vector<std::unique_ptr<Script>> nodes_;
   std::optional<Cluster> cluster_;
+  std::vector<NodeNews> later_news_;
 };
 
 TEST_F(ClusterTest, is_ready_when_every_node_is_and_warm_when_all_have_loaded_the_rest) {
