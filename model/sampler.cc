@@ -153,4 +153,20 @@ double token_nll(std::span<const float> logits, int32_t id) {
   return std::log(sum) - (static_cast<double>(logits[id]) - max);
 }
 
+// One look at each: nearly all are less likely than the n-th so far.
+std::vector<int32_t> likeliest_ids(std::span<const float> logits, int32_t n) {
+  const size_t size = std::min(static_cast<size_t>(std::max(n, 0)), logits.size());
+  std::vector<int32_t> ids;
+  ids.reserve(size + 1);
+  const auto logit = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
+  const auto comes_first = [&](int32_t a, int32_t b) { return logit(a) > logit(b); };
+  for (size_t i = 0; i < logits.size() && size > 0; ++i) {
+    if (ids.size() == size && logits[i] <= logit(ids.back())) continue;
+    const auto id = static_cast<int32_t>(i);
+    ids.insert(std::upper_bound(ids.begin(), ids.end(), id, comes_first), id);
+    if (ids.size() > size) ids.pop_back();
+  }
+  return ids;
+}
+
 }  // namespace atl::model

@@ -24,6 +24,10 @@ struct SamplingParams {
 // top_p in (0, 1], min_p in [0, 1].
 Status check(const SamplingParams& params);
 
+// The n ids of the largest logits, descending, the lower id first among equals; all of them if
+// there are fewer. NaN has no place among them: its callers have refused it.
+std::vector<int32_t> likeliest_ids(std::span<const float> logits, int32_t n);
+
 // Holds working memory; one thread at a time.
 //
 // Defined to the bit: weights are exp_f32((logit - largest) / temperature) in FP32; sums are in

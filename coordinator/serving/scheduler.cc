@@ -22,23 +22,12 @@ double log_sum_exp(std::span<const float> logits) {
   return largest + std::log(sum);
 }
 
-// The n likeliest ids, descending; the lower id first among equals. One look at each: nearly all
-// are less likely than the n-th so far.
+// With their log probabilities; log_total: log_sum_exp(logits).
 std::vector<TokenLogprob> likeliest(std::span<const float> logits, int32_t n, double log_total) {
-  const size_t size = std::min(static_cast<size_t>(n), logits.size());
-  std::vector<int32_t> ids;
-  ids.reserve(size + 1);
-  const auto logit = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
-  for (size_t i = 0; i < logits.size() && size > 0; ++i) {
-    if (ids.size() == size && logits[i] <= logit(ids.back())) continue;
-    const auto id = static_cast<int32_t>(i);
-    ids.insert(std::upper_bound(ids.begin(), ids.end(), id,
-                                [&](int32_t a, int32_t b) { return logit(a) > logit(b); }),
-               id);
-    if (ids.size() > size) ids.pop_back();
-  }
   std::vector<TokenLogprob> top;
-  for (const int32_t id : ids) top.push_back({id, static_cast<float>(logit(id) - log_total)});
+  for (const int32_t id : model::likeliest_ids(logits, n)) {
+    top.push_back({id, static_cast<float>(logits[static_cast<size_t>(id)] - log_total)});
+  }
   return top;
 }
 

@@ -276,5 +276,13 @@ TEST(TokenNll, is_the_negative_log_of_the_softmax) {
   EXPECT_TRUE(std::isnan(token_nll(std::vector<float>{0, std::nanf("")}, 0)));
 }
 
+TEST(LikeliestIds, are_the_largest_and_the_lower_id_comes_first_among_equals) {
+  const std::vector<float> logits = {1, 3, 2, 3, 0, 3, 2};
+  EXPECT_THAT(likeliest_ids(logits, 0), testing::IsEmpty());
+  EXPECT_THAT(likeliest_ids(logits, 2), testing::ElementsAre(1, 3));
+  EXPECT_THAT(likeliest_ids(logits, 4), testing::ElementsAre(1, 3, 5, 2));
+  EXPECT_THAT(likeliest_ids(logits, 100), testing::ElementsAre(1, 3, 5, 2, 6, 0, 4));
+}
+
 }  // namespace
 }  // namespace atl::model
