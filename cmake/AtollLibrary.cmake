@@ -48,7 +48,7 @@ endfunction()
 
 # No contraction of a*b+c and no fast-math: the numbers are defined to the bit (docs/numbers.md).
 function(atoll_compile_options target)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -ffp-contract=off
+  target_compile_options(${target} PRIVATE -Wall -Wextra $<$<BOOL:${ATOLL_WERROR}>:-Werror> -ffp-contract=off
     # GCC 12 warns falsely about std::string concatenation (GCC bug 105651).
     $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>
     # What is switched off for GCC alone.

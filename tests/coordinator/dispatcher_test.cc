@@ -627,6 +627,77 @@ TEST_F(DispatcherTest, time_in_which_this_process_did_not_run_is_no_nodes_silenc
   }
 }
 
+// Between dispatch() and combine() the coordinator computes itself, for as long as it takes.
+TEST_F(DispatcherTest, time_before_it_is_waited_for_is_no_nodes_silence) {
+  const auto answer = transport_.scripts[2];
+  std::optional<Dispatch> asked;
+  transport_.scripts[2] = [&](PeerId, const Dispatch& dispatch) {
+    asked = dispatch;
+    return std::vector<Event>{};
+  };
+  int waits = 0;
+  transport_.on_wait = [&] {
+    if (++waits != 3) return;
+    for (Event& event : answer(PeerId{2}, *asked)) transport_.events.push_back(std::move(event));
+  };
+  auto flight = dispatch(3);
+  ASSERT_TRUE(flight);
+  clock_.advance(2 * kDeadline);
+  ASSERT_TRUE(combine(*flight));
+  expect_exact();
+  EXPECT_EQ(dispatcher_->num_living(), 3);
+}
+
+// What it usually took it may have had another disk for, or less to do.
+TEST_F(DispatcherTest, a_node_that_returns_has_no_usual_time_yet) {
+  for (uint32_t i = 0; i < AnswerTimes::kAnswersMin; ++i) ASSERT_TRUE(step());
+  watch_.add(NodeNews::Kind::kLost, 2);
+  ASSERT_TRUE(step());
+  watch_.add_joined(2, 2, 11);
+  const auto answer = transport_.scripts[11];
+  std::optional<Dispatch> asked;
+  transport_.scripts[11] = [&](PeerId, const Dispatch& dispatch) {
+    asked = dispatch;
+    return std::vector<Event>{};
+  };
+  std::optional<Clock::TimePoint> start;
+  transport_.on_wait = [&] {
+    if (!asked) return;
+    if (!start) start = clock_.now();
+    // Beyond the shortest deadline of a node whose times are known, 1.2 s.
+    if (clock_.now() - *start < std::chrono::milliseconds(3000)) return;
+    for (Event& event : answer(PeerId{11}, *asked)) transport_.events.push_back(std::move(event));
+    asked.reset();
+  };
+  ASSERT_TRUE(step());
+  expect_exact();
+  EXPECT_TRUE(dispatcher_->alive(2));
+  EXPECT_TRUE(transport_.closed.empty() || transport_.closed.back() != 11u);
+}
+
+// A sum that no output can have (docs/numbers.md) spoils its row and no other.
+TEST_F(DispatcherTest, a_sum_out_of_range_fails_its_row) {
+  transport_.scripts[1] = [](PeerId peer, const Dispatch& dispatch) {
+    std::vector<int64_t> values(kRows * kHidden, 0);
+    values[1 * kHidden + 7] = INT64_MAX / 2;
+    Partial partial;
+    partial.names = dispatch.names;
+    partial.num_rows = kRows;
+    partial.num_outputs = kHidden;
+    partial.element_bits = 64;
+    std::vector<std::byte> header, payload(values.size() * 8);
+    transport::encode_partial_header(partial, &header);
+    transport::pack_elements(values, 64, payload.data());
+    std::vector<Event> events;
+    events.push_back(message_event(peer, std::move(header), std::move(payload)));
+    return events;
+  };
+  const auto failures = step();
+  ASSERT_TRUE(failures);
+  ASSERT_EQ(failures->size(), 1u);
+  EXPECT_EQ((*failures)[0].row, 1u);
+}
+
 TEST_F(DispatcherTest, a_node_that_says_the_same_again_and_again_makes_no_progress) {
   std::optional<Dispatch> asked;
   transport_.scripts[1] = [&](PeerId, const Dispatch& dispatch) {

@@ -553,6 +553,53 @@ TEST_F(SchedulerTest, stop_ids_end_a_text_but_not_before_its_least_length) {
   EXPECT_EQ(std::count(outcomes_[b].tokens.begin(), outcomes_[b].tokens.end(), tokens[2]), 0);
 }
 
+TEST_F(SchedulerTest, the_least_length_counts_what_stands_before_the_stop_id) {
+  open();
+  const GenerationRequest greedy = request(prompt(5, 0), 8);
+  const std::vector<int32_t> tokens = alone(greedy);
+  const int32_t stop = tokens[3];
+  const auto before = std::find(tokens.begin(), tokens.end(), stop) - tokens.begin();
+  for (const int64_t more : {0, 1}) {
+    GenerationRequest one = copy_of(greedy);
+    one.stop_ids = {stop};
+    one.min_tokens = before + more;
+    const GenerationId id = submit(std::move(one));
+    finish_all();
+    const std::vector<int32_t>& got = outcomes_[id].tokens;
+    const auto place = std::find(got.begin(), got.end(), stop) - got.begin();
+    if (more == 0) {
+      EXPECT_EQ(place, before);
+      EXPECT_EQ(outcomes_[id].finish, FinishReason::kStop);
+    } else {
+      EXPECT_GT(place, before);
+    }
+  }
+}
+
+// Who comes is owed nothing for the time when it was not there.
+TEST_F(SchedulerTest, a_newcomer_does_not_catch_up_with_what_others_had_before) {
+  SchedulerOptions options;
+  options.sequences_max = 1;
+  open(4096, 64, options);
+  std::vector<GenerationId> old_ids, new_ids;
+  const auto add = [&](const char* client, int n, std::vector<GenerationId>& ids) {
+    for (int i = 0; i < n; ++i) {
+      GenerationRequest one = request(prompt(10, i), 10);
+      one.client = client;
+      ids.push_back(submit(std::move(one)));
+    }
+  };
+  const auto ended = [&](const std::vector<GenerationId>& ids) {
+    return std::count_if(ids.begin(), ids.end(), [&](auto id) { return outcomes_[id].ended(); });
+  };
+  add("old", 8, old_ids);
+  while (ended(old_ids) < 4) steps(1);
+  add("new", 4, new_ids);
+  while (ended(new_ids) < 3) steps(1);
+  EXPECT_GE(ended(old_ids), 4 + 2);  // in turn
+  finish_all();
+}
+
 TEST_F(SchedulerTest, log_probabilities_are_of_the_models_own_distribution) {
   open();
   GenerationRequest plain = request(prompt(5, 0), 4);

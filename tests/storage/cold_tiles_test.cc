@@ -168,6 +168,15 @@ TEST_F(ColdTiles, experts_of_the_request_that_are_here_are_not_put_out_by_the_ot
   EXPECT_EQ(store_->stats().evictions, 1u);
 }
 
+// 5 takes the place of 2. For 6 there is none: were 1 not held from the beginning, it would go.
+TEST_F(ColdTiles, what_is_here_and_wanted_last_stays_while_there_is_room_for_one_only) {
+  open(2);
+  load({1, 2});
+  TileBatch batch = request({5, 6, 1});
+  EXPECT_THAT(drive_.under_way(), ElementsAre(5));
+  EXPECT_THAT(next(batch), ElementsAre(2));
+}
+
 TEST_F(ColdTiles, tiles_in_use_stay_until_the_batch_goes) {
   open(2);
   load({0, 1});
