@@ -64,6 +64,19 @@ TEST_F(DispatcherTest, a_dispatch_that_is_dropped_makes_room_and_its_answers_are
   expect_exact();
 }
 
+// A buffer that was used before: what lies between weights and rows is zero all the same
+// (docs/wire.md), which the transport's decoder wants.
+TEST_F(DispatcherTest, padding_is_zero_in_a_buffer_that_held_more_rows) {
+  constexpr int64_t kMore = kRows + 1;
+  const std::vector<float> rows(kMore * kHidden, 1.0f), weights(kMore * 2, 0.5f);
+  const std::vector<int32_t> ids = {0, 1, 2, 3, 4, 5, 0, 1};
+  auto larger = dispatcher_->dispatch(3, kMore, rows.data(), ids.data(), weights.data());
+  ASSERT_TRUE(larger);
+  larger->reset();
+  ASSERT_TRUE(step());
+  expect_exact();
+}
+
 TEST_F(DispatcherTest, a_loss_is_about_all_that_is_in_flight) {
   int asked = 0;
   transport_.scripts[1] = [&](PeerId peer, const Dispatch&) {
