@@ -20,7 +20,7 @@
 #include <thread>
 
 #include "base/units.h"
-#include "cli/deployment.h"
+#include "deployment/deployment.h"
 
 namespace atl {
 namespace {
@@ -101,7 +101,7 @@ class Wrapper {
 
 class Load {
  public:
-  explicit Load(cli::Deployment& deployment, int64_t chunk)
+  explicit Load(deployment::Deployment& deployment, int64_t chunk)
       : deployment_(deployment), chunk_(chunk), sequences_(16) {}
   ~Load() {
     for (coordinator::Sequence& sequence : sequences_) deployment_.engine().release(sequence);
@@ -151,7 +151,7 @@ class Load {
     tokens_ += static_cast<uint64_t>(count) * work.size();
   }
 
-  cli::Deployment& deployment_;
+  deployment::Deployment& deployment_;
   const int64_t chunk_;
   std::vector<coordinator::Sequence> sequences_;
   std::mt19937_64 random_{1};
@@ -159,7 +159,7 @@ class Load {
 };
 
 void report(const Options& options, const MemoryGroup& group, uint64_t most, double seconds,
-            const Load& load, cli::Deployment& deployment) {
+            const Load& load, deployment::Deployment& deployment) {
   const ExpertCacheStats cache = deployment.node_reports().at(0).stats.cache;
   const double over = static_cast<double>(most) - static_cast<double>(options.budget);
   fmt::print(
@@ -181,14 +181,14 @@ void run(const Options& options) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
   });
-  cli::DeploymentOptions deploy;
+  deployment::DeploymentOptions deploy;
   deploy.model_dir = options.pack;
   deploy.nodes = 1;
   deploy.chunk = options.chunk;
   deploy.cache_tokens = 16 * 1024;
   deploy.memory.ram_budget = options.budget;
   deploy.node_program = wrapper.path();
-  cli::Deployment deployment(deploy);
+  deployment::Deployment deployment(deploy);
   Load load(deployment, options.chunk);
   const SteadyClock clock;
   const auto start = clock.now();

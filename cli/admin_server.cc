@@ -58,7 +58,7 @@ AdminServer::AdminServer(const config::Address& address, std::string cluster, co
   thread_ = std::thread([this] { server_.run(); });
 }
 
-void AdminServer::begin(Deployment& deployment,
+void AdminServer::begin(deployment::Deployment& deployment,
                         std::function<coordinator::ClusterSnapshot()> snapshot) {
   server_.post([this, &deployment, snapshot = std::move(snapshot)]() mutable {
     deployment_ = &deployment;
@@ -99,7 +99,7 @@ void AdminServer::change(http::HttpExchange& exchange,
 
 void AdminServer::reload(http::HttpExchange& exchange) {
   try {
-    const Deployment::Reload report = deployment_->reload();
+    const deployment::Deployment::Reload report = deployment_->reload();
     answer(exchange, 200,
            {{"added", report.added},
             {"removed", report.removed},

@@ -7,9 +7,9 @@
 #include <thread>
 
 #include "base/clock.h"
-#include "cli/deployment.h"
 #include "config/cluster_config.h"
 #include "coordinator/cluster/cluster_snapshot.h"
+#include "deployment/deployment.h"
 #include "http/http_server.h"
 
 namespace atl::cli {
@@ -24,7 +24,8 @@ class AdminServer {
   ~AdminServer();
   // Any thread. Borrowed; they outlive this.
   //   snapshot  any thread
-  void begin(Deployment& deployment, std::function<coordinator::ClusterSnapshot()> snapshot);
+  void begin(deployment::Deployment& deployment,
+             std::function<coordinator::ClusterSnapshot()> snapshot);
 
  private:
   void status(http::HttpExchange& exchange) const;
@@ -33,7 +34,7 @@ class AdminServer {
   void reload(http::HttpExchange& exchange);
 
   const std::string cluster_;
-  Deployment* deployment_ = nullptr;  // the server's thread, as the next
+  deployment::Deployment* deployment_ = nullptr;  // the server's thread, as the next
   std::function<coordinator::ClusterSnapshot()> snapshot_;
   http::HttpServer server_;
   std::thread thread_;

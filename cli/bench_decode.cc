@@ -17,7 +17,7 @@
 #include "base/thread_team.h"
 #include "base/units.h"
 #include "cli/bench_report.h"
-#include "cli/deployment.h"
+#include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/table.h"
@@ -45,7 +45,7 @@ constexpr std::array kProbeDepths = {4, 8, 16, 32};
 static_assert(kProbeBytes >= kProbeBlockBytes * kProbeDepths.back());
 
 struct EngineBenchOptions {
-  DeploymentOptions deployment;
+  deployment::DeploymentOptions deployment;
   std::vector<int64_t> rows{1, 2, 4, 8, 16};  // decode
   std::vector<int64_t> contexts{128};         // decode: tokens in each cache before
   int64_t steps = 8;                          // decode: of one repeat
@@ -167,11 +167,11 @@ WorkItem matrix_work(const kernels::PanelShape& shape, double passes, double row
 }
 
 // One routed expert, read once for one row.
-WorkItem expert_work(const DeploymentOptions& options) {
+WorkItem expert_work(const deployment::DeploymentOptions& options) {
   const auto loaded = model::open(options.model_dir);
   WorkItem expert;
   if (loaded->catalog.moe_layers.empty()) return expert;
-  const auto tiles = open_tiles(*loaded, loaded->settle(options.numerics), {});
+  const auto tiles = deployment::open_tiles(*loaded, loaded->settle(options.numerics), {});
   for (int tile = 0; tile < tiles->num_tiles(); ++tile) {
     const kernels::TileLayout& layout = tiles->layout(tile);
     for (const auto* shape : {&layout.gate_up, &layout.gate_up, &layout.down}) {
@@ -241,7 +241,7 @@ double disk_rate(const EngineBenchOptions& options) {
 // spread as those of different texts do.
 class EngineBench {
  public:
-  EngineBench(const EngineBenchOptions& options, DeploymentOptions deployment,
+  EngineBench(const EngineBenchOptions& options, deployment::DeploymentOptions deployment,
               int64_t num_sequences)
       : options_(options),
         expert_(expert_work(deployment)),
@@ -426,7 +426,7 @@ class EngineBench {
   };
   NodeTotals node_totals() {
     NodeTotals totals;
-    for (const Deployment::NodeReport& node : deployment_.node_reports()) {
+    for (const deployment::Deployment::NodeReport& node : deployment_.node_reports()) {
       totals.tiles.push_back(node.stats.tiles_computed);
       totals.seconds.push_back(node.stats.compute_seconds);
       totals.hits.push_back(node.stats.cache.hits);
@@ -473,7 +473,7 @@ class EngineBench {
 
   const EngineBenchOptions& options_;
   const WorkItem expert_;
-  Deployment deployment_;
+  deployment::Deployment deployment_;
   ThreadTeam team_;
   const std::unique_ptr<ScopedThreadPin> pin_ = deployment_.pin_engine_thread();
   topology::MachineProbe probe_;
@@ -494,7 +494,7 @@ EngineReport measure_decode(const EngineBenchOptions& options) {
   const int64_t longest = *std::max_element(options.contexts.begin(), options.contexts.end());
   const int64_t end = longest + options.steps;
   check_positions(options, end, "--context with --steps");
-  DeploymentOptions deployment = options.deployment;
+  deployment::DeploymentOptions deployment = options.deployment;
   deployment.chunk = std::max(deployment.chunk, rows_max);
   deployment.cache_tokens = rows_max * round_up(end, kernels::kAttentionBlock);
   deployment.cache_option.advice = "fewer --rows or a shorter --context";
@@ -531,7 +531,7 @@ EngineReport measure_decode(const EngineBenchOptions& options) {
 
 EngineReport measure_prefill(const EngineBenchOptions& options) {
   check_positions(options, options.tokens, "--tokens");
-  DeploymentOptions deployment = options.deployment;
+  deployment::DeploymentOptions deployment = options.deployment;
   deployment.cache_tokens = options.tokens;
   deployment.cache_option.advice = "fewer --tokens";
   EngineReport report;

@@ -12,7 +12,7 @@
 
 #include "base/units.h"
 #include "cli/commands.h"
-#include "cli/deployment.h"
+#include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
@@ -25,7 +25,7 @@ namespace atl::cli {
 namespace {
 
 struct EvalOptions {
-  DeploymentOptions deployment;
+  deployment::DeploymentOptions deployment;
   std::string tokens_file;
   std::string text_file;
   int64_t row_length = 0;
@@ -140,12 +140,12 @@ void eval(const EvalOptions& options) {
   }
   // Rows that share a step have a cache each: as many as begin in one step, and one more that goes
   // over its end.
-  DeploymentOptions deployment_options = options.deployment;
+  deployment::DeploymentOptions deployment_options = options.deployment;
   const int64_t rows_open = options.deployment.chunk / options.row_length + 2;
   deployment_options.cache_tokens =
       rows_open * round_up(options.row_length, kernels::kAttentionBlock);
   deployment_options.cache_option.advice = "a smaller --row-length or --chunk";
-  Deployment deployment(deployment_options);
+  deployment::Deployment deployment(deployment_options);
   if (!options.cold_start) deployment.wait_until_warm();
   const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 

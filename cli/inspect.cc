@@ -17,12 +17,12 @@
 #include "base/units.h"
 #include "cli/byte_size_option.h"
 #include "cli/commands.h"
-#include "cli/deployment.h"
+#include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
-#include "cli/memory_check.h"
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/table.h"
+#include "deployment/memory_check.h"
 #include "kernels/attention.h"
 #include "kernels/tile.h"
 #include "model/config.h"
@@ -83,7 +83,7 @@ struct PackFacts {
 struct MemoryFacts {
   int nodes = 0;  // processes; 0: the experts are in the coordinator's
   int64_t context = 0, sequences = 0;
-  DeploymentNeed need;
+  deployment::DeploymentNeed need;
   std::vector<topology::MemoryBound> bounds;
   std::optional<std::string> shortage;
   // The least number of equal nodes, each with what is free here for itself, that hold all experts;
@@ -151,7 +151,7 @@ NodeNeed need_of_node(const storage::TileStore& store, int num_nodes) {
 TileFacts tile_facts(const model::OpenedModel& loaded, const model::NumericsProfile& numerics,
                      std::optional<int> nodes) {
   const storage::ExpertCatalog& catalog = loaded.catalog;
-  const std::unique_ptr<storage::TileStore> tiles = open_tiles(loaded, numerics, {});
+  const std::unique_ptr<storage::TileStore> tiles = deployment::open_tiles(loaded, numerics, {});
   const storage::TileStore& store = *tiles;
   TileFacts facts;
   facts.format = numerics.experts().format_of(catalog.format);
@@ -188,7 +188,7 @@ MemoryFacts memory_facts(const model::OpenedModel& loaded, const InspectOptions&
   facts.sequences = options.sequences;
   facts.context =
       options.context.value_or(std::min(kDefaultContext, loaded.config.max_position_embeddings));
-  MemoryRequest request;
+  deployment::MemoryRequest request;
   request.numerics = loaded.settle(options.numerics);
   request.placement = topology::equal_placement(num_tiles, std::max(1, facts.nodes));
   request.local_node = facts.nodes == 0;
@@ -196,15 +196,15 @@ MemoryFacts memory_facts(const model::OpenedModel& loaded, const InspectOptions&
   request.node_threads = std::max(1, cores / std::max(1, facts.nodes));
   request.cache_tokens = facts.sequences * round_up(facts.context, kernels::kAttentionBlock);
   request.memory.ram_budget = options.ram_budget;
-  facts.need = memory_need(loaded, request);
+  facts.need = deployment::memory_need(loaded, request);
   facts.bounds = topology::memory_bounds();
-  facts.shortage = memory_shortage(loaded, request,
-                                   {"", "a shorter --context or fewer --sequences"}, facts.bounds);
+  facts.shortage = deployment::memory_shortage(
+      loaded, request, {"", "a shorter --context or fewer --sequences"}, facts.bounds);
   const auto bound = tightest(facts.bounds, topology::MemoryBound::Of::kMachine);
   request.local_node = false;
   for (int n = 1; bound && n <= num_tiles && facts.machines == 0; ++n) {
     request.placement = topology::equal_placement(num_tiles, n);
-    const uint64_t largest = memory_need(loaded, request).nodes.front().total();
+    const uint64_t largest = deployment::memory_need(loaded, request).nodes.front().total();
     if (largest <= bound->free_bytes) facts.machines = n;
   }
   return facts;
@@ -396,13 +396,13 @@ std::string memory_text(const Facts& facts) {
                {"KV cache", Align::kRight},
                {"buffers", Align::kRight},
                {"in all", Align::kRight}});
-  const auto add = [&](const std::string& name, const MemoryNeed& need) {
+  const auto add = [&](const std::string& name, const deployment::MemoryNeed& need) {
     table.add_row({name, format_bytes(need.experts), format_bytes(need.weights),
                    format_bytes(need.kv_cache), format_bytes(need.buffers),
                    format_bytes(need.total())});
   };
   add("coordinator", memory.need.coordinator);
-  const std::vector<MemoryNeed>& nodes = memory.need.nodes;
+  const std::vector<deployment::MemoryNeed>& nodes = memory.need.nodes;
   for (size_t n = 0, end = 0; n < nodes.size(); n = end) {
     for (end = n + 1; end < nodes.size() && nodes[end] == nodes[n];) ++end;
     add(end == n + 1 ? fmt::format("n{}", n) : fmt::format("n{} to n{}, each", n, end - 1),
@@ -503,7 +503,7 @@ Json tiles_json(const TileFacts& tiles) {
           {"equal_nodes", nodes}};
 }
 
-Json need_json(const MemoryNeed& need) {
+Json need_json(const deployment::MemoryNeed& need) {
   return {{"experts", need.experts},
           {"weights", need.weights},
           {"kv_cache", need.kv_cache},
@@ -513,7 +513,7 @@ Json need_json(const MemoryNeed& need) {
 
 Json memory_json(const MemoryFacts& memory) {
   Json nodes = Json::array(), bounds = Json::array();
-  for (const MemoryNeed& node : memory.need.nodes) nodes.push_back(need_json(node));
+  for (const deployment::MemoryNeed& node : memory.need.nodes) nodes.push_back(need_json(node));
   for (const topology::MemoryBound& bound : memory.bounds) {
     const bool shared = bound.of == topology::MemoryBound::Of::kMachine;
     bounds.push_back({{"name", bound.name},
@@ -582,8 +582,8 @@ Json tensors_json(const storage::Checkpoint& checkpoint) {
 int inspect(const InspectOptions& options) {
   const std::unique_ptr<model::OpenedModel> loaded = model::open(options.model_dir);
   const storage::Checkpoint& checkpoint = loaded->checkpoint;
-  require_nodes(options.nodes.value_or(0),
-                kernels::num_tiles(loaded->config.moe_intermediate_size));
+  deployment::require_nodes(options.nodes.value_or(0),
+                            kernels::num_tiles(loaded->config.moe_intermediate_size));
   if (options.context && *options.context > loaded->config.max_position_embeddings) {
     throw LoadError(fmt::format("--context {}: the model has {} positions", *options.context,
                                 loaded->config.max_position_embeddings));
@@ -621,7 +621,7 @@ void add_inspect_command(CLI::App& app, int* exit_code) {
       ->add_option("--nodes", options->nodes,
                    "Expert nodes to count with; unless given, tables of several and the memory of "
                    "one process")
-      ->check(CLI::Range(0, kNodesMax))
+      ->check(CLI::Range(0, deployment::kNodesMax))
       ->type_name("N");
   command
       ->add_option("--context", options->context,

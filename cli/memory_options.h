@@ -1,15 +1,7 @@
-// The options that say how an expert node keeps its tiles: how much RAM it may take, what leaves
-// first when that is full, and where missing tiles are read. What they do: docs/memory.md.
+// How an expert node keeps its tiles, on the command line.
 #pragma once
 
-#include <cstdint>
-#include <filesystem>
-#include <optional>
-#include <string>
-#include <string_view>
-#include <vector>
-
-#include "storage/tiles/expert_reader.h"
+#include "deployment/memory_options.h"
 
 namespace CLI {
 class App;
@@ -17,25 +9,10 @@ class App;
 
 namespace atl::cli {
 
-enum class Evict : uint8_t { kLru, kLfu };
-
-struct MemoryOptions {
-  std::optional<uint64_t> ram_budget;  // bytes of one node; none: all its tiles stay in RAM
-  Evict evict = Evict::kLfu;
-  std::filesystem::path usage_file;            // of this node; "": none
-  std::vector<std::filesystem::path> stripes;  // further packs of the same source
-  storage::PackIo io = storage::PackIo::kAuto;
-
-  // Those of one node of several, `name` in logs: its usage file has the name behind its own.
-  MemoryOptions of_node(std::string_view name) const;
-  // As options of a command line.
-  std::vector<std::string> arguments() const;
-};
-
 // --io into *io, borrowed for the life of the program.
 void add_io_option(CLI::App& command, storage::PackIo* io);
 // --ram-budget, --evict, --usage-file, --stripe and --io into *options, borrowed for the life of
 // the program.
-void add_memory_options(CLI::App& command, MemoryOptions* options);
+void add_memory_options(CLI::App& command, deployment::MemoryOptions* options);
 
 }  // namespace atl::cli

@@ -18,14 +18,16 @@
 #include "base/thread_team.h"
 #include "base/units.h"
 #include "cli/cluster_file_option.h"
-#include "cli/cluster_transport.h"
 #include "cli/commands.h"
-#include "cli/deployment.h"
+#include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
+#include "cli/memory_options.h"
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
 #include "cli/thread_options.h"
+#include "deployment/cluster_transport.h"
+#include "deployment/numerics.h"
 #include "expert_node/serve.h"
 #include "topology/machine.h"
 #include "transport/control/control.h"
@@ -44,7 +46,7 @@ struct NodeCommandOptions {
   std::vector<std::string> coordinators = transport::kCoordinatorNames;
   transport::TransportKind transport = transport::TransportKind::kAuto;
   model::NumericsProfile numerics;
-  MemoryOptions memory;
+  deployment::MemoryOptions memory;
   uint32_t rows_max = 512;
   topology::TeamRequest threads;
   std::vector<int> cpus;  // instead of a plan
@@ -69,7 +71,7 @@ std::string check_listen(const std::string& text) {
 // Certificates, or a secret for whoever reads our stdout.
 transport::ControlSecurity security_of(const NodeCommandOptions& options) {
   if (options.cluster)
-    return cluster_security(*options.cluster, options.cluster->node(options.name));
+    return deployment::cluster_security(*options.cluster, options.cluster->node(options.name));
   transport::ControlSecurity security;
   security.coordinators = options.coordinators;
   if (!options.keys.empty()) {
@@ -128,21 +130,21 @@ void serve(const NodeCommandOptions& options) {
   ThreadTeam team(threads.num_threads, threads.cpus);
   expert_node::NodeOptions node_options;
   node_options.name = options.name;
-  node_options.identity = identity_of(*model, numerics);
-  node_options.row_type = wire_row_type(numerics.wire);
+  node_options.identity = deployment::identity_of(*model, numerics);
+  node_options.row_type = deployment::wire_row_type(numerics.wire);
   node_options.rows_max = options.rows_max;
-  MemoryNeed need;
+  deployment::MemoryNeed need;
   need.buffers = expert_node::node_buffer_bytes(node_options, model->catalog, team.num_threads());
-  TileStorePlan plan{options.memory, need.buffers, team.num_threads(), {}};
-  need.buffers += kProgramBytes;
+  deployment::TileStorePlan plan{options.memory, need.buffers, team.num_threads(), {}};
+  need.buffers += deployment::kProgramBytes;
   if (!options.force) {
     plan.admit = [need](uint64_t ram_bytes) {
-      MemoryNeed with_tiles = need;
+      deployment::MemoryNeed with_tiles = need;
       with_tiles.experts = ram_bytes;
-      refuse_shortage_of_node(with_tiles, topology::memory_bounds());
+      deployment::refuse_shortage_of_node(with_tiles, topology::memory_bounds());
     };
   }
-  const std::unique_ptr<storage::TileStore> tiles = open_tiles(*model, numerics, plan);
+  const std::unique_ptr<storage::TileStore> tiles = deployment::open_tiles(*model, numerics, plan);
   if (plan.admit && options.memory.ram_budget) plan.admit(tiles->ram_bytes({}));
   transport::UcxOptions ucx;
   ucx.kind = options.transport;
@@ -156,10 +158,10 @@ void serve(const NodeCommandOptions& options) {
   ucx.message_bytes_max =
       std::max(largest.dispatch_payload_bytes_max(), largest.hint_payload_bytes_max());
   const std::unique_ptr<transport::Transport> transport =
-      options.cluster
-          ? make_cluster_transport(*options.cluster, options.cluster->node(options.name), security,
-                                   ucx.message_bytes_max, options.spin)
-          : transport::make_ucx_transport(ucx);
+      options.cluster ? deployment::make_cluster_transport(
+                            *options.cluster, options.cluster->node(options.name), security,
+                            ucx.message_bytes_max, options.spin)
+                      : transport::make_ucx_transport(ucx);
 
   expert_node::ExpertNode node(node_options, team, *tiles, *transport);
   const std::unique_ptr<transport::ControlServer> control =

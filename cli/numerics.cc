@@ -1,7 +1,5 @@
 #include "cli/numerics.h"
 
-#include <fmt/format.h>
-
 #include <CLI/CLI.hpp>
 
 #include "cli/help_formatter.h"
@@ -9,7 +7,6 @@
 namespace atl::cli {
 namespace {
 
-using kernels::Activations;
 using kernels::RowType;
 using kernels::WeightFormat;
 
@@ -38,48 +35,12 @@ void add_format_option(CLI::App& command, const std::string& name, const std::st
       ->type_name(kFormatNames);
 }
 
-std::string format_name(const std::optional<WeightFormat>& format) {
-  return format ? std::string(kernels::to_string(*format)) : "auto";
-}
-
 }  // namespace
-
-transport::WireRowType wire_row_type(RowType type) {
-  return type == RowType::kBf16 ? transport::WireRowType::kBf16 : transport::WireRowType::kF32;
-}
-
-std::vector<std::string> numerics_arguments(const model::NumericsProfile& profile) {
-  std::vector<std::string> arguments = {
-      "--wire",         std::string(kernels::to_string(profile.wire)),
-      "--kv",           std::string(kernels::to_string(profile.cache)),
-      "--format",       format_name(profile.format),
-      "--dense-format", format_name(profile.dense_format)};
-  if (profile.activations) {
-    arguments.insert(arguments.end(),
-                     {"--activations", std::string(kernels::to_string(*profile.activations))});
-  }
-  return arguments;
-}
-
-model::NumericsProfile numerics_of(const config::NumericsConfig& numerics) {
-  const auto row_type = [](const std::string& text) {
-    return text == "f32" ? RowType::kF32 : RowType::kBf16;
-  };
-  model::NumericsProfile profile;
-  profile.wire = row_type(numerics.wire);
-  profile.cache = row_type(numerics.kv);
-  profile.format = kernels::parse_weight_format(numerics.format);
-  profile.dense_format = kernels::parse_weight_format(numerics.dense_format);
-  if (!numerics.activations.empty()) {
-    profile.activations = kernels::parse_activations(numerics.activations);
-  }
-  return profile;
-}
 
 void take_numerics(const config::NumericsConfig& numerics, const CLI::App& command,
                    model::NumericsProfile* profile) {
   const auto is_open = [&](const char* option) { return command.count(option) == 0; };
-  const model::NumericsProfile of_file = numerics_of(numerics);
+  const model::NumericsProfile of_file = deployment::numerics_of(numerics);
   if (is_open("--wire")) profile->wire = of_file.wire;
   if (is_open("--kv")) profile->cache = of_file.cache;
   if (is_open("--format")) profile->format = of_file.format;

@@ -13,11 +13,11 @@
 #include "base/result.h"
 #include "base/units.h"
 #include "cli/commands.h"
-#include "cli/model_parts.h"
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
 #include "cli/thread_options.h"
+#include "deployment/model_parts.h"
 #include "model/config.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint/checkpoint.h"
@@ -88,7 +88,7 @@ void write(const PackCommandOptions& options) {
   if (!options.layers.empty()) pack.layers = parse_range(options.layers);
   if (!options.tiles.empty()) pack.tiles = parse_range(options.tiles);
   pack.num_threads = num_threads(options);
-  pack.window_bytes = kStagingWindowBytes;
+  pack.window_bytes = deployment::kStagingWindowBytes;
 
   const SteadyClock clock;
   const auto start = clock.now();

@@ -12,13 +12,14 @@
 #include "base/units.h"
 #include "cli/cluster_file_option.h"
 #include "cli/commands.h"
-#include "cli/memory_check.h"
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/plan_model.h"
 #include "cli/plan_report.h"
 #include "cli/plan_request.h"
 #include "config/write_tiles.h"
+#include "deployment/memory_check.h"
+#include "deployment/numerics.h"
 #include "kernels/attention.h"
 #include "model/open.h"
 #include "storage/io/file_io.h"
@@ -62,8 +63,9 @@ uint64_t cache_tokens(const config::ClusterConfig& config, const model::OpenedMo
     const auto context = static_cast<int64_t>(request.context);
     return static_cast<uint64_t>(request.sequences * round_up(context, kernels::kAttentionBlock));
   }
-  const model::NumericsProfile numerics = numerics_of(config.numerics);
-  const uint64_t block = kv_cache_bytes(model, numerics, 1) - kv_cache_bytes(model, numerics, 0);
+  const model::NumericsProfile numerics = deployment::numerics_of(config.numerics);
+  const uint64_t block = deployment::kv_cache_bytes(model, numerics, 1) -
+                         deployment::kv_cache_bytes(model, numerics, 0);
   return (std::max(*bytes / block, uint64_t{2}) - 1) * kernels::kAttentionBlock;
 }
 
@@ -81,7 +83,7 @@ Planned plan_of(const PlanOptions& options, bool with_what_if) {
                                      [&] { return probe_machine(options.probe); });
   topology::PlanRequest& request = subject.request;
   PlanModelOptions model_options;
-  model_options.numerics = numerics_of(config.numerics);
+  model_options.numerics = deployment::numerics_of(config.numerics);
   model_options.num_nodes = static_cast<int>(request.cluster.nodes.size());
   model_options.coordinator_threads = subject.coordinator_threads;
   model_options.node_threads = subject.node_threads;

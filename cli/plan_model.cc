@@ -5,9 +5,9 @@
 #include <numeric>
 
 #include "base/check.h"
-#include "cli/memory_check.h"
-#include "cli/model_parts.h"
 #include "coordinator/engine/cpu_compute.h"
+#include "deployment/memory_check.h"
+#include "deployment/model_parts.h"
 #include "kernels/panel.h"
 #include "storage/tiles/tile_store.h"
 #include "storage/tiles/usage_file.h"
@@ -131,7 +131,7 @@ void PlanModel::add_matrices(const model::NumericsProfile& numerics, ModelShape*
 }
 
 void PlanModel::add_experts(const model::NumericsProfile& numerics, ModelShape* shape) const {
-  const auto store = open_tiles(model_, numerics, {});
+  const auto store = deployment::open_tiles(model_, numerics, {});
   shape->num_tiles = store->num_tiles();
   for (int tile = 0; tile < store->num_tiles(); ++tile) {
     const kernels::TileLayout& layout = store->layout(tile);
@@ -174,15 +174,16 @@ void PlanModel::add_usage(ModelShape* shape) const {
 }
 
 void PlanModel::add_memory(const model::NumericsProfile& numerics, ModelShape* shape) const {
-  MemoryRequest request;
+  deployment::MemoryRequest request;
   request.numerics = numerics;
   request.placement.tiles_of_node.resize(static_cast<size_t>(std::max(1, options_.num_nodes)));
   request.coordinator_threads = options_.coordinator_threads;
   request.node_threads = options_.node_threads;
   request.rows_max = options_.chunk;
   request.cache_tokens = static_cast<int64_t>(options_.cache_tokens);
-  const MemoryNeed coordinator = coordinator_memory_need(model_, tensors_, request);
-  shape->program_bytes = kProgramBytes;
+  const deployment::MemoryNeed coordinator =
+      deployment::coordinator_memory_need(model_, tensors_, request);
+  shape->program_bytes = deployment::kProgramBytes;
   shape->coordinator_bytes = coordinator.total();
   shape->kv_cache_bytes = coordinator.kv_cache;
   const bool int8_rows =
@@ -205,11 +206,12 @@ void PlanModel::add_memory(const model::NumericsProfile& numerics, ModelShape* s
                           coordinator::CpuCompute::buffer_bytes(model_.config, options_.chunk);
   }
   for (int count = 0; count <= shape->num_tiles; ++count) {
-    const MemoryNeed need = node_memory_need(model_, request, first_tiles(count));
-    shape->node_bytes.push_back(need.total() - kProgramBytes);
+    const deployment::MemoryNeed need =
+        deployment::node_memory_need(model_, request, first_tiles(count));
+    shape->node_bytes.push_back(need.total() - deployment::kProgramBytes);
     if (count > 0) continue;
-    const auto store = open_tiles(model_, numerics, {});
-    shape->node_bytes_min = need.buffers - kProgramBytes + store->ram_bytes_min();
+    const auto store = deployment::open_tiles(model_, numerics, {});
+    shape->node_bytes_min = need.buffers - deployment::kProgramBytes + store->ram_bytes_min();
   }
 }
 

@@ -61,6 +61,10 @@ ProgressStyle stderr_progress_style() {
   return style;
 }
 
+std::unique_ptr<Progress> draw_progress(const std::string& label) {
+  return std::make_unique<ProgressBar>(label);
+}
+
 ProgressBar::ProgressBar(std::string label)
     : ProgressBar(std::move(label), stderr_progress_style(), steady_clock(), write_stderr) {}
 

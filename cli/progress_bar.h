@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -23,6 +24,9 @@ struct ProgressStyle {
 // What stderr is: a terminal or not, its width; colours unless NO_COLOR is set.
 ProgressStyle stderr_progress_style();
 
+// Bars on stderr.
+std::unique_ptr<Progress> draw_progress(const std::string& label);
+
 // "loading experts  42 % [####------] 1.20 GiB of 2.90 GiB, 850 MB/s, ETA 2.10 s". Thread-safe.
 // Ends its line when all bytes are there, at finish(), or when destroyed.
 class ProgressBar final : public Progress {
@@ -36,15 +40,10 @@ class ProgressBar final : public Progress {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  // What the bytes are made of, such as the loads of several nodes: shown below the bar on a
-  // terminal (of many the least advanced), as shares in the plain lines.
-  struct Part {
-    std::string name;
-    uint64_t done_bytes = 0, total_bytes = 0;
-  };
-  void set_parts(std::vector<Part> parts);
+  // Parts are shown below the bar on a terminal (of many the least advanced), as shares in the
+  // plain lines.
+  void set_parts(std::vector<Part> parts) override;
 
-  // Begins to count `total_bytes`; a second start begins anew.
   void start(uint64_t total_bytes) override;
   void advance(uint64_t bytes) override;
   // Draws the last state and ends the line; once, and nothing before start().

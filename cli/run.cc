@@ -9,7 +9,7 @@
 
 #include "base/units.h"
 #include "cli/commands.h"
-#include "cli/deployment.h"
+#include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/stats_report.h"
@@ -24,7 +24,7 @@ namespace atl::cli {
 namespace {
 
 struct RunOptions {
-  DeploymentOptions deployment;
+  deployment::DeploymentOptions deployment;
   PromptSource prompt;
   bool chat = false;
   int64_t max_tokens = 128;
@@ -97,11 +97,11 @@ void run(const RunOptions& options) {
                                 config.max_position_embeddings));
   }
 
-  DeploymentOptions deployment_options = options.deployment;
+  deployment::DeploymentOptions deployment_options = options.deployment;
   deployment_options.cache_tokens =
       std::min(prompt_tokens + options.max_tokens, config.max_position_embeddings);
   deployment_options.cache_option.advice = "fewer --max-tokens";
-  Deployment deployment(deployment_options);
+  deployment::Deployment deployment(deployment_options);
   const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 
   model::Sampler sampler;

@@ -19,7 +19,7 @@
 #include "cli/admin_server.h"
 #include "cli/byte_size_option.h"
 #include "cli/commands.h"
-#include "cli/deployment.h"
+#include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
@@ -39,7 +39,7 @@ constexpr int64_t kDefaultContexts = 16;
 constexpr uint64_t kDefaultCacheBytes = uint64_t{4} << 30;
 
 struct ServeOptions {
-  DeploymentOptions deployment;
+  deployment::DeploymentOptions deployment;
   std::string host = "127.0.0.1";
   int port = 8080;
   std::string model_name;
@@ -304,7 +304,7 @@ void serve(ServeOptions options) {
   log_info("loading {}; {}/health answers", model_dir.string(), url);
   service.tell_status(fmt::format("loading {}", model_dir.string()));
 
-  Deployment deployment(options.deployment);
+  deployment::Deployment deployment(options.deployment);
   if (!options.cold_start) deployment.wait_until_warm();
   api_settings.system_fingerprint = deployment.short_fingerprint();
   api_settings.weights_and_numerics = deployment.fingerprint();

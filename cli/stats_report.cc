@@ -38,9 +38,9 @@ nlohmann::json hints_to_json(const coordinator::HintStats& hints) {
           {"foretold", hints.foretold}, {"recall", hints.recall()}, {"waste", hints.waste()}};
 }
 
-nlohmann::json nodes_to_json(const std::vector<Deployment::NodeReport>& nodes) {
+nlohmann::json nodes_to_json(const std::vector<deployment::Deployment::NodeReport>& nodes) {
   nlohmann::json list = nlohmann::json::array();
-  for (const Deployment::NodeReport& node : nodes) {
+  for (const deployment::Deployment::NodeReport& node : nodes) {
     list.push_back({{"name", node.name},
                     {"tiles", node.num_tiles},
                     {"threads", node.num_threads},
@@ -74,7 +74,8 @@ RunFigures run_figures(int64_t prompt_tokens, const coordinator::GenerateResult&
 }
 
 std::string run_json(const RunFigures& figures, const std::string& text,
-                     const coordinator::GenerateResult& result, Deployment& deployment) {
+                     const coordinator::GenerateResult& result,
+                     deployment::Deployment& deployment) {
   const HugePageUse memory = huge_page_use();
   const nlohmann::json json = {
       {"text", text},
@@ -146,7 +147,7 @@ double stall_seconds(const ExpertCacheStats& stats) {
   return sum;
 }
 
-std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
+std::string cache_text(const std::vector<deployment::Deployment::NodeReport>& nodes,
                        const coordinator::HintStats& hints, uint64_t num_steps) {
   const auto latency = [](const ExpertCacheStats& cache, double q) -> std::string {
     const std::optional<ReadLatency> time = read_latency(cache, q);
@@ -168,7 +169,7 @@ std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
                {"stall/step", Align::kRight},
                {"evicted", Align::kRight}});
   bool any = false;
-  for (const Deployment::NodeReport& node : nodes) {
+  for (const deployment::Deployment::NodeReport& node : nodes) {
     const ExpertCacheStats& cache = node.stats.cache;
     const uint64_t asked = cache.hits + cache.misses;
     any = any || asked > 0;
@@ -202,13 +203,13 @@ std::string cache_text(const std::vector<Deployment::NodeReport>& nodes,
   return text;
 }
 
-std::string nodes_json(Deployment& deployment) {
+std::string nodes_json(deployment::Deployment& deployment) {
   return nlohmann::json{{"prefetch", hints_to_json(deployment.engine().hint_stats())},
                         {"nodes", nodes_to_json(deployment.node_reports())}}
       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-std::string nodes_text(const std::vector<Deployment::NodeReport>& nodes) {
+std::string nodes_text(const std::vector<deployment::Deployment::NodeReport>& nodes) {
   Table places({{"node"}, {"tiles", Align::kRight}, {"threads", Align::kRight}, {"links"}});
   Table work({{"node"},
               {"dispatches", Align::kRight},
@@ -217,7 +218,7 @@ std::string nodes_text(const std::vector<Deployment::NodeReport>& nodes) {
               {"in", Align::kRight},
               {"out", Align::kRight},
               {"compute", Align::kRight}});
-  for (const Deployment::NodeReport& node : nodes) {
+  for (const deployment::Deployment::NodeReport& node : nodes) {
     const transport::NodeStats& stats = node.stats;
     places.add_row(
         {node.name, std::to_string(node.num_tiles), std::to_string(node.num_threads), stats.links});
@@ -228,8 +229,8 @@ std::string nodes_text(const std::vector<Deployment::NodeReport>& nodes) {
   return places.to_string("") + "\n" + work.to_string("");
 }
 
-void print_nodes(Deployment& deployment) {
-  const std::vector<Deployment::NodeReport> nodes = deployment.node_reports();
+void print_nodes(deployment::Deployment& deployment) {
+  const std::vector<deployment::Deployment::NodeReport> nodes = deployment.node_reports();
   fmt::print(stderr, "\n{}", nodes_text(nodes));
   const std::string caches =
       cache_text(nodes, deployment.engine().hint_stats(), deployment.engine().times().steps);
@@ -237,7 +238,7 @@ void print_nodes(Deployment& deployment) {
 }
 
 // Where this process's threads run and what of its memory lies on huge pages.
-void print_placement(const Deployment& deployment) {
+void print_placement(const deployment::Deployment& deployment) {
   const HugePageUse memory = huge_page_use();
   const double share =
       rate(static_cast<double>(memory.huge_bytes) * 100, static_cast<double>(memory.memory_bytes));
@@ -245,7 +246,7 @@ void print_placement(const Deployment& deployment) {
              topology::describe(deployment.threads()), format_bytes(memory.memory_bytes), share);
 }
 
-void print_stats(const RunFigures& figures, Deployment& deployment) {
+void print_stats(const RunFigures& figures, deployment::Deployment& deployment) {
   fmt::print(stderr,
              "\nload {}; prompt {} tokens in {} ({:.1f} tokens/s);\n"
              "generated {} tokens, the last {} at {:.1f} tokens/s\n",

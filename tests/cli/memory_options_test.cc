@@ -13,8 +13,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-MemoryOptions parse(std::vector<std::string> arguments) {
-  MemoryOptions options;
+deployment::MemoryOptions parse(std::vector<std::string> arguments) {
+  deployment::MemoryOptions options;
   CLI::App app;
   add_memory_options(app, &options);
   std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
@@ -32,9 +32,9 @@ std::string error_of(std::vector<std::string> arguments) {
 }
 
 TEST(MemoryOptions, ask_for_nothing_unless_given) {
-  const MemoryOptions options = parse({});
+  const deployment::MemoryOptions options = parse({});
   EXPECT_FALSE(options.ram_budget);
-  EXPECT_EQ(options.evict, Evict::kLfu);
+  EXPECT_EQ(options.evict, deployment::Evict::kLfu);
   EXPECT_TRUE(options.usage_file.empty());
   EXPECT_THAT(options.stripes, IsEmpty());
   EXPECT_EQ(options.io, storage::PackIo::kAuto);
@@ -57,7 +57,7 @@ TEST(MemoryOptions, refuse_unknown_words) {
 }
 
 TEST(MemoryOptions, take_several_stripes_each_behind_its_own_option) {
-  const MemoryOptions options = parse({"--stripe", "/a/p", "--stripe", "/b/p"});
+  const deployment::MemoryOptions options = parse({"--stripe", "/a/p", "--stripe", "/b/p"});
   EXPECT_THAT(options.stripes, ElementsAre("/a/p", "/b/p"));
   EXPECT_THAT(error_of({"--stripe", "/a/p", "/b/p"}), HasSubstr("/b/p"));
 }
@@ -69,8 +69,8 @@ TEST(MemoryOptions, are_the_same_after_being_passed_on) {
       {"--io", "registered"},
       {"--stripe", "/a/p", "--stripe", "/b/p"}};
   for (const std::vector<std::string>& arguments : kCases) {
-    const MemoryOptions options = parse(arguments);
-    const MemoryOptions again = parse(options.arguments());
+    const deployment::MemoryOptions options = parse(arguments);
+    const deployment::MemoryOptions again = parse(options.arguments());
     EXPECT_EQ(again.ram_budget, options.ram_budget);
     EXPECT_EQ(again.evict, options.evict);
     EXPECT_EQ(again.usage_file, options.usage_file);
@@ -80,11 +80,12 @@ TEST(MemoryOptions, are_the_same_after_being_passed_on) {
 }
 
 TEST(MemoryOptions, of_each_node_have_a_usage_file_of_their_own) {
-  const MemoryOptions options = parse({"--usage-file", "/u/file", "--ram-budget", "1GiB"});
+  const deployment::MemoryOptions options =
+      parse({"--usage-file", "/u/file", "--ram-budget", "1GiB"});
   EXPECT_EQ(options.of_node("n0").usage_file, "/u/file.n0");
   EXPECT_EQ(options.of_node("n11").usage_file, "/u/file.n11");
   EXPECT_EQ(options.of_node("n0").ram_budget, options.ram_budget);
-  EXPECT_TRUE(MemoryOptions{}.of_node("n0").usage_file.empty());
+  EXPECT_TRUE(deployment::MemoryOptions{}.of_node("n0").usage_file.empty());
 }
 
 }  // namespace

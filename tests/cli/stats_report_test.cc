@@ -33,8 +33,8 @@ TEST(ReadLatency, has_no_upper_end_in_the_last_bucket) {
   EXPECT_EQ(read_latency(stats, 0.5)->seconds, std::ldexp(1e-6, 23));
 }
 
-std::vector<Deployment::NodeReport> two_nodes() {
-  std::vector<Deployment::NodeReport> nodes(2);
+std::vector<deployment::Deployment::NodeReport> two_nodes() {
+  std::vector<deployment::Deployment::NodeReport> nodes(2);
   nodes[0].name = "n0";
   ExpertCacheStats& cache = nodes[0].stats.cache;
   cache.slots = 400;
@@ -61,14 +61,14 @@ TEST(CacheText, has_a_row_for_each_node) {
 }
 
 TEST(CacheText, is_silent_where_nothing_was_asked_for) {
-  std::vector<Deployment::NodeReport> nodes(1);
+  std::vector<deployment::Deployment::NodeReport> nodes(1);
   nodes[0].stats.cache.slots = 4;
   EXPECT_EQ(cache_text(nodes, {}, 10), "");
 }
 
 // A million steps of a large deployment.
 TEST(StatsText, fits_80_columns) {
-  std::vector<Deployment::NodeReport> nodes(17);
+  std::vector<deployment::Deployment::NodeReport> nodes(17);
   for (size_t n = 0; n < nodes.size(); ++n) {
     nodes[n].name = "n" + std::to_string(n);
     nodes[n].num_tiles = 16;
@@ -96,7 +96,7 @@ TEST(StatsText, fits_80_columns) {
 }
 
 TEST(CacheText, tells_what_hints_were_worth_and_what_was_damaged) {
-  std::vector<Deployment::NodeReport> nodes = two_nodes();
+  std::vector<deployment::Deployment::NodeReport> nodes = two_nodes();
   nodes[1].stats.cache.hinted = 40;
   nodes[1].stats.cache.hints_used = 30;
   nodes[1].stats.cache.hints_wasted = 5;

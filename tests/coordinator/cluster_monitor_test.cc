@@ -7,7 +7,7 @@
 #include <numeric>
 #include <thread>
 
-#include "cli/deployment.h"
+#include "deployment/deployment.h"
 #include "tests/support/golden.h"
 
 namespace atl::coordinator {
@@ -17,13 +17,12 @@ using testing::Each;
 using testing::IsEmpty;
 using testing::SizeIs;
 
-cli::DeploymentOptions options_for(int nodes) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions options_for(int nodes) {
+  deployment::DeploymentOptions options;
   options.model_dir = test::tests_dir() / "models/tiny-fp8";
   options.nodes = nodes;
   options.threads = 1;
   options.cache_tokens = 1024;
-  options.progress = false;
   options.node_program = ATOLL_BINARY;
   return options;
 }
@@ -52,7 +51,7 @@ ClusterSnapshot snapshot_with_stats(const ClusterMonitor& monitor) {
 TEST(ClusterMonitor, counts_rows_of_experts_and_asks_the_nodes) {
   for (const int nodes : {0, 2}) {
     SCOPED_TRACE(nodes);
-    cli::Deployment deployment(options_for(nodes));
+    deployment::Deployment deployment(options_for(nodes));
     ManualClock clock;
     ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(), deployment.cluster(),
                            clock, {.ask_every = std::chrono::milliseconds(1)});
@@ -85,7 +84,7 @@ TEST(ClusterMonitor, counts_rows_of_experts_and_asks_the_nodes) {
 }
 
 TEST(ClusterMonitor, tells_that_a_node_was_lost_and_is_back_with_its_tiles) {
-  cli::Deployment deployment(options_for(2));
+  deployment::Deployment deployment(options_for(2));
   ManualClock clock;
   ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(), deployment.cluster(), clock);
   ASSERT_EQ(::kill(deployment.child_pids()[1], SIGKILL), 0);

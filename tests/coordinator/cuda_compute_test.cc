@@ -8,20 +8,19 @@
 
 #include <cstring>
 
-#include "cli/deployment.h"
 #include "coordinator/engine/engine.h"
+#include "deployment/deployment.h"
 #include "tests/support/golden.h"
 
 namespace atl::coordinator {
 namespace {
 
-cli::DeploymentOptions options_for(const std::string& model, const std::string& device) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions options_for(const std::string& model, const std::string& device) {
+  deployment::DeploymentOptions options;
   options.model_dir = test::tests_dir() / "models" / model;
   options.device = device;
   options.threads = 1;
   options.cache_tokens = 1024;
-  options.progress = false;
   return options;
 }
 
@@ -87,10 +86,10 @@ Record run(Engine& engine, std::span<const int64_t> steps) {
   return record;
 }
 
-void expect_equal_steps(const cli::DeploymentOptions& on_cpu) {
-  cli::DeploymentOptions on_gpu = on_cpu;
+void expect_equal_steps(const deployment::DeploymentOptions& on_cpu) {
+  deployment::DeploymentOptions on_gpu = on_cpu;
   on_gpu.device = "cuda:0";
-  cli::Deployment cpu(on_cpu), gpu(on_gpu);
+  deployment::Deployment cpu(on_cpu), gpu(on_gpu);
   EXPECT_EQ(cpu.device(), "cpu");
   EXPECT_THAT(gpu.device(), testing::StartsWith("cuda:0 ("));
   // One row, a few, more than are attended at once; chunks that end within blocks of the cache.
@@ -121,7 +120,7 @@ TEST_F(OnGpu, gives_the_cpu_s_bits_after_every_layer_of_every_kind_of_model) {
 }
 
 TEST_F(OnGpu, gives_the_cpu_s_bits_with_int4_weights_an_f32_cache_and_hints) {
-  cli::DeploymentOptions options = options_for("tiny-fp8", "cpu");
+  deployment::DeploymentOptions options = options_for("tiny-fp8", "cpu");
   options.numerics.dense_format = kernels::WeightFormat::kInt4;
   options.numerics.activations = kernels::Activations::kF32;
   options.numerics.cache = kernels::RowType::kF32;
@@ -130,7 +129,8 @@ TEST_F(OnGpu, gives_the_cpu_s_bits_with_int4_weights_an_f32_cache_and_hints) {
 }
 
 TEST_F(OnGpu, reuses_a_prefix_and_mixes_sequences_as_the_cpu) {
-  cli::Deployment cpu(options_for("tiny-fp8", "cpu")), gpu(options_for("tiny-fp8", "cuda:0"));
+  deployment::Deployment cpu(options_for("tiny-fp8", "cpu")),
+      gpu(options_for("tiny-fp8", "cuda:0"));
   const std::vector<int32_t> prompt = some_tokens(150, 3000), other = some_tokens(3, 3000);
   const auto logits_of = [&](Engine& engine) {
     Sequence first;
@@ -163,19 +163,20 @@ TEST_F(OnGpu, reuses_a_prefix_and_mixes_sequences_as_the_cpu) {
 }
 
 TEST_F(OnGpu, refuses_what_it_has_no_kernel_for_and_auto_takes_the_cpu) {
-  cli::DeploymentOptions options = options_for("tiny-fp8", "cuda:0");
+  deployment::DeploymentOptions options = options_for("tiny-fp8", "cuda:0");
   options.numerics.dense_format = kernels::WeightFormat::kInt4;
   options.numerics.activations = kernels::Activations::kI8;
   try {
-    cli::Deployment deployment(options);
+    deployment::Deployment deployment(options);
     FAIL() << "started";
   } catch (const LoadError& error) {
-    EXPECT_THAT(error.what(), testing::HasSubstr("--device cuda:0: dense weights that meet rows rounded to int8"));
+    EXPECT_THAT(error.what(), testing::HasSubstr(
+                                  "--device cuda:0: dense weights that meet rows rounded to int8"));
   }
   options.device = "auto";
-  EXPECT_EQ(cli::Deployment(options).device(), "cpu");
+  EXPECT_EQ(deployment::Deployment(options).device(), "cpu");
   options = options_for("tiny-fp8", "cuda:99");
-  EXPECT_THROW(cli::Deployment deployment(options), LoadError);
+  EXPECT_THROW(deployment::Deployment deployment(options), LoadError);
 }
 
 }  // namespace

@@ -9,8 +9,8 @@
 #include <map>
 #include <set>
 
-#include "cli/deployment.h"
 #include "coordinator/serving/generate.h"
+#include "deployment/deployment.h"
 #include "model/sampler.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"
@@ -21,12 +21,12 @@ namespace {
 
 using testing::HasSubstr;
 
-cli::DeploymentOptions options_for(const std::filesystem::path& model, int64_t cache_tokens) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions options_for(const std::filesystem::path& model,
+                                          int64_t cache_tokens) {
+  deployment::DeploymentOptions options;
   options.model_dir = model;
   options.threads = 1;
   options.cache_tokens = cache_tokens;
-  options.progress = false;
   return options;
 }
 
@@ -47,7 +47,7 @@ Result<std::vector<float>> step(Engine& engine, Sequence& sequence, std::vector<
 }
 
 TEST(Engine, steps_of_mixed_sequences_give_each_what_it_gets_alone) {
-  cli::Deployment deployment(options_for(tiny(), 1024));
+  deployment::Deployment deployment(options_for(tiny(), 1024));
   Engine& engine = deployment.engine();
   Sequence alone;
   auto first = step(engine, alone, {0, 42, 699});
@@ -74,7 +74,7 @@ TEST(Engine, steps_of_mixed_sequences_give_each_what_it_gets_alone) {
 // Rows of prompts whose logits nobody wants end in the last layer's cache: its attention and
 // experts are for the others alone. Each wanted row has the bits that it has among all.
 TEST(Engine, the_last_layer_computes_the_wanted_rows_only) {
-  cli::Deployment deployment(options_for(tiny(), 1024));
+  deployment::Deployment deployment(options_for(tiny(), 1024));
   Engine& engine = deployment.engine();
   const auto& config = deployment.config();
   const int64_t moe_layers = config.num_hidden_layers - config.first_k_dense_replace;
@@ -121,7 +121,7 @@ TEST(Engine, the_last_layer_computes_the_wanted_rows_only) {
 }
 
 TEST(Engine, a_bad_token_or_too_long_a_context_stops_that_sequence_only) {
-  cli::Deployment deployment(options_for(tiny(), 1024));
+  deployment::Deployment deployment(options_for(tiny(), 1024));
   Engine& engine = deployment.engine();
   Sequence good, bad, longer;
   longer.num_tokens = deployment.config().max_position_embeddings;
@@ -148,7 +148,7 @@ TEST(Engine, a_bad_token_or_too_long_a_context_stops_that_sequence_only) {
 }
 
 TEST(Engine, a_made_up_context_is_attended_to_and_depends_on_its_seed_only) {
-  cli::Deployment deployment(options_for(tiny(), 1024));
+  deployment::Deployment deployment(options_for(tiny(), 1024));
   Engine& engine = deployment.engine();
   const auto after_context = [&](int64_t tokens, uint64_t seed) {
     Sequence sequence;
@@ -168,7 +168,7 @@ TEST(Engine, a_made_up_context_is_attended_to_and_depends_on_its_seed_only) {
 }
 
 TEST(Engine, a_made_up_context_must_fit_the_cache_and_the_model) {
-  cli::Deployment deployment(options_for(tiny(), 64));  // two blocks
+  deployment::Deployment deployment(options_for(tiny(), 64));  // two blocks
   Engine& engine = deployment.engine();
   Sequence sequence;
   EXPECT_EQ(engine.fill_context(sequence, 129, 1).error().code, ErrorCode::kOverloaded);
@@ -182,7 +182,7 @@ TEST(Engine, a_made_up_context_must_fit_the_cache_and_the_model) {
 }
 
 TEST(Engine, a_full_cache_is_an_answer_and_released_blocks_serve_again) {
-  cli::Deployment deployment(options_for(tiny(), 64));  // two blocks
+  deployment::Deployment deployment(options_for(tiny(), 64));  // two blocks
   Engine& engine = deployment.engine();
   Sequence a, b;
   ASSERT_TRUE(step(engine, a, std::vector<int32_t>(100, 5)));
@@ -197,7 +197,7 @@ TEST(Engine, a_full_cache_is_an_answer_and_released_blocks_serve_again) {
 
 // Prefixes that are found in the cache give the same bits as computing them, whole blocks only.
 TEST(Engine, a_kept_prefix_is_reused_and_changes_no_bit) {
-  cli::Deployment deployment(options_for(tiny(), 1024));
+  deployment::Deployment deployment(options_for(tiny(), 1024));
   Engine& engine = deployment.engine();
   std::vector<int32_t> tokens(150);
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(7 * i % 3000);
@@ -250,7 +250,7 @@ TEST(Engine, a_value_out_of_range_names_layer_and_expert_and_spares_the_other_ro
   int32_t victim = -1, bystander = -1;
   std::vector<int32_t> victim_experts;
   {
-    cli::Deployment deployment(options_for(dir.path(), 1024));
+    deployment::Deployment deployment(options_for(dir.path(), 1024));
     std::vector<std::vector<int32_t>> routes_of;
     for (int32_t token = 0; token < 40; ++token) {
       Sequence sequence;
@@ -275,7 +275,7 @@ TEST(Engine, a_value_out_of_range_names_layer_and_expert_and_spares_the_other_ro
       "model.layers.1.mlp.experts." + std::to_string(expert) + ".down_proj.weight_scale_inv", 0, 4,
       1e30f);
 
-  cli::Deployment deployment(options_for(dir.path(), 1024));
+  deployment::Deployment deployment(options_for(dir.path(), 1024));
   Sequence bad, good;
   const std::vector<int32_t> bad_tokens = {victim}, good_tokens = {bystander};
   const SequenceRows rows[] = {{&bad, bad_tokens, WantLogits::kLast},
@@ -358,10 +358,10 @@ std::vector<float> decode(Engine& engine, int num_sequences, int num_steps,
 }
 
 TEST(Prefetch, changes_no_bit_and_counts_what_its_hints_were_worth) {
-  cli::DeploymentOptions options = options_for(tiny(), 2048);
-  cli::Deployment without(options);
+  deployment::DeploymentOptions options = options_for(tiny(), 2048);
+  deployment::Deployment without(options);
   options.prefetch = Prefetch::kNextLayer;
-  cli::Deployment with(options);
+  deployment::Deployment with(options);
   for (const int sequences : {1, 3, static_cast<int>(kHintRowsMax)}) {
     HintObserver observer;
     const HintStats before = with.engine().hint_stats();
@@ -385,9 +385,9 @@ TEST(Prefetch, changes_no_bit_and_counts_what_its_hints_were_worth) {
 // The model has learnt, so its residual stream changes little from layer to layer: a blind choice
 // of 4 of 32 experts would be right in one case of eight.
 TEST(Prefetch, foretells_far_better_than_chance) {
-  cli::DeploymentOptions options = options_for(tiny(), 2048);
+  deployment::DeploymentOptions options = options_for(tiny(), 2048);
   options.prefetch = Prefetch::kNextLayer;
-  cli::Deployment deployment(options);
+  deployment::Deployment deployment(options);
   decode(deployment.engine(), 1, 40);
   const HintStats stats = deployment.engine().hint_stats();
   EXPECT_GT(stats.recall(), 0.4);
@@ -395,16 +395,16 @@ TEST(Prefetch, foretells_far_better_than_chance) {
 }
 
 TEST(Prefetch, steps_of_more_rows_get_no_hint) {
-  cli::DeploymentOptions options = options_for(tiny(), 4096);
+  deployment::DeploymentOptions options = options_for(tiny(), 4096);
   options.prefetch = Prefetch::kNextLayer;
-  cli::Deployment deployment(options);
+  deployment::Deployment deployment(options);
   decode(deployment.engine(), static_cast<int>(kHintRowsMax) + 1, 2);
   EXPECT_EQ(deployment.engine().hint_stats(), HintStats{});
   EXPECT_EQ(deployment.node_reports()[0].traffic.hints, 0u);
 }
 
 TEST(Generate, the_same_seed_gives_the_same_tokens_and_another_seed_others) {
-  cli::Deployment deployment(options_for(tiny(), 256));
+  deployment::Deployment deployment(options_for(tiny(), 256));
   model::Sampler sampler;
   GenerateRequest request;
   request.prompt = {0, 42, 699, 14};
@@ -424,8 +424,8 @@ TEST(Generate, the_same_seed_gives_the_same_tokens_and_another_seed_others) {
 }
 
 TEST(Generate, ends_at_a_stop_id_at_max_tokens_and_at_the_last_position) {
-  cli::DeploymentOptions options = options_for(tiny(), 2048);
-  cli::Deployment deployment(options);
+  deployment::DeploymentOptions options = options_for(tiny(), 2048);
+  deployment::Deployment deployment(options);
   model::Sampler sampler;
   GenerateRequest request;
   request.prompt = {0, 42, 699, 14};

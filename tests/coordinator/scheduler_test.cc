@@ -13,8 +13,8 @@
 #include <set>
 #include <thread>
 
-#include "cli/deployment.h"
 #include "coordinator/serving/generate.h"
+#include "deployment/deployment.h"
 #include "tests/support/golden.h"
 
 namespace atl::coordinator {
@@ -26,13 +26,12 @@ using testing::IsEmpty;
 
 constexpr int32_t kVocab = 3328;
 
-cli::DeploymentOptions options_for(int64_t cache_tokens, int64_t chunk, int threads) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions options_for(int64_t cache_tokens, int64_t chunk, int threads) {
+  deployment::DeploymentOptions options;
   options.model_dir = test::tests_dir() / "models/tiny-fp8";
   options.threads = threads;
   options.chunk = chunk;
   options.cache_tokens = cache_tokens - 64;  // a deployment adds a block
-  options.progress = false;
   return options;
 }
 
@@ -152,7 +151,7 @@ class SchedulerTest : public testing::Test {
   }
 
   ManualClock clock_;
-  std::optional<cli::Deployment> deployment_;
+  std::optional<deployment::Deployment> deployment_;
   int64_t cache_tokens_ = 0, chunk_ = 0;
   std::map<GenerationId, Outcome> outcomes_;
   std::optional<Scheduler> scheduler_;

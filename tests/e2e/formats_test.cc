@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "cli/deployment.h"
 #include "coordinator/engine/evaluate.h"
+#include "deployment/deployment.h"
 #include "tests/support/golden.h"
 
 namespace atl {
@@ -19,9 +19,10 @@ using test::GoldenFolder;
 
 const std::filesystem::path kTinyFp8 = test::tests_dir() / "models/tiny-fp8";
 
-cli::DeploymentOptions options_of(std::optional<WeightFormat> experts,
-                                  std::optional<WeightFormat> dense, Activations activations) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions options_of(std::optional<WeightFormat> experts,
+                                         std::optional<WeightFormat> dense,
+                                         Activations activations) {
+  deployment::DeploymentOptions options;
   options.model_dir = kTinyFp8;
   options.numerics.format = experts;
   options.numerics.dense_format = dense;
@@ -29,7 +30,6 @@ cli::DeploymentOptions options_of(std::optional<WeightFormat> experts,
     options.numerics.activations = activations;
   }
   options.cache_tokens = 2048;
-  options.progress = false;
   options.node_program = ATOLL_BINARY;
   return options;
 }
@@ -43,8 +43,9 @@ std::vector<std::vector<int32_t>> rows_of(const GoldenFolder& golden, const std:
   return rows;
 }
 
-double nll(const cli::DeploymentOptions& options, const std::vector<std::vector<int32_t>>& rows) {
-  cli::Deployment deployment(options);
+double nll(const deployment::DeploymentOptions& options,
+           const std::vector<std::vector<int32_t>>& rows) {
+  deployment::Deployment deployment(options);
   auto result = coordinator::evaluate(deployment.engine(), rows, {}, nullptr);
   EXPECT_TRUE(result) << (result ? "" : result.error().message);
   return result ? result->nll : NAN;
@@ -85,9 +86,9 @@ TEST(Formats, cost_little_perplexity) {
   }
 }
 
-std::vector<float> logits(const cli::DeploymentOptions& options,
+std::vector<float> logits(const deployment::DeploymentOptions& options,
                           const std::vector<std::vector<int32_t>>& rows) {
-  cli::Deployment deployment(options);
+  deployment::Deployment deployment(options);
   std::vector<float> all;
   coordinator::EvaluateOptions evaluate;
   evaluate.chunk = options.chunk;
@@ -108,7 +109,7 @@ TEST(Formats, give_the_same_bits_on_any_layout_and_in_any_chunk) {
   for (const auto& [format, activations] : formats) {
     SCOPED_TRACE(to_string(format));
     SCOPED_TRACE(to_string(activations));
-    cli::DeploymentOptions options = options_of(format, format, activations);
+    deployment::DeploymentOptions options = options_of(format, format, activations);
     options.threads = 1;
     const std::vector<float> expected = logits(options, rows);
     ASSERT_FALSE(expected.empty());

@@ -10,9 +10,9 @@
 #include <cmath>
 #include <set>
 
-#include "cli/deployment.h"
 #include "coordinator/engine/evaluate.h"
 #include "coordinator/serving/generate.h"
+#include "deployment/deployment.h"
 #include "model/sampler.h"
 #include "tests/support/golden.h"
 
@@ -30,13 +30,12 @@ struct Profile {
 constexpr Profile kFp32{kernels::RowType::kF32, 1e-4};
 constexpr Profile kBf16{kernels::RowType::kBf16, 0.204};
 
-cli::DeploymentOptions deployment_options(const std::filesystem::path& model, Profile profile,
-                                          int64_t cache_tokens) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions deployment_options(const std::filesystem::path& model,
+                                                 Profile profile, int64_t cache_tokens) {
+  deployment::DeploymentOptions options;
   options.model_dir = model;
   options.numerics.wire = options.numerics.cache = profile.type;
   options.cache_tokens = cache_tokens;
-  options.progress = false;
   options.threads = 2;
   return options;
 }
@@ -83,7 +82,8 @@ struct SequenceResult {
   std::vector<std::vector<float>> logits;  // [position]
 };
 
-SequenceResult evaluate_sequence(cli::Deployment& deployment, const std::vector<int32_t>& ids) {
+SequenceResult evaluate_sequence(deployment::Deployment& deployment,
+                                 const std::vector<int32_t>& ids) {
   SequenceResult result{Recorder(deployment.config()), std::vector<std::vector<float>>(ids.size())};
   coordinator::EvaluateOptions options;
   options.observer = &result.recorder;
@@ -185,7 +185,7 @@ TEST_P(RandomModel, layers_routes_and_logits_agree_in_fp32) {
   const std::filesystem::path model = tests_dir() / "models" / GetParam();
   const GoldenFolder golden(model / "golden");
   const std::vector<int32_t> ids = golden.ids("ids").data;
-  cli::Deployment deployment(deployment_options(model, kFp32, ids.size()));
+  deployment::Deployment deployment(deployment_options(model, kFp32, ids.size()));
   const SequenceResult result = evaluate_sequence(deployment, ids);
   const GoldenArray<float> logits = golden.f32("logits");
   const std::vector<int32_t> positions = golden_positions(golden, logits.shape[0]);
@@ -208,7 +208,7 @@ TEST_P(RandomModelGreedy, tokens_agree_in_fp32) {
   const auto expected = golden.index().at("greedy").get<std::vector<int32_t>>();
   ASSERT_FALSE(expected.empty());
   const std::vector<int32_t> ids = golden.ids("ids").data;
-  cli::Deployment deployment(deployment_options(model, kFp32, ids.size() + expected.size()));
+  deployment::Deployment deployment(deployment_options(model, kFp32, ids.size() + expected.size()));
   coordinator::GenerateRequest request;
   request.prompt = ids;
   request.max_tokens = static_cast<int64_t>(expected.size());
@@ -241,7 +241,7 @@ class TinyModel : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(TinyModel, layers_routes_and_logits_agree_in_fp32) {
-  cli::Deployment deployment(deployment_options(model(), kFp32, 64));
+  deployment::Deployment deployment(deployment_options(model(), kFp32, 64));
   for (const auto& prompt : golden_.index().at("prompts")) {
     const std::string domain = prompt.at("domain");
     SCOPED_TRACE(domain);
@@ -260,7 +260,7 @@ TEST_P(TinyModel, layers_routes_and_logits_agree_in_fp32) {
 }
 
 TEST_P(TinyModel, greedy_continuations_and_chat_replies_agree_in_fp32) {
-  cli::Deployment deployment(deployment_options(model(), kFp32, 512));
+  deployment::Deployment deployment(deployment_options(model(), kFp32, 512));
   model::Sampler sampler;
   coordinator::GenerateRequest request;
   request.vocab_limit = static_cast<int32_t>(deployment.config().vocab_size);
@@ -287,7 +287,7 @@ TEST_P(TinyModel, greedy_continuations_and_chat_replies_agree_in_fp32) {
 
 TEST_P(TinyModel, perplexity_agrees_in_both_profiles) {
   for (const Profile profile : {kFp32, kBf16}) {
-    cli::Deployment deployment(deployment_options(model(), profile, 2048));
+    deployment::Deployment deployment(deployment_options(model(), profile, 2048));
     const bool fp32 = profile.type == kernels::RowType::kF32;
     for (const std::string domain : {"moby", "kjv", "sotu"}) {
       const GoldenArray<int32_t> ids = golden_.ids("ppl/" + domain + ".ids");
@@ -312,7 +312,7 @@ TEST_P(TinyModel, perplexity_agrees_in_both_profiles) {
 TEST_P(TinyModel, default_profile_stays_within_the_bounds_of_bf16_activations) {
   const double mean_abs_bound = 3 * (weights() == "bf16" ? 0.017 : 0.016);
   const double kl_bound = 3 * (weights() == "bf16" ? 0.0008 : 0.0007);
-  cli::Deployment deployment(deployment_options(model(), kBf16, 64));
+  deployment::Deployment deployment(deployment_options(model(), kBf16, 64));
   for (const auto& prompt : golden_.index().at("prompts")) {
     const std::string domain = prompt.at("domain");
     SCOPED_TRACE(domain);

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <filesystem>
 
-#include "cli/deployment.h"
 #include "coordinator/engine/evaluate.h"
+#include "deployment/deployment.h"
 #include "storage/pack/pack.h"
 #include "tests/support/command.h"
 #include "tests/support/golden.h"
@@ -38,19 +38,18 @@ void pack(const fs::path& from, const fs::path& out, std::vector<std::string> op
   EXPECT_THAT(result.out, StartsWith(out.string() + ": "));
 }
 
-cli::DeploymentOptions options_of(const fs::path& dir) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions options_of(const fs::path& dir) {
+  deployment::DeploymentOptions options;
   options.model_dir = dir;
   options.cache_tokens = 256;
   options.chunk = 4;
-  options.progress = false;
   options.node_program = ATOLL_BINARY;
   return options;
 }
 
-std::vector<float> logits(const cli::DeploymentOptions& options,
-                          std::vector<cli::Deployment::NodeReport>* nodes = nullptr) {
-  cli::Deployment deployment(options);
+std::vector<float> logits(const deployment::DeploymentOptions& options,
+                          std::vector<deployment::Deployment::NodeReport>* nodes = nullptr) {
+  deployment::Deployment deployment(options);
   const std::vector<std::vector<int32_t>> rows = {{0, 5, 400, 14, 262, 300, 9, 77, 18, 120, 6},
                                                   {0, 42, 199}};
   std::vector<float> all;
@@ -89,7 +88,7 @@ class PackedModel : public ::testing::TestWithParam<const char*> {
 TEST_P(PackedModel, gives_the_bits_of_its_checkpoint) {
   pack(model_, dir_ / "pack");
   const std::vector<float> expected = logits(options_of(model_));
-  cli::DeploymentOptions options = options_of(dir_ / "pack");
+  deployment::DeploymentOptions options = options_of(dir_ / "pack");
   expect_same_bits(logits(options), expected, "in this process");
   options.nodes = 2;
   expect_same_bits(logits(options), expected, "2 nodes");
@@ -97,10 +96,10 @@ TEST_P(PackedModel, gives_the_bits_of_its_checkpoint) {
 
 TEST_P(PackedModel, in_int4_gives_the_bits_of_the_checkpoint_converted_at_load) {
   pack(model_, dir_ / "pack", {"--format", "int4", "--verify"});
-  cli::DeploymentOptions converted = options_of(model_);
+  deployment::DeploymentOptions converted = options_of(model_);
   converted.numerics.format = WeightFormat::kInt4;
   const std::vector<float> expected = logits(converted);
-  cli::DeploymentOptions options = options_of(dir_ / "pack");
+  deployment::DeploymentOptions options = options_of(dir_ / "pack");
   expect_same_bits(logits(options), expected, "in this process");
   options.nodes = 2;
   expect_same_bits(logits(options), expected, "2 nodes");
@@ -127,8 +126,8 @@ TEST(Pack, has_the_identity_of_its_checkpoint) {
   int4.format = WeightFormat::kInt4;
   for (const auto& [name, asked] : {std::pair("pack", as_it_is), std::pair("int4", int4)}) {
     const auto packed = model::open(dir / name);
-    const auto a = cli::identity_of(*packed, packed->settle({})),
-               b = cli::identity_of(*checkpoint, asked);
+    const auto a = deployment::identity_of(*packed, packed->settle({})),
+               b = deployment::identity_of(*checkpoint, asked);
     EXPECT_EQ(a.model, b.model);
     EXPECT_EQ(a.checkpoint_fingerprint, b.checkpoint_fingerprint);
     EXPECT_EQ(a.profile, b.profile);
@@ -195,11 +194,11 @@ TEST(DamagedPack, of_one_node_has_its_tiles_asked_from_another_with_the_same_bit
   pack(kTinyFp8, dir / "pack");
   fs::copy(dir / "pack", dir / "damaged");
   damage_layer(dir / "damaged", 2);
-  cli::DeploymentOptions options = options_of(dir / "pack");
+  deployment::DeploymentOptions options = options_of(dir / "pack");
   const std::vector<float> expected = logits(options);
   options.nodes = 3;
   options.node_program = node_program_for(dir, dir / "damaged");
-  std::vector<cli::Deployment::NodeReport> nodes;
+  std::vector<deployment::Deployment::NodeReport> nodes;
   expect_same_bits(logits(options, &nodes), expected, "3 nodes, one of them with a damaged pack");
   ASSERT_EQ(nodes.size(), 3u);
   EXPECT_GT(nodes[1].stats.cache.tiles_bad, 0u);

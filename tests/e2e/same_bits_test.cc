@@ -8,9 +8,9 @@
 #include <random>
 
 #include "base/fp_env.h"
-#include "cli/deployment.h"
 #include "coordinator/engine/evaluate.h"
 #include "coordinator/serving/generate.h"
+#include "deployment/deployment.h"
 #include "model/sampler.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"
@@ -34,20 +34,19 @@ Rows random_rows(const std::vector<size_t>& lengths, int64_t vocab_size) {
   return rows;
 }
 
-cli::DeploymentOptions base_options(const std::filesystem::path& model) {
-  cli::DeploymentOptions options;
+deployment::DeploymentOptions base_options(const std::filesystem::path& model) {
+  deployment::DeploymentOptions options;
   options.model_dir = model;
   options.threads = 1;
   options.cache_tokens = 4096;
-  options.progress = false;
   options.node_program = ATOLL_BINARY;
   return options;
 }
 
 // Logits of all rows, one after the other.
-std::vector<float> all_logits(const cli::DeploymentOptions& options, const Rows& rows,
-                              std::vector<cli::Deployment::NodeReport>* reports = nullptr) {
-  cli::Deployment deployment(options);
+std::vector<float> all_logits(const deployment::DeploymentOptions& options, const Rows& rows,
+                              std::vector<deployment::Deployment::NodeReport>* reports = nullptr) {
+  deployment::Deployment deployment(options);
   std::vector<float> logits;
   coordinator::EvaluateOptions evaluate;
   evaluate.chunk = options.chunk;
@@ -81,7 +80,7 @@ struct Layout {
 
 void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, RowType type,
                           const std::vector<Layout>& layouts) {
-  cli::DeploymentOptions options = base_options(model);
+  deployment::DeploymentOptions options = base_options(model);
   options.numerics.wire = options.numerics.cache = type;
   const std::vector<float> expected = all_logits(options, rows);
   ASSERT_FALSE(expected.empty());
@@ -93,7 +92,7 @@ void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, 
     options.transport = layout.transport;
     options.threads = layout.threads;
     options.chunk = layout.chunk;
-    std::vector<cli::Deployment::NodeReport> reports;
+    std::vector<deployment::Deployment::NodeReport> reports;
     expect_same_bits(all_logits(options, rows, &reports), expected);
     for (const auto& report : reports) {  // every owner of tiles did its part
       EXPECT_EQ(report.stats.dispatches > 0, report.num_tiles > 0) << report.name;
@@ -169,7 +168,7 @@ TEST(SameBits, for_widths_that_are_no_multiple_of_128) {
 TEST(SameBits, whoever_shares_the_batch_and_with_ftz_forced_on_at_the_start) {
   const std::filesystem::path model = test::tests_dir() / "models/tiny-fp8";
   const Rows rows = random_rows({50, 20, 64}, 3328);
-  const cli::DeploymentOptions options = base_options(model);
+  const deployment::DeploymentOptions options = base_options(model);
   const std::vector<float> together = all_logits(options, rows);
   std::vector<float> alone;
   for (const std::vector<int32_t>& row : rows) {
@@ -185,7 +184,7 @@ TEST(SameBits, whoever_shares_the_batch_and_with_ftz_forced_on_at_the_start) {
 
 TEST(SameBits, when_a_node_is_killed_on_the_way) {
   const std::filesystem::path model = test::tests_dir() / "models/tiny-fp8";
-  cli::DeploymentOptions options = base_options(model);
+  deployment::DeploymentOptions options = base_options(model);
   coordinator::GenerateRequest request;
   request.prompt = {0, 42, 699, 14, 262};
   request.max_tokens = 40;
@@ -193,7 +192,7 @@ TEST(SameBits, when_a_node_is_killed_on_the_way) {
   request.sampling.temperature = 1.0f;
   request.sampling.seed = 11;
   const auto tokens = [&](int kill_at) {
-    cli::Deployment deployment(options);
+    deployment::Deployment deployment(options);
     model::Sampler sampler;
     int count = 0;
     auto result = coordinator::generate(deployment.engine(), deployment.clock(), request, sampler,

@@ -21,7 +21,7 @@ SimCoordinator::SimCoordinator(World& world, Network& network, const Model& mode
   world.start(machine_, [this, &nodes] { live(nodes); });
 }
 
-// As cli/deployment.cc and cli/serve.cc.
+// As deployment/deployment.cc and cli/serve.cc.
 void SimCoordinator::live(std::vector<std::unique_ptr<SimNode>>& nodes) {
   transport_ = std::make_unique<SimTransport>(network_, machine_);
   auto source = std::make_unique<SimSource>(world_, network_, machine_, nodes, options_.children);

@@ -1,4 +1,4 @@
-#include "cli/cluster_transport.h"
+#include "deployment/cluster_transport.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -15,9 +15,9 @@
 #include <string>
 
 #include "base/log.h"
-#include "cli/cluster_secret.h"
+#include "deployment/cluster_secret.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 namespace {
 
 bool is_same_host(const sockaddr* a, const sockaddr* b) {
@@ -149,4 +149,4 @@ std::unique_ptr<transport::Transport> make_cluster_transport(
   return transport::make_ucx_transport(options);
 }
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -1,4 +1,4 @@
-#include "cli/cluster_secret.h"
+#include "deployment/cluster_secret.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@
 #include "base/result.h"
 #include "tests/support/temp_dir.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 namespace {
 
 using ::testing::HasSubstr;
@@ -92,4 +92,4 @@ TEST_F(ClusterSecret, that_cannot_be_made_says_what_names_another_place) {
 }
 
 }  // namespace
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -1,4 +1,4 @@
-#include "cli/cluster_secret.h"
+#include "deployment/cluster_secret.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -12,7 +12,7 @@
 #include "base/result.h"
 #include "transport/control/control.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 namespace {
 
 constexpr size_t kDigits = 32;
@@ -103,4 +103,4 @@ std::string cluster_secret(const std::filesystem::path& file) {
   return *secret;
 }
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -1,12 +1,12 @@
-#include "cli/node_arguments.h"
+#include "deployment/node_arguments.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "base/log.h"
-#include "cli/numerics.h"
+#include "deployment/numerics.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 namespace {
 
 std::vector<std::string> arguments_of_threads(const topology::TeamPlan& plan) {
@@ -52,4 +52,4 @@ std::string_view to_string(transport::TransportKind kind) {
   return "?";
 }
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -1,5 +1,5 @@
 // When a deployment of an expert pack starts, and what its nodes have in RAM then.
-#include "cli/deployment.h"
+#include "deployment/deployment.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@
 #include "tests/support/synthetic_model.h"
 #include "tests/support/temp_dir.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 namespace {
 
 using ::testing::HasSubstr;
@@ -35,7 +35,6 @@ class PackDeployment : public ::testing::Test {
     options.threads = 1;
     options.cache_tokens = 256;
     options.chunk = 16;
-    options.progress = false;
     options.node_program = ATOLL_BINARY;
     return options;
   }
@@ -60,7 +59,6 @@ TEST(LargePackDeployment, is_warm_when_every_expert_was_read_once) {
     options.threads = 1;
     options.cache_tokens = 64;
     options.chunk = 16;
-    options.progress = false;
     options.node_program = ATOLL_BINARY;
     Deployment deployment(options);
     deployment.wait_until_warm();
@@ -290,4 +288,4 @@ TEST_F(PackDeployment, a_node_takes_sigterm_and_sigint_as_a_request_to_stop) {
 }
 
 }  // namespace
-}  // namespace atl::cli
+}  // namespace atl::deployment

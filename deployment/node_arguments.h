@@ -6,12 +6,12 @@
 #include <string_view>
 #include <vector>
 
-#include "cli/memory_options.h"
+#include "deployment/memory_options.h"
 #include "model/numerics_profile.h"
 #include "topology/thread_plan.h"
 #include "transport/data/transport.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 
 struct NodeArguments {
   std::filesystem::path model_dir;
@@ -29,4 +29,4 @@ std::vector<std::string> arguments_of_node(const NodeArguments& node);
 
 std::string_view to_string(transport::TransportKind kind);
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -1,16 +1,16 @@
-#include "cli/memory_check.h"
+#include "deployment/memory_check.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/units.h"
-#include "cli/deployment.h"
+#include "deployment/deployment.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"
 #include "tests/support/temp_dir.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 namespace {
 
 using kernels::WeightFormat;
@@ -152,7 +152,6 @@ TEST(MemoryNeed, is_what_the_coordinator_holds_in_every_format) {
       options.threads = 1;
       options.cache_tokens = 256;
       options.chunk = 16;
-      options.progress = false;
       Deployment deployment(options);
       const auto model = model::open(options.model_dir);
       MemoryRequest request;
@@ -174,4 +173,4 @@ TEST(MemoryNeed, is_what_the_coordinator_holds_in_every_format) {
 }
 
 }  // namespace
-}  // namespace atl::cli
+}  // namespace atl::deployment

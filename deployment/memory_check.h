@@ -9,13 +9,13 @@
 #include <string>
 #include <vector>
 
-#include "cli/memory_options.h"
 #include "coordinator/engine/decode_step.h"
+#include "deployment/memory_options.h"
 #include "model/open.h"
 #include "topology/memory_bounds.h"
 #include "topology/placement.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 
 // Of one process, in bytes.
 struct MemoryNeed {
@@ -88,4 +88,4 @@ std::optional<std::string> memory_shortage(const model::OpenedModel& model,
 void refuse_shortage_of_node(const MemoryNeed& need,
                              const std::vector<topology::MemoryBound>& bounds);
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

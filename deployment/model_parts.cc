@@ -1,4 +1,4 @@
-#include "cli/model_parts.h"
+#include "deployment/model_parts.h"
 
 #include <fmt/format.h>
 
@@ -7,7 +7,7 @@
 #include "base/result.h"
 #include "base/units.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 
 transport::ModelIdentity identity_of(const model::OpenedModel& model,
                                      const model::NumericsProfile& numerics) {
@@ -58,4 +58,4 @@ std::unique_ptr<storage::TileStore> open_tiles(const model::OpenedModel& model,
   return tiles;
 }
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

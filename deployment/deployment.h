@@ -12,17 +12,18 @@
 
 #include "base/affinity.h"
 #include "base/clock.h"
+#include "base/progress.h"
 #include "base/thread_team.h"
-#include "cli/cluster_file_option.h"
-#include "cli/memory_check.h"
-#include "cli/memory_options.h"
-#include "cli/model_parts.h"
+#include "config/cluster_config.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/dialled_nodes.h"
 #include "coordinator/cluster/dispatcher.h"
 #include "coordinator/cluster/node_source.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/engine/weights.h"
+#include "deployment/memory_check.h"
+#include "deployment/memory_options.h"
+#include "deployment/model_parts.h"
 #include "expert_node/serve.h"
 #include "kernels/cuda/device.h"
 #include "model/numerics_profile.h"
@@ -32,16 +33,13 @@
 #include "topology/thread_plan.h"
 #include "transport/data/transport.h"
 
-namespace CLI {
-class App;
-}
+namespace atl::deployment {
 
-namespace atl::cli {
-
-// Options of all commands that run a model: `run`, `serve`, `eval`, `bench decode|prefill`.
+// What all commands that run a model are told: `run`, `serve`, `eval`, `bench decode|prefill`.
 struct DeploymentOptions {
-  ClusterFileOption cluster_file;
-  std::optional<config::ClusterConfig> cluster;  // what the file says, if there is one
+  std::optional<config::ClusterConfig> cluster;  // what the cluster file says, if there is one
+  // Reads it again, with what is stronger than it. LoadError, one line.
+  std::function<config::Settings()> read_cluster_file;
   double min_coverage = 1;  // share of the tiles whose owners have to be there, of a file's nodes
   std::filesystem::path model_dir;
   int nodes = 0;                                   // 0: the expert node lives in this process
@@ -59,7 +57,7 @@ struct DeploymentOptions {
   int64_t cache_tokens = 0;                          // room in the KV cache
   MemoryOptions memory;                              // of each node
   coordinator::Prefetch prefetch = coordinator::Prefetch::kOff;
-  bool progress = true;                         // draw a progress bar
+  ProgressFactory progress;                     // of loading; empty: nobody looks
   bool force = false;                           // load without asking whether there is memory
   CacheOption cache_option;                     // how the user gives cache_tokens
   std::string node_program = "/proc/self/exe";  // what child nodes are started with
@@ -69,18 +67,6 @@ struct DeploymentOptions {
 inline constexpr int kNodesMax = 256;
 // LoadError unless `nodes` equal nodes each get one of an expert's tiles; 0 is this process alone.
 void require_nodes(int nodes, int num_tiles);
-
-// Describes those options to the parser; *options is borrowed for the life of the program.
-void add_deployment_options(CLI::App& command, DeploymentOptions* options);
-
-// --force into *force (borrowed likewise).
-void add_force_option(CLI::App& command, bool* force);
-
-// --cold-start of commands that wait_until_warm() unless it is given, into *cold.
-void add_cold_start_option(CLI::App& command, bool* cold);
-
-// --transport auto|shm|tcp into *kind (borrowed likewise).
-void add_transport_option(CLI::App& command, transport::TransportKind* kind);
 
 // A model ready to run, with its nodes, once it is known to fit into memory. Nodes may go on
 // loading experts in the background; what is asked for meanwhile and not there yet is read at once.
@@ -174,4 +160,4 @@ class Deployment {
   double load_seconds_ = 0;
 };
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -8,7 +8,7 @@
 #include "transport/control/control.h"
 #include "transport/data/transport.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 
 // Certificates of this process if the file names a folder of them, else the cluster's secret.
 //   node  this process; nullptr: the coordinator
@@ -23,4 +23,4 @@ std::unique_ptr<transport::Transport> make_cluster_transport(
     const config::ClusterConfig& config, const config::NodeConfig* node,
     const transport::ControlSecurity& security, size_t message_bytes_max, bool spin);
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -6,9 +6,9 @@
 #include <map>
 
 #include "base/log.h"
-#include "cli/deployment.h"
+#include "deployment/deployment.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 
 // How many tiles of every expert each node has room for that is planned these: what its budget
 // holds, or, without one, these and what is always spare. As far as can be told from here: a node's
@@ -71,7 +71,7 @@ Deployment::Reload Deployment::reload() {
   if (dialled_ == nullptr) {
     throw LoadError("there is nothing to reload: the coordinator has no cluster file with nodes");
   }
-  const config::Settings settings = options_.cluster_file.settings();
+  const config::Settings settings = options_.read_cluster_file();
   const config::ClusterConfig config = config::make_cluster_config(settings);
   config::require_built(config);
   if (config.nodes.empty())
@@ -119,4 +119,4 @@ Deployment::Reload Deployment::reload() {
   return report;
 }
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

@@ -1,4 +1,4 @@
-#include "cli/memory_check.h"
+#include "deployment/memory_check.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,14 +8,14 @@
 #include <memory>
 
 #include "base/units.h"
-#include "cli/model_parts.h"
-#include "cli/numerics.h"
 #include "coordinator/engine/cpu_compute.h"
 #include "coordinator/engine/kv_cache.h"
 #include "coordinator/engine/weights.h"
+#include "deployment/model_parts.h"
+#include "deployment/numerics.h"
 #include "expert_node/serve.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 namespace {
 
 using kernels::WeightFormat;
@@ -354,4 +354,4 @@ void refuse_shortage_of_node(const MemoryNeed& need, const std::vector<MemoryBou
       format_bytes(need.total()), parts_text(need), bound_text(*broken->bound)));
 }
 
-}  // namespace atl::cli
+}  // namespace atl::deployment

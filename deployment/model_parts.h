@@ -6,12 +6,12 @@
 #include <functional>
 #include <memory>
 
-#include "cli/memory_options.h"
+#include "deployment/memory_options.h"
 #include "model/open.h"
 #include "storage/tiles/tile_store.h"
 #include "transport/control/control.h"
 
-namespace atl::cli {
+namespace atl::deployment {
 
 // Read from the checkpoint in steps of this size by each loading thread; at least one row of any
 // matrix must fit (dense down_proj of V3: 18432 bytes).
@@ -34,4 +34,4 @@ std::unique_ptr<storage::TileStore> open_tiles(const model::OpenedModel& model,
                                                const model::NumericsProfile& numerics,
                                                const TileStorePlan& plan);
 
-}  // namespace atl::cli
+}  // namespace atl::deployment
