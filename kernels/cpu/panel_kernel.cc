@@ -3,8 +3,11 @@
 //
 // Accumulators of kPanels panels x kRows rows stay in registers over a scale group; codes are
 // decoded in registers and used at once for all kRows rows, which costs nothing where the fused
-// multiply-adds of four rows keep their units busy meanwhile. Rare groups (partial words, FP8 with
-// large x), and many rows where there are 16 registers, decode to memory first.
+// multiply-adds of four rows keep their units busy meanwhile. With 16 registers the first of many
+// rows leave what they decode in memory for the others. Rare groups (partial words, FP8 with large
+// x) decode to memory first.
+#include <type_traits>
+
 #include "kernels/cpu/targets.h"
 #include "kernels/panel.h"
 
@@ -39,6 +42,9 @@ struct F32Codes {
     return hn::BitCast(kD, word);
   }
 };
+
+// Decoded before, so that there is nothing to fetch.
+struct DecodedCodes : F32Codes {};
 
 struct Bf16Codes {
   static constexpr int kPerWord = 2;
@@ -98,6 +104,31 @@ struct Group {
   }
 };
 
+// Keeps the compiler from loading `v` anew wherever it is used, which would leave a core with more
+// loads than multiply-adds.
+HWY_INLINE void KeepInRegister(V& v) {
+#if HWY_TARGET == HWY_AVX2
+  asm volatile("" : "+x"(v.raw));
+#else
+  (void)v;
+#endif
+}
+
+// acc[row][i] += x[row] * w[i], i of kCount vectors from kFirst on.
+template <int kRows, int kFirst = 0, int kCount = kVectors>
+HWY_INLINE void AddRows(const float* x, V (&w)[kVectors], V (&acc)[kRows][kVectors]) {
+  if constexpr (kRows > 1) {
+    HWY_UNROLL(8)
+    for (int i = kFirst; i < kFirst + kCount; ++i) KeepInRegister(w[i]);
+  }
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    const V xk = hn::Set(kD, x[r * kRowStride]);
+    HWY_UNROLL(8)
+    for (int i = kFirst; i < kFirst + kCount; ++i) acc[r][i] = hn::MulAdd(xk, w[i], acc[r][i]);
+  }
+}
+
 // acc[row][i] += x[row][kJ] * code kJ of the words, and so on for the codes behind it; i of kCount
 // vectors from kFirst on.
 template <class Codes, int kRows, int kFirst, int kCount, int kJ = 0>
@@ -105,12 +136,7 @@ HWY_INLINE void AddCodes(const VU (&words)[kVectors], const float* x, V (&acc)[k
   V w[kVectors];
   HWY_UNROLL(8)
   for (int i = kFirst; i < kFirst + kCount; ++i) w[i] = Codes::template Decode<kJ>(words[i]);
-  HWY_UNROLL(8)
-  for (int r = 0; r < kRows; ++r) {
-    const V xk = hn::Set(kD, x[r * kRowStride + kJ]);
-    HWY_UNROLL(8)
-    for (int i = kFirst; i < kFirst + kCount; ++i) acc[r][i] = hn::MulAdd(xk, w[i], acc[r][i]);
-  }
+  AddRows<kRows, kFirst, kCount>(x + kJ, w, acc);
   if constexpr (kJ + 1 < Codes::kPerWord) {
     AddCodes<Codes, kRows, kFirst, kCount, kJ + 1>(words, x, acc);
   }
@@ -177,7 +203,7 @@ HWY_NOINLINE void AddGroups(const Group& group, const float* x, int64_t sums_str
       for (int g = 0; g < kGroups; ++g) {
         const std::byte* at = codes + static_cast<size_t>(p) * group.panel_bytes +
                               static_cast<size_t>(g) * group.group_bytes;
-        PrefetchToL2(at + group.prefetch_ahead);
+        if constexpr (!std::is_same_v<Codes, DecodedCodes>) PrefetchToL2(at + group.prefetch_ahead);
         VU words[kVectors];
         HWY_UNROLL(8)
         for (int i = 0; i < kVectors; ++i) {
@@ -222,8 +248,10 @@ template <class Codes>
 constexpr int kBlockRows = kDirectRows;
 template <>
 constexpr int kBlockRows<F32Codes> = kLanes == 16  ? 12
-                                     : kLanes == 8 ? 5
+                                     : kLanes == 8 ? 6
                                                    : 4;
+template <>
+constexpr int kBlockRows<DecodedCodes> = kBlockRows<F32Codes>;
 
 // A block of `count` rows, 1 to kRows.
 template <class Codes, int kRows = kBlockRows<Codes>>
@@ -290,9 +318,76 @@ void AddGroupInMemory(const Group& group, int64_t skip, int num_panels, const fl
                        group.prefetch_ahead, decoded);
     plain.codes = reinterpret_cast<const std::byte*>(decoded + skip * kPanelWidth);
     plain.prefetch_ahead = 0;
-    AddGroupDirect<F32Codes>(plain, 1, x, num_rows, stride, sums + panel * kPanelWidth);
+    AddGroupDirect<DecodedCodes>(plain, 1, x, num_rows, stride, sums + panel * kPanelWidth);
   }
 }
+
+#if HWY_TARGET == HWY_AVX2
+// Many rows with 16 registers. The first rows decode a panel's words, use them at once and leave
+// them in memory for the other rows: most of the decoding fits beside their multiply-adds.
+
+// The first rows: 8 sums, 4 vectors of words half decoded, what is decoded of them and a broadcast
+// are all that 16 registers hold.
+constexpr int kDecodingRows = 4;
+constexpr int64_t kManyRowsMin = 8;  // fewer decode anew for each 4
+static_assert(kManyRowsMin > kDecodingRows);
+
+// acc[row][i] += x[row][kJ] * code kJ of the words, which is stored to `decoded`, and so on for the
+// codes behind it.
+template <class Codes, int kRows, int kJ = 0>
+HWY_INLINE void DecodeAndAdd(const VU (&words)[kVectors], const float* x, float* decoded,
+                             V (&acc)[kRows][kVectors]) {
+  V w[kVectors];
+  HWY_UNROLL(8)
+  for (int i = 0; i < kVectors; ++i) {
+    w[i] = Codes::template Decode<kJ>(words[i]);
+    hn::Store(w[i], kD, decoded + kJ * kPanelWidth + i * kLanes);
+  }
+  AddRows<kRows>(x + kJ, w, acc);
+  if constexpr (kJ + 1 < Codes::kPerWord) {
+    DecodeAndAdd<Codes, kRows, kJ + 1>(words, x, decoded, acc);
+  }
+}
+
+template <class Codes>
+HWY_NOINLINE void DecodeForRows(const Group& group, const float* x, int64_t stride, float* decoded,
+                                float* sums) {
+  constexpr int kRows = kDecodingRows;
+  V acc[kRows][kVectors];
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i) acc[r][i] = hn::Zero(kD);
+  }
+  const std::byte* codes = group.codes;
+  for (const float* x_end = x + group.length; x < x_end;
+       x += Codes::kPerWord, codes += kWordBytes, decoded += Codes::kPerWord * kPanelWidth) {
+    PrefetchToL2(codes + group.prefetch_ahead);
+    VU words[kVectors];
+    HWY_UNROLL(8)
+    for (int i = 0; i < kVectors; ++i) {
+      words[i] = hn::Load(kDU, reinterpret_cast<const uint32_t*>(codes) + i * kLanes);
+    }
+    DecodeAndAdd<Codes, kRows>(words, x, decoded, acc);
+  }
+  AddScaled<kRows>(group, 0, 0, acc, stride, sums);
+}
+
+// As AddGroupDirect, for at least kManyRowsMin rows.
+template <class Codes>
+void AddGroupOfManyRows(const Group& group, int num_panels, const float* x, int64_t num_rows,
+                        int64_t stride, float* sums) {
+  HWY_ALIGN float decoded[kScaleBlock * kPanelWidth];
+  for (int panel = 0; panel < num_panels; ++panel, sums += kPanelWidth) {
+    Group plain = group.panels_from(panel);
+    DecodeForRows<Codes>(plain, x, stride, decoded, sums);
+    plain.codes = reinterpret_cast<const std::byte*>(decoded);
+    plain.prefetch_ahead = 0;
+    AddGroupDirect<DecodedCodes>(plain, 1, x + kDecodingRows * kRowStride, num_rows - kDecodingRows,
+                                 stride, sums + kDecodingRows * stride);
+  }
+}
+#endif
 
 // First k of group g, which may be one past the last: then at least shape.k.
 HWY_INLINE int64_t GroupBegin(const PanelShape& shape, int64_t g) {
@@ -389,6 +484,10 @@ void AllSums(const PanelMatrix& w, int64_t panel, int num_panels, const Prepared
                               sums);
     } else if (rows.num_rows == 1) {
       AddGroupsOfOneRow<Codes>(group, count, num_panels, x, sums);
+#if HWY_TARGET == HWY_AVX2
+    } else if (rows.num_rows >= kManyRowsMin && Codes::kPerWord > 1) {
+      AddGroupOfManyRows<Codes>(group, num_panels, x, rows.num_rows, stride, sums);
+#endif
     } else {
       AddGroupDirect<Codes>(group, num_panels, x, rows.num_rows, stride, sums);
     }
@@ -432,12 +531,9 @@ bool ScaleRow(const float* from, int64_t n, float scale, float* to) {
   return hn::AllTrue(kD, within) && tail_within;
 }
 
-// Whether decoding to memory first pays. With 16 registers, decoding and the sums of more than 4
-// rows don't fit them together (Zen 4 as AVX2, FP8, 64 rows: 95 GFLOP/s so, 73 without, of 116);
-// with 32 they do.
+// Whether decoding to memory first pays: NEON.
 HWY_INLINE bool DecodeToMemory(WeightFormat format, int64_t num_rows) {
-  constexpr int64_t kRows = kLanes == 16 ? INT64_MAX : 8;
-  return format != WeightFormat::kF32 && num_rows >= kRows;
+  return kLanes == 4 && format != WeightFormat::kF32 && num_rows >= 8;
 }
 
 // Copies one group of the rows; whether the direct kernels are to take it.
