@@ -46,9 +46,9 @@ HWY_INLINE void PrefetchLines(const Int8Work& work, int p) {
 }
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-// Codes made unsigned by adding 128 (turning their top bit). VNNI multiplies them as they are;
-// maddubs would saturate, so it takes each half byte on its own: 8 lines of 2 x 15 x 127 stay below
-// 2^15, and the high half counts 16 when it is widened.
+// AVX-512: codes made unsigned by adding 128 (turning their top bit). VNNI multiplies them as they
+// are; maddubs would saturate, so it takes each half byte on its own: 8 lines of 2 x 15 x 127 stay
+// below 2^15, and the high half counts 16 when it is widened.
 #if HWY_TARGET == HWY_AVX2
 #define ATOLL_BYTES_VNNI 0
 namespace int8_bytes {
