@@ -25,6 +25,8 @@ HWY_INLINE VI AddWidened(VI sum, VI pairs) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 HWY_INLINE VI ZeroLine() { return _mm256_setzero_si256(); }
+// Keeps the compiler from adding up several products first, which spills the sums.
+HWY_INLINE void HoldSum(VI& sum) { asm volatile("" : "+x"(sum)); }
 HWY_INLINE V ToFloat(VI sum) { return V{_mm256_cvtepi32_ps(sum)}; }
 #else
 using VI = __m512i;
@@ -44,6 +46,7 @@ HWY_INLINE VI AddWidened(VI sum, VI pairs) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 HWY_INLINE VI ZeroLine() { return _mm512_setzero_si512(); }
+HWY_INLINE void HoldSum(VI&) {}
 HWY_INLINE V ToFloat(VI sum) { return V{_mm512_cvtepi32_ps(sum)}; }
 #endif
 
@@ -53,8 +56,9 @@ constexpr size_t kLineBytes = kInt4WordLine;
 // Where a tile's columns get their lines: from packed words, or from lines decoded before.
 struct PackedLines {
   const std::byte* words;
-  HWY_INLINE void Get(int64_t word, int, VI* low, VI* high) const {
-    const VI both = LoadLine(words + static_cast<size_t>(word) * kLineBytes);
+  HWY_INLINE void Get(int64_t word, int column, VI* low, VI* high) const {
+    const VI both = LoadLine(words + static_cast<size_t>(word) * kLineBytes +
+                             static_cast<size_t>(column) * sizeof(VI));
     *low = LowCodes(both);
     *high = HighCodes(both);
   }
@@ -69,6 +73,20 @@ struct DecodedLines {
     *high = LoadLine(at + kLineBytes);
   }
 };
+
+// pairs[column][row] += a line's products with 4 bytes of each row.
+template <int kCols, int kRows>
+HWY_INLINE void AddLine(const VI (&codes)[kCols], const int8_t* q, VI (&pairs)[kCols][kRows]) {
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    const VI x = Broadcast4(q + r * kInt4Block);
+    HWY_UNROLL(8)
+    for (int c = 0; c < kCols; ++c) {
+      pairs[c][r] = AddPairs(pairs[c][r], MulPairs(codes[c], x));
+      HoldSum(pairs[c][r]);
+    }
+  }
+}
 
 // acc[column][row] += stored codes x q over `words` words.
 template <int kCols, int kRows, class Lines>
@@ -107,16 +125,8 @@ HWY_INLINE void AddDots(const Lines& lines, int64_t words, const int8_t* q,
       VI low[kCols], high[kCols];
       HWY_UNROLL(8)
       for (int c = 0; c < kCols; ++c) lines.Get(word, c, &low[c], &high[c]);
-      HWY_UNROLL(8)
-      for (int r = 0; r < kRows; ++r) {
-        const VI x_low = Broadcast4(q + r * kInt4Block);
-        const VI x_high = Broadcast4(q + r * kInt4Block + 4);
-        HWY_UNROLL(8)
-        for (int c = 0; c < kCols; ++c) {
-          pairs[c][r] = AddPairs(pairs[c][r], MulPairs(low[c], x_low));
-          pairs[c][r] = AddPairs(pairs[c][r], MulPairs(high[c], x_high));
-        }
-      }
+      AddLine<kCols, kRows>(low, q, pairs);
+      AddLine<kCols, kRows>(high, q + 4, pairs);
     }
     HWY_UNROLL(8)
     for (int c = 0; c < kCols; ++c) {
@@ -166,20 +176,26 @@ HWY_NOINLINE void AddBlockDirect(const I8Block& block, int num_panels, int64_t s
     const std::byte* panel = block.panel + static_cast<size_t>(p) * block.panel_bytes;
     // All at once: faster here than one beside each word.
     PrefetchBlock(panel + block.groups[0].scales + block.ahead);
+    V total[kColumns][kRows];
+    HWY_UNROLL(8)
     for (int c = 0; c < kColumns; ++c) {
-      V total[1][kRows];
       HWY_UNROLL(8)
-      for (int r = 0; r < kRows; ++r) total[0][r] = hn::Zero(kD);
-      for (int g = 0; g < block.num_groups; ++g) {
-        const Int4Group& group = block.groups[g];
-        const size_t column = static_cast<size_t>(c * kLanes);
-        const V scale = LoadInt4Scales(panel + group.scales + column * 2);
-        AddGroupOfBlock<1, kRows>(PackedLines{panel + group.codes + column * 4},
-                                  ceil_div(group.end - group.begin, kInt4PerWord),
-                                  block.q + group.slot * kInt4Group, block.start + group.slot,
-                                  &scale, total);
+      for (int r = 0; r < kRows; ++r) total[c][r] = hn::Zero(kD);
+    }
+    for (int g = 0; g < block.num_groups; ++g) {
+      const Int4Group& group = block.groups[g];
+      V scales[kColumns];
+      HWY_UNROLL(8)
+      for (int c = 0; c < kColumns; ++c) {
+        scales[c] = LoadInt4Scales(panel + group.scales + c * kLanes * 2);
       }
-      AddRowScaled<kRows>(block.row_scales, total[0], stride, sums + p * kPanelWidth + c * kLanes);
+      AddGroupOfBlock<kColumns, kRows>(
+          PackedLines{panel + group.codes}, ceil_div(group.end - group.begin, kInt4PerWord),
+          block.q + group.slot * kInt4Group, block.start + group.slot, scales, total);
+    }
+    HWY_UNROLL(8)
+    for (int c = 0; c < kColumns; ++c) {
+      AddRowScaled<kRows>(block.row_scales, total[c], stride, sums + p * kPanelWidth + c * kLanes);
     }
   }
 }
@@ -188,7 +204,7 @@ HWY_NOINLINE void AddBlockDirect(const I8Block& block, int num_panels, int64_t s
 constexpr int kTilePanels = kLanes == 16 ? 2 : 1;
 constexpr int kTileColumns = 2;
 static_assert(kTilePanels * kColumns == kTileColumns);
-constexpr int kTileRows = kLanes == 16 ? 8 : 4;
+constexpr int kTileRows = kLanes == 16 ? 8 : 6;
 constexpr size_t kPanelLines = 2 * kInt4Block / kInt4PerWord;  // of a whole block
 
 struct DecodedTile {
