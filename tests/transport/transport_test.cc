@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
@@ -512,7 +513,15 @@ TEST_P(TransportTest, refuses_the_address_of_another_kind) {
   EXPECT_EQ(peer.error().code, ErrorCode::kInvalid);
 }
 
-TEST_P(TransportTest, wait_ends_when_a_message_arrives) {
+// How often this thread has gone to sleep.
+int64_t thread_sleeps() {
+  rusage usage{};
+  ::getrusage(RUSAGE_THREAD, &usage);
+  return usage.ru_nvcsw;
+}
+
+// Also after a conversation, whose last signals may come when their messages have been seen.
+TEST_P(TransportTest, wait_ends_when_a_message_arrives_and_sleeps_until_then) {
   auto [a, b, b_at_a, a_at_b] = connected_pair();
   std::atomic<bool> done = false;
   // b's thread answers each message that it gets while a sleeps.
@@ -540,6 +549,9 @@ TEST_P(TransportTest, wait_ends_when_a_message_arrives) {
   }
   // One wait that slept until its timeout would show here.
   EXPECT_LT(Clock::now() - start, kPatience);
+  const int64_t sleeps = thread_sleeps();
+  a->wait(300ms);
+  EXPECT_LT(thread_sleeps() - sleeps, 100);
   done = true;
   b->wake();
   far.join();

@@ -30,8 +30,10 @@ using Clock = std::chrono::steady_clock;
 
 // UCX can't be told to wake us when it has sends that wait for room in a peer's queue, and its
 // descriptor may stay readable although nothing comes of it. After so many looks that brought
-// nothing wait() looks once in a while, without the descriptor.
-constexpr int kFruitlessMax = 16;
+// nothing wait() looks once in a while, without the descriptor, and after so many of those tries it
+// with the descriptor again: most often it was readable because of a message that had been seen
+// already.
+constexpr int kFruitlessMax = 16, kNapsMax = 20;
 constexpr std::chrono::microseconds kNap{50};
 constexpr std::chrono::seconds kCloseTimeMax{1};
 // Every how many idle poll() calls the watched processes are looked at (one system call).
@@ -751,7 +753,7 @@ void UcxTransport::wait(std::chrono::microseconds timeout) {
       if (take_wake()) return;
     }
   }
-  for (int fruitless = 0; Clock::now() < deadline;) {
+  for (int fruitless = 0, naps = 0; Clock::now() < deadline;) {
     if (ucp_worker_arm(worker_) == UCS_OK && fruitless < kFruitlessMax) {
       if (sleep_until(deadline)) {
         take_wake();
@@ -761,10 +763,11 @@ void UcxTransport::wait(std::chrono::microseconds timeout) {
       nap(deadline);
       take_events(0);  // processes that have ended
       if (take_wake()) return;
+      if (++naps == kNapsMax) fruitless = naps = 0;
     }
-    const unsigned moved = ucp_worker_progress(worker_);
+    ucp_worker_progress(worker_);
     if (reap() > 0 || !ready_.empty()) return;
-    fruitless += moved > 0 ? 1 : kFruitlessMax;
+    ++fruitless;
   }
 }
 
