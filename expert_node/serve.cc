@@ -21,11 +21,13 @@ constexpr auto kSendDeadline = std::chrono::seconds(30);
 constexpr size_t kAnswersWaiting = 3;
 constexpr auto kIdleWait = std::chrono::milliseconds(500);
 constexpr auto kWaitToSend = std::chrono::milliseconds(1);
-constexpr int kMessagesPerRound = 64;
+constexpr int kMessagesPerRound = 64, kDispatchesPerRound = 64;
 // Different refusals that are logged; a damaged file is met by every dispatch.
 constexpr size_t kRefusalsLogged = 1000;
-// Dispatches that have come in and are not computed yet, of each coordinator.
+// Dispatches that have come in and are not computed yet, of each coordinator: what it asks for when
+// all is well, and the most that are kept.
 constexpr uint64_t kDispatchesWaiting = 2;
+constexpr size_t kDispatchesQueued = 64;
 
 StepLimits step_limits(const NodeOptions& options, const storage::ExpertCatalog& catalog) {
   return {options.rows_max, catalog.hidden_size, catalog.num_experts_per_tok,
@@ -76,34 +78,45 @@ void ExpertNode::serve_until_stopped(const std::function<void()>& each_round) {
   }
 }
 
+// What comes in while something is computed has its turn, too, before the next is chosen.
 bool ExpertNode::serve_some() {
+  bool was_busy = false;
+  for (int round = 0; round < kDispatchesPerRound; ++round) {
+    const bool has_taken = take_events();
+    const bool has_computed = compute_next();
+    was_busy |= has_taken || has_computed;
+    if (!has_computed) break;
+  }
+  return was_busy;
+}
+
+bool ExpertNode::take_events() {
   connect_and_close_sessions();
   send_waiting();
-  std::vector<transport::Event> events;
+  bool was_busy = false;
   for (int i = 0; i < kMessagesPerRound; ++i) {
     auto event = transport_.poll();
     if (!event) break;
-    events.push_back(std::move(*event));
-  }
-  for (const transport::Event& event : events) {
-    if (event.kind == transport::Event::Kind::kMessage) {
+    was_busy = true;
+    if (event->kind == transport::Event::Kind::kMessage) {
       connect_and_close_sessions();  // a hello may have come in beside its first Dispatch
-      answer(event.peer, *event.message);
-    } else if (auto session = session_of(event.peer)) {
-      log_info("coordinator {} gone: {}", session->coordinator, event.status.error().message);
+      take(event->peer, std::move(event->message));
+    } else if (auto session = session_of(event->peer)) {
+      log_info("coordinator {} gone: {}", session->coordinator, event->status.error().message);
       close_session(session->id);
     }
   }
-  return !events.empty();
+  return was_busy;
 }
 
-void ExpertNode::answer(transport::PeerId peer, const transport::Message& message) {
+void ExpertNode::take(transport::PeerId peer, std::unique_ptr<transport::Message> message) {
   const std::shared_ptr<Session> session = session_of(peer);
   if (!session) {
-    log_warn("message of {} bytes from a peer without a session dropped", message.payload().size());
+    log_warn("message of {} bytes from a peer without a session dropped",
+             message->payload().size());
     return;
   }
-  auto frame = transport::decode_frame(message, session->limits);
+  auto frame = transport::decode_frame(*message, session->limits);
   if (!frame) {
     // Its names can't be trusted, so the answer names no dispatch.
     return send_refusal(*session, {session->id, transport::kUnreadableDispatch, {}, 0},
@@ -124,7 +137,23 @@ void ExpertNode::answer(transport::PeerId peer, const transport::Message& messag
                      frame->dispatch.names.session.value, options_.name, session->id.value)});
     return;
   }
-  compute(*session, frame->dispatch);
+  if (waiting_.size(session->id) >= kDispatchesQueued) {
+    return send_refusal(*session, frame->dispatch.names,
+                        {ErrorCode::kOverloaded,
+                         fmt::format("{} has {} dispatches of this coordinator waiting already",
+                                     options_.name, kDispatchesQueued)});
+  }
+  waiting_.push(session->id, {std::move(message), std::move(frame->dispatch)});
+}
+
+// False if nothing waits.
+bool ExpertNode::compute_next() {
+  if (waiting_.empty()) return false;
+  const auto [id, waiting] = waiting_.pop();
+  const auto start = clock_.now();
+  if (const auto session = open_session(id)) compute(*session, waiting.dispatch);
+  waiting_.charge(id, seconds_between(start, clock_.now()));
+  return true;
 }
 
 // A hint is never needed: what can't be followed is left.
@@ -331,8 +360,10 @@ void ExpertNode::connect_and_close_sessions() {
   // First of all: an end is connected once, and who is closed may be who opened another one.
   std::erase_if(sessions_, [this](const auto& entry) {
     const Session& session = *entry.second;
-    if (session.closing && session.peer) transport_.close(*session.peer);
-    return session.closing;
+    if (!session.closing) return false;
+    if (session.peer) transport_.close(*session.peer);
+    waiting_.remove(session.id);
+    return true;
   });
   for (auto it = sessions_.begin(); it != sessions_.end();) {
     Session& session = *it->second;
@@ -356,6 +387,12 @@ std::shared_ptr<ExpertNode::Session> ExpertNode::session_of(transport::PeerId pe
     if (session->peer == peer && !session->closing) return session;
   }
   return nullptr;
+}
+
+std::shared_ptr<ExpertNode::Session> ExpertNode::open_session(SessionId id) {
+  const std::lock_guard lock(mutex_);
+  const auto found = sessions_.find(id);
+  return found == sessions_.end() || found->second->closing ? nullptr : found->second;
 }
 
 // ---- Control -----------------------------------------------------------------------------------
@@ -464,18 +501,21 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
   if (!standby) return standby.error();
   const std::vector<int> tiles = std::move(*planned);
   std::lock_guard lock(mutex_);
-  if (!sessions_.contains(session)) {
+  const auto found = sessions_.find(session);
+  if (found == sessions_.end()) {
     return Error{ErrorCode::kInvalid, fmt::format("session {:016x} is not open", session.value)};
   }
   const bool is_ready = plan_state_.phase == transport::NodeState::Phase::kReady;
   if (!is_ready && is_loading_) {
-    return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
+    if (tiles != plan_tiles_) return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
+    found->second->epoch = plan.epoch;  // another coordinator's, and the same: it waits with it
+    return {};
   }
   if (is_ready) {
     if (tiles != plan_tiles_ && is_loading_) {
       return Error{ErrorCode::kOverloaded, "another plan is being loaded"};
     }
-    plan_state_.epoch = plan.epoch;
+    found->second->epoch = plan.epoch;
     if (tiles == plan_tiles_) return {};
     log_info("plan epoch {}: what is here stays, new tiles are read into free memory",
              plan.epoch.value);
@@ -484,10 +524,11 @@ Status ExpertNode::apply_plan(SessionId session, const transport::Plan& plan) {
     return {};
   }
   if (tiles.empty()) log_info("{} owns no tiles in plan epoch {}", options_.name, plan.epoch.value);
+  found->second->epoch = plan.epoch;
   plan_state_ = {};
   plan_state_.phase = transport::NodeState::Phase::kLoading;
   plan_tiles_ = tiles;
-  start_loader([this, epoch = plan.epoch, tiles, also = *standby] { load(epoch, tiles, also); });
+  start_loader([this, tiles, also = *standby] { load(tiles, also); });
   return {};
 }
 
@@ -534,10 +575,9 @@ void ExpertNode::take_slots(const std::vector<int>& tiles, const std::vector<int
 // Loader thread. What a pack holds can be computed before it is in RAM: the node is ready as soon
 // as there are slots and it can say how much will be loaded. From a checkpoint it would take too
 // long.
-void ExpertNode::load(Epoch epoch, const std::vector<int>& tiles, const std::vector<int>& standby) {
+void ExpertNode::load(const std::vector<int>& tiles, const std::vector<int>& standby) {
   const auto settle = [&](const std::string& error) {
     const std::lock_guard lock(mutex_);
-    plan_state_.epoch = epoch;
     plan_state_.error = error;
     plan_state_.phase =
         error.empty() ? transport::NodeState::Phase::kReady : transport::NodeState::Phase::kFailed;
@@ -568,6 +608,7 @@ transport::NodeState ExpertNode::state(SessionId session) {
   std::lock_guard lock(mutex_);
   transport::NodeState state = plan_state_;
   const auto found = sessions_.find(session);
+  if (found != sessions_.end()) state.epoch = found->second->epoch;
   const bool connected = found != sessions_.end() && found->second->peer;
   if (state.phase == transport::NodeState::Phase::kReady && !connected) {
     state.phase = transport::NodeState::Phase::kLoading;

@@ -22,6 +22,7 @@
 #include "base/thread_team.h"
 #include "base/threads.h"
 #include "expert_node/executor.h"
+#include "expert_node/fair_queue.h"
 #include "storage/tiles/tile_store.h"
 #include "transport/control/control.h"
 #include "transport/data/transport.h"
@@ -52,7 +53,8 @@ class ExpertNode final : public transport::NodeControl {
              transport::Transport& transport);
   ~ExpertNode() override;
 
-  // Data-plane thread: answers everything that has arrived; true if there was something.
+  // Data-plane thread: answers what has arrived, fairly to the coordinators that ask
+  // (fair_queue.h); true if there was something. Returns now and then while they go on asking.
   bool serve_some();
   // Data-plane thread: serves until stop(), sleeping when idle.
   // `each_round`, if there is one, is called after whatever it did, and at least every second.
@@ -72,6 +74,11 @@ class ExpertNode final : public transport::NodeControl {
     transport::SharedBuffer payload;
     size_t payload_bytes = 0;
   };
+  // A dispatch that came in; it refers into the message.
+  struct Waiting {
+    std::unique_ptr<transport::Message> message;
+    transport::Dispatch dispatch;
+  };
   struct Session {
     SessionId id;
     std::string coordinator;
@@ -79,6 +86,7 @@ class ExpertNode final : public transport::NodeControl {
     std::vector<std::byte> data_address;
     std::optional<transport::PeerId> peer;  // data-plane thread only; set when connected
     bool closing = false;
+    Epoch epoch;  // of the plan that it gave last
     transport::NodeStats stats;
     // Data-plane thread only:
     std::string requests;         // for whom it computes, for log lines
@@ -90,7 +98,9 @@ class ExpertNode final : public transport::NodeControl {
   class LoadProgress;
 
   void connect_and_close_sessions();
-  void answer(transport::PeerId peer, const transport::Message& message);
+  bool take_events();
+  void take(transport::PeerId peer, std::unique_ptr<transport::Message> message);
+  bool compute_next();
   void take_hint(const transport::Hint& hint);
   void take_note(Session& session, const transport::StepNote& note);
   bool plan_is_loaded();
@@ -107,11 +117,12 @@ class ExpertNode final : public transport::NodeControl {
   bool send_waiting(Session& session);
   void give_up(Session& session, const std::string& why);
   transport::SharedBuffer free_buffer(size_t bytes);
-  void load(Epoch epoch, const std::vector<int>& tiles, const std::vector<int>& standby);
+  void load(const std::vector<int>& tiles, const std::vector<int>& standby);
   void take_slots(const std::vector<int>& tiles, const std::vector<int>& standby);
   void load_more(Epoch epoch, const std::vector<int>& tiles);
   void start_loader(std::function<void()> load);
   std::shared_ptr<Session> session_of(transport::PeerId peer);
+  std::shared_ptr<Session> open_session(SessionId id);
 
   const NodeOptions options_;
   ThreadTeam& team_;
@@ -122,6 +133,7 @@ class ExpertNode final : public transport::NodeControl {
   const Clock& clock_;
   Executor executor_;
   // Data-plane thread:
+  FairQueue<SessionId, Waiting> waiting_;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them
   std::set<std::string> logged_refusals_;
 

@@ -437,6 +437,41 @@ TEST_F(ServeTest, another_session_finds_the_tiles_that_are_here) {
   EXPECT_EQ(node_->stats(kSession).cache.bytes_read, read);
 }
 
+TEST_F(ServeTest, two_coordinators_of_one_plan_wait_for_the_same_load) {
+  constexpr SessionId kOther{0x1234};
+  open_session();
+  transport::Hello other = hello();
+  other.coordinator = "c1";
+  other.session = kOther;
+  ASSERT_TRUE(node_->hello(other));
+  ASSERT_TRUE(node_->apply_plan(kSession, {Epoch{1}, {{0, 2}}}));
+  const Status same = node_->apply_plan(kOther, {Epoch{7}, {{0, 2}}});
+  ASSERT_TRUE(same) << same.error().message;
+  while (node_->state(kSession).phase == transport::NodeState::Phase::kLoading) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(node_->state(kSession).phase, transport::NodeState::Phase::kReady);
+  EXPECT_EQ(node_->state(kSession).epoch, Epoch{1});
+  EXPECT_EQ(node_->state(kOther).epoch, Epoch{7});
+}
+
+TEST_F(ServeTest, who_asks_for_more_than_it_takes_is_refused_and_the_rest_answered) {
+  open_session();
+  load_plan({{0, 4}});
+  constexpr int kAsked = 70;
+  for (int id = 0; id < kAsked; ++id) send_dispatch(kSession, id);
+  int answered = 0, refused = 0;
+  for (int i = 0; i < kAsked; ++i) {
+    const Frame frame = receive();
+    if (frame.kind == Frame::Kind::kPartial) ++answered;
+    if (frame.kind != Frame::Kind::kRefusal) continue;
+    ++refused;
+    EXPECT_THAT(frame.refusal.error.message, HasSubstr("64 dispatches of this coordinator"));
+  }
+  EXPECT_EQ(answered + refused, kAsked);
+  EXPECT_EQ(answered, 64 + 1);
+}
+
 TEST_F(ServeTest, a_closed_session_is_gone_and_its_key_free_again) {
   open_session();
   node_->close_session(kSession);
