@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
@@ -103,35 +104,72 @@ void take_models(std::vector<fs::path> paths, fs::path* model, std::vector<fs::p
   stripes->assign(paths.begin() + 1, paths.end());
 }
 
-CoordinatorConfig read_coordinator(const Values& values) {
+// A key of one of several coordinators. As it says it itself, unless it doesn't or what is said of
+// all comes from somewhere stronger: a flag or the environment is about the process that reads it.
+//   place  in `coordinators`; -1: the file has no such list
+std::string coordinator_path(const Values& values, int place, const char* key) {
+  const std::string shared = std::string("coordinator.") + key;
+  if (place < 0) return shared;
+  const std::string own = fmt::format("coordinators[{}].{}", place, key);
+  const bool is_own =
+      std::string_view(key) == "name" ||
+      (values.at(own).is_set() && values.at(own).origin >= values.at(shared).origin);
+  return is_own ? own : shared;
+}
+
+CoordinatorConfig read_coordinator(const Values& values, int place) {
+  const auto path = [&](const char* key) { return coordinator_path(values, place, key); };
   CoordinatorConfig coordinator;
-  coordinator.name = values.text("coordinator.name");
-  coordinator.listen = parse_address(values.text("coordinator.listen"), true).value();
-  if (values.at("coordinator.admin").is_set()) {
-    coordinator.admin = parse_address(values.text("coordinator.admin")).value();
+  coordinator.name = values.text(path("name"));
+  coordinator.listen = parse_address(values.text(path("listen")), true).value();
+  if (values.at(path("admin")).is_set()) {
+    coordinator.admin = parse_address(values.text(path("admin"))).value();
     if (!coordinator.admin->is_loopback()) {
       values.fail(
-          "coordinator.admin",
+          path("admin"),
           fmt::format("'{}' can be reached from other machines: expected a loopback address "
                       "such as 127.0.0.1:7900",
                       coordinator.admin->text()));
     }
     if (*coordinator.admin == coordinator.listen) {
-      values.fail("coordinator.admin", "the same address as coordinator.listen");
+      values.fail(path("admin"), fmt::format("the same address as {}", path("listen")));
     }
   }
-  coordinator.device = values.text("coordinator.device");
-  coordinator.threads = static_cast<int>(values.integer("coordinator.threads").value_or(0));
-  coordinator.kv_cache_bytes = values.bytes("coordinator.kv_cache");
-  coordinator.context = values.integer("coordinator.context").value_or(0);
+  coordinator.device = values.text(path("device"));
+  coordinator.threads = static_cast<int>(values.integer(path("threads")).value_or(0));
+  coordinator.kv_cache_bytes = values.bytes(path("kv_cache"));
+  coordinator.context = values.integer(path("context")).value_or(0);
   coordinator.chunk = values.integer("coordinator.chunk").value();
-  coordinator.api_keys = values.path("coordinator.api_keys");
-  coordinator.model_name = values.text("coordinator.model_name");
+  coordinator.api_keys = values.path(path("api_keys"));
+  coordinator.model_name = values.text(path("model_name"));
   coordinator.machine = read_machine(values, "coordinator", false);
   coordinator.described_device = {values.text("coordinator.device.name"),
                                   values.bytes("coordinator.device.memory").value_or(0),
                                   values.rate("coordinator.device.mem_bw")};
   return coordinator;
+}
+
+// All coordinators; of several names must differ. Addresses need not: machines may.
+void read_coordinators(const Values& values, int num_coordinators, std::string_view wanted,
+                       ClusterConfig* config) {
+  if (num_coordinators == 0) {
+    config->coordinator = read_coordinator(values, -1);
+    config->coordinator_names = {config->coordinator.name};
+  }
+  for (int c = 0; c < num_coordinators; ++c) {
+    const CoordinatorConfig coordinator = read_coordinator(values, c);
+    const auto& names = config->coordinator_names;
+    if (std::find(names.begin(), names.end(), coordinator.name) != names.end()) {
+      values.fail(fmt::format("coordinators[{}].name", c),
+                  fmt::format("'{}' is another one's name, too", coordinator.name));
+    }
+    if (c == 0 || coordinator.name == wanted) config->coordinator = coordinator;
+    config->coordinator_names.push_back(coordinator.name);
+  }
+  if (wanted.empty() || config->coordinator.name == wanted) return;
+  throw LoadError(fmt::format("{}: no coordinator '{}': expected one of {}",
+                              config->file.filename().string(), wanted,
+                              fmt::join(config->coordinator_names, ", ")));
 }
 
 PlanConfig read_plan(const Values& values) {
@@ -189,7 +227,9 @@ NodeConfig read_node(const Values& values, const ClusterConfig& config, int n, P
   return node;
 }
 
-void check_nodes(const Values& values, const ClusterConfig& config, Purpose purpose) {
+//   of_coordinators  keys with their addresses
+void check_nodes(const Values& values, const std::vector<std::string>& of_coordinators,
+                 const ClusterConfig& config, Purpose purpose) {
   std::map<std::string, int> names;
   std::map<std::string, int> addresses;
   const size_t with_tiles = std::count_if(config.nodes.begin(), config.nodes.end(),
@@ -197,8 +237,9 @@ void check_nodes(const Values& values, const ClusterConfig& config, Purpose purp
   for (size_t n = 0; n < config.nodes.size(); ++n) {
     const NodeConfig& node = config.nodes[n];
     const std::string path = fmt::format("nodes[{}].", n);
-    if (node.name == config.coordinator.name) {
-      values.fail(path + "name", fmt::format("'{}' is the coordinator's name, too", node.name));
+    const auto& coordinators = config.coordinator_names;
+    if (std::find(coordinators.begin(), coordinators.end(), node.name) != coordinators.end()) {
+      values.fail(path + "name", fmt::format("'{}' is a coordinator's name, too", node.name));
     }
     if (const auto [first, is_new] = names.emplace(node.name, n); !is_new) {
       values.fail(path + "name",
@@ -216,7 +257,7 @@ void check_nodes(const Values& values, const ClusterConfig& config, Purpose purp
                   fmt::format("'{}' is the address of node {}, too", node.control.text(),
                               config.nodes[static_cast<size_t>(first->second)].name));
     }
-    for (const char* other : {"coordinator.listen", "coordinator.admin"}) {
+    for (const std::string& other : of_coordinators) {
       if (values.text(other) != node.control.text()) continue;
       values.fail(path + "control", fmt::format("'{}' is {}, too", node.control.text(), other));
     }
@@ -293,7 +334,8 @@ Choice parse_choice(std::string_view text) {
   return text == "on" ? Choice::kOn : text == "off" ? Choice::kOff : Choice::kAuto;
 }
 
-ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose) {
+ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose,
+                                  std::string_view coordinator) {
   const Values values(settings);
   ClusterConfig config;
   config.file = settings.file();
@@ -306,7 +348,7 @@ ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose) {
   config.numerics = {values.text("numerics.format"), values.text("numerics.dense_format"),
                      values.text("numerics.activations"), values.text("numerics.wire"),
                      values.text("numerics.kv")};
-  config.coordinator = read_coordinator(values);
+  read_coordinators(values, settings.num_coordinators(), coordinator, &config);
   config.network.trust =
       values.text("network.trust") == "encrypted" ? Trust::kEncrypted : Trust::kTrusted;
   config.network.transport = values.text("network.transport");
@@ -330,7 +372,14 @@ ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose) {
   for (int n = 0; n < settings.num_nodes(); ++n) {
     config.nodes.push_back(read_node(values, config, n, purpose));
   }
-  check_nodes(values, config, purpose);
+  std::vector<std::string> of_coordinators = {"coordinator.listen", "coordinator.admin"};
+  if (settings.num_coordinators() > 0) of_coordinators.clear();
+  for (int c = 0; c < settings.num_coordinators(); ++c) {
+    for (const char* key : {"listen", "admin"}) {
+      of_coordinators.push_back(coordinator_path(values, c, key));
+    }
+  }
+  check_nodes(values, of_coordinators, config, purpose);
   return config;
 }
 

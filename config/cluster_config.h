@@ -122,7 +122,9 @@ struct ClusterConfig {
   std::filesystem::path model;
   std::vector<std::filesystem::path> stripes;
   NumericsConfig numerics;
-  CoordinatorConfig coordinator;
+  CoordinatorConfig coordinator;  // that was asked for, or the first
+  // Of all: with `coordinators` theirs, in the file's order, else this one's alone.
+  std::vector<std::string> coordinator_names;
   NetworkConfig network;
   SecurityConfig security;
   int redundancy = 1;
@@ -140,7 +142,9 @@ struct ClusterConfig {
 enum class Purpose : uint8_t { kServe, kPlan };
 
 // Settings as values, checked against each other. LoadError, one line, says where and what.
-ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose = Purpose::kServe);
+//   coordinator  which of several `coordinator` is; "": the first. LoadError if there is no such
+ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose = Purpose::kServe,
+                                  std::string_view coordinator = "");
 
 // A file read, with what else may say something. LoadError likewise.
 ClusterConfig load_cluster_config(const std::filesystem::path& file, const Overrides& overrides);

@@ -63,7 +63,12 @@ Json schema_of_section(const std::string& section) {
   Json properties = Json::object();
   for (const std::string& name : names_below(section)) {
     const std::string path = section.empty() ? name : section + "." + name;
-    if (path == "nodes") {
+    if (path == "coordinators") {
+      Json coordinator = schema_of_section("coordinators[]");
+      coordinator["required"] = {"name"};
+      properties["coordinators"] = {
+          {"type", "array"}, {"maxItems", kCoordinatorsMax}, {"items", coordinator}};
+    } else if (path == "nodes") {
       Json node = schema_of_section("nodes[]");
       node["required"] = {"name"};  // and `control`, but for planning
       properties["nodes"] = {{"type", "array"}, {"maxItems", kNodesMax}, {"items", node}};
@@ -141,6 +146,7 @@ std::string markdown_table() {
       "| key | values | default | what it is | environment |\n|---|---|---|---|---|\n";
   for (const Key& key : keys()) {
     // As under node_defaults, said once.
+    if (key.is_of_coordinator() && key.path != "coordinators[].name") continue;
     if (key.is_of_node() && key.path != "nodes[].name" && key.path != "nodes[].control") continue;
     const std::string environment = key.path.starts_with("node_defaults.")
                                         ? find_key("nodes[]." + key.path.substr(14))->environment()

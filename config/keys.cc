@@ -56,6 +56,33 @@ void add_node_keys(std::vector<Key>* keys, const std::string& section) {
   add_machine_keys(keys, section + "machine.", true, true);
 }
 
+// What each of several coordinators may have of its own. What one doesn't say is as for all.
+void add_coordinator_keys(std::vector<Key>* keys, const std::string& section) {
+  const bool is_shared = section == "coordinator.";
+  const auto add = [&](Key key) {
+    key.path = section + key.path;
+    if (!is_shared) key.fallback.clear();
+    keys->push_back(std::move(key));
+  };
+  add({"name", kName, "coordinator",
+       is_shared
+           ? "its name in its certificate, and in logs of nodes"
+           : "one of several coordinators: `atoll serve --coordinator NAME`; beside it `listen`, "
+             "`admin`, `device`, `threads`, `kv_cache`, `context`, `api_keys`, "
+             "`model_name` where they aren't `coordinator`'s; required"});
+  add({"listen", kAddress, "127.0.0.1:8080", "address of the HTTP API"});
+  add({"admin", kAddress, "", "address of `atoll cluster`, on loopback; not said: there is none"});
+  add({"device", kDevice, "auto",
+       "what it computes on: `auto` (a GPU if there is one), `cpu`, `cuda:N`"});
+  add({"threads", kInteger, "0", "compute threads; 0: one per core", 0, 4096});
+  add({"kv_cache", kBytes, "", "memory of the KV cache; not said: 16 contexts, at most 4GiB", 1,
+       kBytesMax});
+  add({"context", kInteger, "0", "most tokens of a request; 0: what model and KV cache hold", 0,
+       0x1p30});
+  add({"api_keys", kPath, "", "file of the API's keys, a `name key` per line"});
+  add({"model_name", kText, "", "name that clients ask for; the directory's if not said"});
+}
+
 std::vector<Key> make_keys() {
   const std::vector<std::string> formats = {"auto", "fp8", "bf16", "f32", "int8", "int4"};
   std::vector<Key> keys = {
@@ -87,27 +114,15 @@ std::vector<Key> make_keys() {
        0,
        0,
        {"bf16", "f32"}},
-      {"coordinator.name", kName, "coordinator",
-       "its name in its certificate, and in logs of nodes"},
-      {"coordinator.listen", kAddress, "127.0.0.1:8080", "address of the HTTP API"},
-      {"coordinator.admin", kAddress, "",
-       "address of `atoll cluster`, on loopback; not said: there is none"},
-      {"coordinator.device", kDevice, "auto",
-       "what it computes on: `auto` (a GPU if there is one), `cpu`, `cuda:N`"},
+  };
+  add_coordinator_keys(&keys, "coordinator.");
+  const std::vector<Key> more = {
       {"coordinator.device.name", kText, "",
        "a GPU as it is described: `rtx4090`; for planning only"},
       {"coordinator.device.memory", kBytes, "", "its memory; for planning only", 1, kBytesMax},
       {"coordinator.device.mem_bw", kRate, "", "rate of its memory; for planning only", 1,
        kRateMax},
-      {"coordinator.threads", kInteger, "0", "compute threads; 0: one per core", 0, 4096},
-      {"coordinator.kv_cache", kBytes, "",
-       "memory of the KV cache; not said: 16 contexts, at most 4GiB", 1, kBytesMax},
-      {"coordinator.context", kInteger, "0",
-       "most tokens of a request; 0: what model and KV cache hold", 0, 0x1p30},
       {"coordinator.chunk", kInteger, "512", "rows of a step and of a dispatch", 1, 8192},
-      {"coordinator.api_keys", kPath, "", "file of the API's keys, a `name key` per line"},
-      {"coordinator.model_name", kText, "",
-       "name that clients ask for; the directory's if not said"},
       {"network.trust",
        kChoice,
        "trusted",
@@ -181,8 +196,10 @@ std::vector<Key> make_keys() {
       {"plan.usage", kPath, "",
        "file of how often each expert is used (`usage` of a pack); not said: all alike"},
   };
+  keys.insert(keys.end(), more.begin(), more.end());
   add_machine_keys(&keys, "coordinator.", true, false);
   add_machine_keys(&keys, "coordinator.machine.", true, false);
+  add_coordinator_keys(&keys, "coordinators[].");
   add_node_keys(&keys, "node_defaults.");
   keys.push_back({"nodes[].name", kName, "", "the node's name: `atoll node --name`; required"});
   keys.push_back(
@@ -265,7 +282,8 @@ std::vector<std::string> names_below(std::string_view section) {
 }
 
 std::string Key::environment() const {
-  if (path.starts_with("node_defaults.") || path == "nodes[].name") return "";
+  if (path.starts_with("node_defaults.") || path == "nodes[].name" || is_of_coordinator())
+    return "";
   std::string name = "ATOLL_" + (is_of_node() ? "node." + path.substr(8) : path);
   for (char& c : name) c = c == '.' ? '_' : static_cast<char>(std::toupper(c));
   return name;
@@ -309,7 +327,7 @@ Status check_value(const Key& key, std::string_view text) {
       if (is_name(text)) return {};
       return invalid("a name of up to 63 letters, digits, - _ and .", text);
     case kAddress: {
-      const auto address = parse_address(text, key.path == "coordinator.listen");
+      const auto address = parse_address(text, key.path.ends_with(".listen"));
       return address ? Status() : Status(address.error());
     }
     case kChoice:

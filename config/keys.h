@@ -37,19 +37,21 @@ struct Key {
 
   bool is_list() const { return type == ValueType::kPaths || type == ValueType::kRates; }
   bool is_of_node() const { return path.starts_with("nodes[]."); }
+  bool is_of_coordinator() const { return path.starts_with("coordinators[]."); }
   // "ATOLL_COORDINATOR_LISTEN"; nodes[].ram: "ATOLL_NODE_RAM", of the node that the process is.
   // "": it can't be set by the environment.
   std::string environment() const;
 };
 
-// In the file's order; every key of nodes[] but name and control is in node_defaults, too.
+// In the file's order; every key of nodes[] but name and control is in node_defaults, too, and
+// every one of coordinators[] in coordinator.
 std::span<const Key> keys();
 // nullptr: there is no such key.
 const Key* find_key(std::string_view path);
 // Keys directly below a section ("" for the top): "coordinator", "listen", "nodes".
 std::vector<std::string> names_below(std::string_view section);
 
-inline constexpr int kNodesMax = 256;
+inline constexpr int kNodesMax = 256, kCoordinatorsMax = 64;
 
 // kInvalid without the key's name: "expected a duration such as 100ms, found 'fast'".
 Status check_value(const Key& key, std::string_view text);

@@ -17,7 +17,11 @@ extern char** environ;
 namespace atl::config {
 namespace {
 
-constexpr std::string_view kNodes = "nodes[]";
+constexpr std::string_view kNodes = "nodes[]", kCoordinators = "coordinators[]";
+
+std::string name_of_section(const std::string& section) {
+  return section == kNodes ? "a node" : section == kCoordinators ? "a coordinator" : section;
+}
 
 std::string joined(const std::string& section, const std::string& name) {
   return section.empty() ? name : section + "." + name;
@@ -26,8 +30,7 @@ std::string joined(const std::string& section, const std::string& name) {
 // "unknown key 'lisen'; did you mean 'listen'?", or all that there are.
 std::string unknown_key(std::string_view name, const std::string& section,
                         const std::vector<std::string>& known) {
-  const std::string where =
-      section.empty() ? "" : fmt::format(" in {}", section == kNodes ? "a node" : section);
+  const std::string where = section.empty() ? "" : fmt::format(" in {}", name_of_section(section));
   const std::string meant = nearest(name, known);
   if (!meant.empty()) {
     return fmt::format("unknown key '{}'{}; did you mean '{}'?", name, where, meant);
@@ -75,7 +78,10 @@ class SettingsReader {
   }
 
   void take(const YamlNode& node, const std::string& pattern, const std::string& path) {
-    if (pattern == "nodes") return take_nodes(node);
+    if (pattern == "nodes") return take_list(node, kNodes, kNodesMax, &settings_.num_nodes_);
+    if (pattern == "coordinators") {
+      return take_list(node, kCoordinators, kCoordinatorsMax, &settings_.num_coordinators_);
+    }
     const bool is_section = node.kind == YamlNode::Kind::kMap && !names_below(pattern).empty();
     const Key* key = find_key(pattern);
     if (key != nullptr && !is_section) return take_value(node, *key, path);
@@ -87,28 +93,33 @@ class SettingsReader {
     take_map(node, pattern, path);
   }
 
-  void take_nodes(const YamlNode& list) {
+  // A list of maps that each have a name: "nodes[]" or "coordinators[]".
+  void take_list(const YamlNode& list, std::string_view pattern, int most, int* count) {
+    const std::string section(pattern.substr(0, pattern.size() - 2));
+    const std::string thing(name_of_section(std::string(pattern)));
     if (list.kind == YamlNode::Kind::kNothing) return;
     if (list.kind != YamlNode::Kind::kList) {
-      fail(list.place, "nodes: expected a list: `- name: n1` and so on");
-    }
-    if (list.children.size() > static_cast<size_t>(kNodesMax)) {
       fail(list.place,
-           fmt::format("nodes: {} of them, expected at most {}", list.children.size(), kNodesMax));
+           fmt::format("{}: expected a list: `- name: {}1` and so on", section, section.front()));
     }
-    for (const YamlNode& node : list.children) {
-      const std::string path = fmt::format("nodes[{}]", settings_.num_nodes_++);
-      if (node.kind != YamlNode::Kind::kMap) {
-        fail(node.place, "a node: expected keys and values, `name: n1` first");
+    if (list.children.size() > static_cast<size_t>(most)) {
+      fail(list.place,
+           fmt::format("{}: {} of them, expected at most {}", section, list.children.size(), most));
+    }
+    for (const YamlNode& item : list.children) {
+      const std::string path = fmt::format("{}[{}]", section, (*count)++);
+      if (item.kind != YamlNode::Kind::kMap) {
+        fail(item.place, fmt::format("{}: expected keys and values, `name: {}1` first", thing,
+                                     section.front()));
       }
-      node_places_.push_back(node.place);
-      take_map(node, std::string(kNodes), path);
+      take_map(item, std::string(pattern), path);
       if (!settings_.values_.contains(joined(path, "name"))) {
-        fail(node.place, "a node without `name`");
+        fail(item.place, fmt::format("{} without `name`", thing));
       }
+      if (pattern != kNodes) continue;
       // Whether one is needed depends on what the file is read for.
       settings_.values_.try_emplace(joined(path, "control"),
-                                    Setting{{}, Origin::kDefault, where(node.place)});
+                                    Setting{{}, Origin::kDefault, where(item.place)});
     }
   }
 
@@ -237,6 +248,13 @@ class SettingsReader {
 
   void add_defaults() {
     for (const Key& key : keys()) {
+      if (key.is_of_coordinator()) {
+        for (int n = 0; n < settings_.num_coordinators_; ++n) {
+          settings_.values_.try_emplace(fmt::format("coordinators[{}].{}", n, key.path.substr(15)),
+                                        Setting{{}, Origin::kDefault, "default"});
+        }
+        continue;
+      }
       if (!key.is_of_node()) {
         if (!settings_.values_.contains(key.path)) {
           Setting setting;
@@ -261,7 +279,6 @@ class SettingsReader {
   const Overrides& overrides_;
   const std::string name_;  // of the file, in messages
   Settings settings_;
-  std::vector<YamlPlace> node_places_;
 };
 
 std::vector<std::pair<std::string, std::string>> Overrides::from_environment() {
@@ -318,7 +335,15 @@ const Setting& Settings::at(const std::string& path) const {
 std::vector<std::pair<std::string, Setting>> Settings::all() const {
   std::vector<std::pair<std::string, Setting>> all;
   for (const Key& key : keys()) {
-    if (!key.is_of_node()) all.emplace_back(key.path, values_.at(key.path));
+    if (key.is_of_node() || key.is_of_coordinator()) continue;
+    all.emplace_back(key.path, values_.at(key.path));
+  }
+  for (int n = 0; n < num_coordinators_; ++n) {
+    for (const Key& key : keys()) {
+      if (!key.is_of_coordinator()) continue;
+      const std::string path = fmt::format("coordinators[{}].{}", n, key.path.substr(15));
+      if (values_.at(path).is_set()) all.emplace_back(path, values_.at(path));
+    }
   }
   for (int n = 0; n < num_nodes_; ++n) {
     for (const Key& key : keys()) {

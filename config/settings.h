@@ -52,10 +52,11 @@ class Settings {
 
   const std::filesystem::path& file() const { return file_; }  // absolute
   int num_nodes() const { return num_nodes_; }
+  int num_coordinators() const { return num_coordinators_; }  // of `coordinators`
   // Of a key of the table; nodes[] with the node's place: at("nodes[0].ram"). A key of nodes[] that
-  // isn't set has node_defaults' value.
+  // isn't set has node_defaults' value; one of coordinators[] is not set then.
   const Setting& at(const std::string& path) const;
-  // All, in the table's order, nodes last.
+  // All, in the table's order; of coordinators[] what is set, nodes last.
   std::vector<std::pair<std::string, Setting>> all() const;
   // Keys that at() was not asked for since they were read: what a program would ignore.
   std::vector<std::string> unread() const;
@@ -63,7 +64,7 @@ class Settings {
  private:
   friend class SettingsReader;
   std::filesystem::path file_;
-  int num_nodes_ = 0;
+  int num_nodes_ = 0, num_coordinators_ = 0;
   std::map<std::string, Setting, std::less<>> values_;
   mutable std::map<std::string, bool, std::less<>> read_;
 };

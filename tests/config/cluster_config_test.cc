@@ -78,6 +78,70 @@ TEST(ClusterConfig, reads_every_key_of_the_table) {
   EXPECT_THAT(settings.unread(), IsEmpty());
 }
 
+const char* const kTwoCoordinators = R"(
+model: /m
+coordinator: {chunk: 64, threads: 3, listen: "127.0.0.1:80"}
+coordinators:
+  - {name: c1, admin: "127.0.0.1:7900"}
+  - {name: c2, listen: "127.0.0.1:81", threads: 5}
+nodes: [{name: n1, control: "127.0.0.1:7001"}]
+)";
+
+ClusterConfig load_for(const std::string& coordinator, const Overrides& overrides = {}) {
+  return make_cluster_config(Settings::parse(kTwoCoordinators, "c.yaml", overrides),
+                             Purpose::kServe, coordinator);
+}
+
+TEST(ClusterConfig, each_of_several_coordinators_has_its_own_and_what_is_for_all) {
+  const CoordinatorConfig first = load_for("c1").coordinator, second = load_for("c2").coordinator;
+  EXPECT_EQ(first.name, "c1");
+  EXPECT_EQ(first.listen.text(), "127.0.0.1:80");
+  EXPECT_EQ(first.admin->text(), "127.0.0.1:7900");
+  EXPECT_EQ(first.threads, 3);
+  EXPECT_EQ(second.name, "c2");
+  EXPECT_EQ(second.listen.text(), "127.0.0.1:81");
+  EXPECT_FALSE(second.admin);
+  EXPECT_EQ(second.threads, 5);
+  EXPECT_EQ(second.chunk, 64);
+  EXPECT_THAT(load_for("").coordinator_names, ElementsAre("c1", "c2"));
+  EXPECT_EQ(load_for("").coordinator.name, "c1");
+  EXPECT_THAT(load("model: /m\ncoordinator: {name: x}").coordinator_names, ElementsAre("x"));
+}
+
+TEST(ClusterConfig, a_flag_is_about_the_coordinator_that_reads_it) {
+  Overrides overrides;
+  overrides.environment = {{"ATOLL_COORDINATOR_THREADS", "7"}};
+  overrides.flags = {"coordinator.listen=127.0.0.1:99"};
+  const CoordinatorConfig coordinator = load_for("c2", overrides).coordinator;
+  EXPECT_EQ(coordinator.threads, 7);
+  EXPECT_EQ(coordinator.listen.text(), "127.0.0.1:99");
+}
+
+TEST(ClusterConfig, several_coordinators_are_told_apart) {
+  const auto with = [](const std::string& coordinators) {
+    return error_of("model: /m\ncoordinators: " + coordinators +
+                    "\nnodes: [{name: n1, control: '127.0.0.1:7001'}]\n");
+  };
+  EXPECT_EQ(with("[{name: a, listen: '127.0.0.1:1'}, {name: b, listen: '10.0.0.1:1'}]"),
+            "no error");
+  EXPECT_THAT(with("[{name: a}, {name: a}]"),
+              HasSubstr("coordinators[1].name: 'a' is another one's name, too"));
+  EXPECT_THAT(with("[{name: a, listen: '127.0.0.1:1', admin: '127.0.0.1:1'}]"),
+              HasSubstr("coordinators[0].admin: the same address as coordinators[0].listen"));
+  EXPECT_THAT(with("[{name: n1}]"), HasSubstr("'n1' is a coordinator's name, too"));
+  EXPECT_THAT(with("[{name: a, listen: '127.0.0.1:7001'}]"),
+              HasSubstr("'127.0.0.1:7001' is coordinators[0].listen, too"));
+  EXPECT_THAT(with("[{listen: '127.0.0.1:1'}]"), HasSubstr("a coordinator without `name`"));
+  EXPECT_THAT(with("[{name: a, chunk: 4}]"), HasSubstr("unknown key 'chunk' in a coordinator"));
+  EXPECT_THAT(with("{name: a}"), HasSubstr("coordinators: expected a list: `- name: c1`"));
+  try {
+    (void)load_for("c3");
+    ADD_FAILURE();
+  } catch (const LoadError& error) {
+    EXPECT_STREQ(error.what(), "c.yaml: no coordinator 'c3': expected one of c1, c2");
+  }
+}
+
 TEST(ClusterConfig, refuses_what_does_not_go_together) {
   EXPECT_THAT(error_of("cluster: a\n"), HasSubstr("cluster.yaml: no `model`"));
   EXPECT_THAT(
@@ -92,7 +156,7 @@ TEST(ClusterConfig, refuses_what_does_not_go_together) {
                              "{name: b, control: '127.0.0.1:2'}")),
               HasSubstr("b has no `tiles` and another node has: expected all or none"));
   EXPECT_THAT(error_of(nodes("{name: coordinator, control: '127.0.0.1:1'}")),
-              HasSubstr("nodes[0].name: 'coordinator' is the coordinator's name, too"));
+              HasSubstr("nodes[0].name: 'coordinator' is a coordinator's name, too"));
   EXPECT_THAT(error_of("model: /m\nnetwork: {trust: encrypted}\n"),
               HasSubstr("network.trust: encrypted needs security.keys"));
   EXPECT_THAT(error_of("model: /m\ntimeouts: {suspect: 150ms}\n"),
