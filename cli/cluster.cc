@@ -29,7 +29,7 @@ struct ClusterOptions {
 // LoadError: nobody answers there, or what it says can't be done.
 Json ask(const ClusterOptions& options, const std::string& method, const std::string& path,
          const std::string& body) {
-  const config::ClusterConfig config = options.file.load();
+  const config::ClusterConfig config = options.file.load_for_coordinator();
   if (!config.coordinator.admin) {
     throw LoadError(fmt::format(
         "{}: no coordinator.admin: expected the address where the coordinator answers, such as "
@@ -127,6 +127,7 @@ void add_cluster_command(CLI::App& app, int* exit_code) {
     }
     options->file.add_config_option(*command);
     command->get_option("--config")->required();
+    options->file.add_coordinator_option(*command);
     command->add_flag("--json", options->json, "One JSON object in place of text");
     command->footer(fmt::format("Example:\n  {}", example));
     command->callback([options, exit_code, run = std::move(run)] {

@@ -37,10 +37,11 @@ void take_cluster_file(const CLI::App& command, const ClusterFileOption& file,
                        deployment::DeploymentOptions* options) {
   if (!file.is_given()) {
     if (!file.flags.empty()) throw CLI::RequiresError("--set", "--config");
+    if (!file.coordinator.empty()) throw CLI::RequiresError("--coordinator", "--config");
     if (command.count("model_dir") == 0) throw CLI::RequiredError("model_dir, or --config,");
     return;
   }
-  options->cluster = file.load();
+  options->cluster = file.load_for_coordinator();
   const config::ClusterConfig& config = *options->cluster;
   config::require_built(config);
   const auto is_open = [&](const char* option) { return command.count(option) == 0; };
@@ -67,6 +68,7 @@ void add_deployment_options(CLI::App& command, deployment::DeploymentOptions* op
       ->type_name("MODEL_DIR");
   const auto file = std::make_shared<ClusterFileOption>();
   file->add_config_option(command);
+  file->add_coordinator_option(command);
   options->progress = draw_progress;
   command
       .add_option("--min-coverage", options->min_coverage,
@@ -143,8 +145,8 @@ void add_deployment_options(CLI::App& command, deployment::DeploymentOptions* op
       ->type_name("off|next-layer");
   group_options(
       command, "Nodes and threads",
-      {"--config", "--set", "--min-coverage", "--nodes", "--tiles", "--redundancy", "--hedging",
-       "--balance", "--transport", "--threads", "--pin", "--chunk", "--device"});
+      {"--config", "--set", "--coordinator", "--min-coverage", "--nodes", "--tiles", "--redundancy",
+       "--hedging", "--balance", "--transport", "--threads", "--pin", "--chunk", "--device"});
   group_options(command, "Memory", {"--prefetch", "--force"});
 }
 

@@ -38,7 +38,7 @@ void take_cluster_file(const CLI::App& command, KeysOptions* options) {
   if (has_nodes) throw CLI::ExcludesError("--nodes", "a cluster file");
   const config::ClusterConfig config = options->cluster_file.load();
   for (const config::NodeConfig& node : config.nodes) options->make.nodes.push_back(node.name);
-  if (command.count("--coordinators") == 0) options->make.coordinators = {config.coordinator.name};
+  if (command.count("--coordinators") == 0) options->make.coordinators = config.coordinator_names;
   if (config.nodes.empty())
     throw LoadError(fmt::format("{}: the file has no nodes, so nobody to make certificates for",
                                 config.file.filename().string()));

@@ -108,7 +108,7 @@ std::string device_of(const config::ClusterConfig& config, const config::NodeCon
 transport::ControlSecurity cluster_security(const config::ClusterConfig& config,
                                             const config::NodeConfig* node) {
   transport::ControlSecurity security;
-  security.coordinators = {config.coordinator.name};
+  security.coordinators = config.coordinator_names;
   if (config.security.keys.empty()) {
     security.secret = cluster_secret(config.security.secret_file);
   } else {
@@ -126,7 +126,7 @@ std::unique_ptr<transport::Transport> make_cluster_transport(
     options.keys = security.keys;
     if (node != nullptr) {
       options.listen = config::Address{node->control.host, 0}.text();
-      options.peers = {config.coordinator.name};
+      options.peers = config.coordinator_names;
     }
     options.spin = spin;
     options.message_bytes_max = message_bytes_max;

@@ -50,15 +50,28 @@ void Deployment::add_standbys(topology::Placement* placement,
 
 namespace {
 
+// A key that the file has of each coordinator, as the one of this name sees it: "" if it is
+// another's.
+std::string key_for(const std::string& path, const config::Settings& settings,
+                    std::string_view coordinator) {
+  if (!path.starts_with("coordinators[")) return path;
+  const size_t end = path.find(']') + 1;
+  const bool is_own = settings.at(path.substr(0, end) + ".name").text() == coordinator;
+  return is_own ? "coordinators[]" + path.substr(end) : "";
+}
+
 // Values that need another coordinator, by key; nodes are taken as they come.
-std::vector<std::string> changed_keys(const config::Settings& before,
-                                      const config::Settings& after) {
+std::vector<std::string> changed_keys(const config::Settings& before, const config::Settings& after,
+                                      std::string_view coordinator) {
   std::map<std::string, std::vector<std::string>> values;
-  for (const auto& [path, setting] : before.all()) values[path] = setting.items;
+  for (const auto& [path, setting] : before.all()) {
+    values[key_for(path, before, coordinator)] = setting.items;
+  }
   std::vector<std::string> changed;
   for (const auto& [path, setting] : after.all()) {
-    if (path.starts_with("node")) continue;
-    if (values[path] != setting.items) changed.push_back(path);
+    const std::string key = key_for(path, after, coordinator);
+    if (key.empty() || key.starts_with("node")) continue;
+    if (values[key] != setting.items) changed.push_back(path);
   }
   return changed;
 }
@@ -72,7 +85,8 @@ Deployment::Reload Deployment::reload() {
     throw LoadError("there is nothing to reload: the coordinator has no cluster file with nodes");
   }
   const config::Settings settings = options_.read_cluster_file();
-  const config::ClusterConfig config = config::make_cluster_config(settings);
+  const config::ClusterConfig config = config::make_cluster_config(
+      settings, config::Purpose::kServe, options_.cluster->coordinator.name);
   config::require_built(config);
   if (config.nodes.empty())
     throw LoadError("the cluster file has no nodes any more: nothing changes");
@@ -82,7 +96,7 @@ Deployment::Reload Deployment::reload() {
   add_standbys(&placement, &config);
   const std::vector<int> room = rooms(placement.kept_by_node(), &config);
   Reload report;
-  if (settings_) report.needs_restart = changed_keys(*settings_, settings);
+  if (settings_) report.needs_restart = changed_keys(*settings_, settings, config.coordinator.name);
   std::vector<coordinator::Cluster::Planned> planned;
   std::vector<coordinator::Cluster::NodeStatus> status = cluster_->status();
   for (size_t n = 0; n < status.size(); ++n) {
