@@ -18,7 +18,9 @@
 #include <vector>
 
 #include "base/child_process.h"
+#include "base/log.h"
 #include "cli/chat_session.h"
+#include "cli/cluster_file_option.h"
 #include "cli/commands.h"
 #include "cli/line_input.h"
 #include "cli/output.h"
@@ -28,7 +30,7 @@ namespace atl::cli {
 namespace {
 
 constexpr std::string_view kListening = "listening on ";
-constexpr std::chrono::seconds kReadyPoll{1};
+constexpr std::chrono::seconds kReadyPoll{1}, kReachTime{3};
 constexpr const char* kHelp =
     "/clear           begin anew, with the same system message\n"
     "/system [TEXT]   set the system message, or none\n"
@@ -41,6 +43,7 @@ constexpr const char* kHelp =
 
 struct ChatCommandOptions {
   std::string target;
+  ClusterFileOption cluster_file;
   std::vector<std::string> serve_arguments;
   std::string api_key_file;
   ChatOptions chat;
@@ -126,16 +129,25 @@ class ChatSignals {
   std::atomic<bool> replying_{false}, editing_{false};
 };
 
-// `atoll serve MODEL_DIR` on a free port; *url is where it listens.
+// What of `atoll serve` says which model: MODEL_DIR, or a cluster file.
+std::vector<std::string> model_arguments(const ChatCommandOptions& options) {
+  const ClusterFileOption& file = options.cluster_file;
+  if (!file.is_given()) return {options.target};
+  std::vector<std::string> arguments = {"--config", file.path.string(), "--host", "127.0.0.1"};
+  if (!file.coordinator.empty()) {
+    arguments.insert(arguments.end(), {"--coordinator", file.coordinator});
+  }
+  for (const std::string& flag : file.flags) arguments.insert(arguments.end(), {"--set", flag});
+  return arguments;
+}
+
+// `atoll serve` on a free port; *url is where it listens.
 ChildProcess start_server(const ChatCommandOptions& options, http::HttpUrl* url) {
   ChildOptions child;
-  child.argv = {std::filesystem::canonical("/proc/self/exe").string(),
-                "serve",
-                options.target,
-                "--port",
-                "0",
-                "--log-level",
-                "warn"};
+  child.argv = {std::filesystem::canonical("/proc/self/exe").string(), "serve"};
+  const std::vector<std::string> model = model_arguments(options);
+  child.argv.insert(child.argv.end(), model.begin(), model.end());
+  child.argv.insert(child.argv.end(), {"--port", "0", "--log-level", "warn"});
   child.argv.insert(child.argv.end(), options.serve_arguments.begin(),
                     options.serve_arguments.end());
   child.name = "atoll serve";
@@ -147,8 +159,9 @@ ChildProcess start_server(const ChatCommandOptions& options, http::HttpUrl* url)
     if (!line && line.error().code == ErrorCode::kTimeout) continue;
     if (!line) {
       // It has said why on stderr.
-      throw LoadError(
-          fmt::format("the server of {} did not start: {}", options.target, line.error().message));
+      throw LoadError(fmt::format("the server of {} did not start: {}",
+                                  model.front() == "--config" ? model[1] : model.front(),
+                                  line.error().message));
     }
     const auto parsed = line->starts_with(kListening)
                             ? http::parse_http_url(line->substr(kListening.size()))
@@ -334,6 +347,27 @@ class Chat {
   int interrupts_ = 0;
 };
 
+// Where the file's coordinator listens, if one answers there; else it is this process's child that
+// greets the nodes. It is said which. A key that nobody gave is the first of the file's.
+std::optional<ChildProcess> reach_cluster(const ChatCommandOptions& options, ChatOptions* chat) {
+  const config::ClusterConfig config = options.cluster_file.load_for_coordinator();
+  if (chat->api_key.empty() && !config.coordinator.api_keys.empty()) {
+    chat->api_key = read_api_key(config.coordinator.api_keys.string());
+  }
+  const config::Address& listen = config.coordinator.listen;
+  const bool is_any = listen.host == "0.0.0.0" || listen.host == "::";
+  chat->url = {is_any ? "127.0.0.1" : listen.host, listen.port, ""};
+  http::HttpClientOptions client_options;
+  client_options.connect_timeout = kReachTime;
+  if (listen.port != 0 &&
+      http::HttpClient(chat->url, client_options).ask({.path = "/health", .timeout = kReachTime})) {
+    log_info("{} answers at {}", config.coordinator.name, listen.text());
+    return std::nullopt;
+  }
+  log_info("nobody answers at {}: a coordinator is started", listen.text());
+  return start_server(options, &chat->url);
+}
+
 int run_chat(ChatCommandOptions options) {
   // Until the process ends, since its thread may hold it then.
   static ChatSignals& signals = *new ChatSignals;
@@ -343,8 +377,10 @@ int run_chat(ChatCommandOptions options) {
   } else if (const char* key = std::getenv("ATOLL_API_KEY")) {
     options.chat.api_key = key;
   }
-  if (options.target.find("://") != std::string::npos &&
-      !storage::is_hugging_face_address(options.target)) {
+  if (options.cluster_file.is_given()) {
+    server = reach_cluster(options, &options.chat);
+  } else if (options.target.find("://") != std::string::npos &&
+             !storage::is_hugging_face_address(options.target)) {
     if (!options.serve_arguments.empty()) {
       throw LoadError("options of atoll serve belong to a MODEL_DIR, not to a URL");
     }
@@ -370,11 +406,11 @@ void add_chat_command(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<ChatCommandOptions>();
   ChatOptions& chat = options->chat;
   CLI::App* command = app.add_subcommand("chat", "Talk to a model in the terminal");
-  command
-      ->add_option("URL_OR_MODEL_DIR", options->target,
-                   "http://HOST:PORT of an OpenAI-compatible server, or a model to start 'atoll "
-                   "serve' for")
-      ->required();
+  command->add_option("URL_OR_MODEL_DIR", options->target,
+                      "http://HOST:PORT of an OpenAI-compatible server, or a model to start 'atoll "
+                      "serve' for; unless --config says them");
+  options->cluster_file.add_config_option(*command);
+  options->cluster_file.add_coordinator_option(*command);
   command->add_option("SERVE_OPTIONS", options->serve_arguments,
                       "Behind --: options of atoll serve, for a MODEL_DIR");
   command->add_option("--model", chat.model, "Unless given, the first of /v1/models");
@@ -393,8 +429,16 @@ void add_chat_command(CLI::App& app, int* exit_code) {
   command->footer(
       "Lines that come through a pipe are sent one after the other; only the replies are printed "
       "then.\n\nExamples:\n  atoll chat http://127.0.0.1:8080 --system 'Be brief.'\n"
-      "  atoll chat tests/models/tiny-fp8 --max-tokens 32 -- --nodes 2");
-  command->callback([options, exit_code] { *exit_code = run_chat(*options); });
+      "  atoll chat tests/models/tiny-fp8 --max-tokens 32 -- --nodes 2\n"
+      "  atoll chat --config cluster.yaml");
+  command->callback([options, exit_code] {
+    if (options->target.empty() != options->cluster_file.is_given()) {
+      throw CLI::ValidationError(options->target.empty()
+                                     ? "expected URL_OR_MODEL_DIR or --config FILE"
+                                     : "URL_OR_MODEL_DIR and --config exclude each other");
+    }
+    *exit_code = run_chat(*options);
+  });
 }
 
 }  // namespace atl::cli

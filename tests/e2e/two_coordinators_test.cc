@@ -69,5 +69,25 @@ TEST_F(TwoCoordinators, who_is_meant_has_to_be_said) {
               HasSubstr("no coordinator 'c3': expected one of c1, c2"));
 }
 
+// A conversation through a pipe.
+CommandResult chat(const std::filesystem::path& file) {
+  return run_command({"/bin/sh", "-c", "echo Once | exec \"$0\" \"$@\"", ATOLL_BINARY, "chat",
+                      "--config", file.string(), "--coordinator", "c1", "--max-tokens", "4",
+                      "--temperature", "0"});
+}
+
+TEST_F(TwoCoordinators, chat_talks_to_the_one_that_runs_or_starts_it) {
+  for (const char* name : {"n1", "n2"}) start_node(name);
+  const CommandResult alone = chat(file_);
+  EXPECT_EQ(alone.exit_code, 0) << alone.err;
+  EXPECT_THAT(alone.err, HasSubstr("nobody answers at " + listen_ + ": a coordinator is started"));
+  start_coordinator("c1", listen_, &serve_);
+  const CommandResult beside = chat(file_);
+  EXPECT_EQ(beside.exit_code, 0) << beside.err;
+  EXPECT_THAT(beside.err, HasSubstr("c1 answers at " + listen_));
+  EXPECT_EQ(beside.out, alone.out);
+  EXPECT_FALSE(alone.out.empty());
+}
+
 }  // namespace
 }  // namespace atl::test
