@@ -136,13 +136,18 @@ void Connection::stop() {
   keep_alive_ = false;
   const bool answering = phase_ == Phase::kAnswering || phase_ == Phase::kStreaming;
   if (answering) return;
+  if (!has_answered_ && phase_ != Phase::kDraining && phase_ != Phase::kLingering) {
+    // Closed with something unread it would see a reset, and not know whether it was heard.
+    has_said_goodbye_ = true;
+    return refuse(503, "the server is shutting down");
+  }
   if (unsent() == 0) return close();
   enter(Phase::kDraining);
   schedule_turn();
 }
 
 void Connection::linger() {
-  if (core_.stopping && unparsed().empty()) return close();
+  if (core_.stopping && unparsed().empty() && !has_said_goodbye_) return close();
   error_code error;
   socket_.shutdown(tcp::socket::shutdown_send, error);
   if (error) return close();
@@ -383,6 +388,7 @@ void Connection::answer_error(const HttpResponse& response, bool keep) {
 }
 
 void Connection::append_head(int status, const HttpResponse& response, std::string_view framing) {
+  has_answered_ = true;
   const auto reason =
       boost::beast::http::obsolete_reason(static_cast<boost::beast::http::status>(status));
   out_ += "HTTP/1.1 " + std::to_string(status) + " ";

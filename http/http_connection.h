@@ -40,6 +40,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
   // Too many connections: an answer without a request.
   void start_refused() { refuse(503, "too many connections; try again later"); }
+  // The server ends: what is being answered is finished, who has no answer yet is told.
   void stop();
   void close();
 
@@ -117,6 +118,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   size_t lingered_bytes_ = 0;
   std::unique_ptr<RequestParser> parser_;  // of the request being read
   std::optional<BodyLease> lease_;
+  bool has_answered_ = false, has_said_goodbye_ = false;
   bool discard_body_ = false;  // the request was refused; its body is read to keep the connection
   TimePoint arrived_{};
 

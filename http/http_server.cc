@@ -21,6 +21,7 @@ using boost::system::error_code;
 using std::chrono::milliseconds;
 
 constexpr milliseconds kAcceptBackOff{100};
+constexpr int kAcceptedAtEnd = 4096;  // at most, of those that wait when the server ends
 
 std::string printed(const tcp::endpoint& endpoint) {
   const std::string address = endpoint.address().to_string();
@@ -69,6 +70,7 @@ struct HttpServer::Impl {
   void accept_next();
   void on_accepted(const error_code& error, tcp::socket socket);
   void back_off(const error_code& error);
+  void accept_waiting();
   void begin_stop(milliseconds grace);
   void run_loop();
 
@@ -126,9 +128,9 @@ void HttpServer::Impl::take_listener(int fd) {
 void HttpServer::Impl::accept_next() {
   if (core.stopping) return;
   acceptor.async_accept([this](const error_code& error, tcp::socket socket) {
-    if (error == asio::error::operation_aborted || core.stopping) return;
+    if (error == asio::error::operation_aborted || (error && core.stopping)) return;
     if (error && error != asio::error::connection_aborted) return back_off(error);
-    if (!error) on_accepted(error, std::move(socket));
+    if (!error) on_accepted(error, std::move(socket));  // also at the end: it is told
     accept_next();
   });
 }
@@ -159,15 +161,29 @@ void HttpServer::Impl::on_accepted(const error_code&, tcp::socket socket) {
   core.connections.emplace(connection.get(), connection);
   ++core.counters.accepted;
   ++core.counters.connections;
-  if (open >= connections_max) {
+  if (core.stopping) {
+    connection->stop();
+  } else if (open >= connections_max) {
     connection->start_refused();
   } else {
     connection->start();
   }
 }
 
+// Who waits in the kernel's queue has connected, for all it knows: it is told, too.
+void HttpServer::Impl::accept_waiting() {
+  for (int i = 0; i < kAcceptedAtEnd; ++i) {
+    tcp::socket socket(core.io);
+    error_code error;
+    acceptor.accept(socket, error);
+    if (error) return;
+    on_accepted(error, std::move(socket));
+  }
+}
+
 void HttpServer::Impl::begin_stop(milliseconds grace) {
   if (core.stopping) return;
+  accept_waiting();
   core.stopping = true;
   error_code ignored;
   acceptor.close(ignored);

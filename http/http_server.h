@@ -82,7 +82,7 @@ struct HttpWork {
 
 struct HttpOptions {
   std::string address = "127.0.0.1";
-  uint16_t port = 8080;                 // 0: any free one
+  uint16_t port = 8080;  // 0: any free one
   // Instead: a TCP socket that is bound and listens already. Closed by the server.
   std::optional<int> listener = std::nullopt;
   size_t connections_max = 4096;        // more are answered 503 and closed

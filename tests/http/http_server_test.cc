@@ -886,6 +886,29 @@ TEST_F(HttpServerTest, stop_ends_idle_connections_at_once_and_lets_answers_finis
   http_->join();
 }
 
+TEST_F(HttpServerTest, who_has_connected_and_has_no_answer_yet_is_told_and_not_reset) {
+  start();
+  RawClient silent(port()), halfway(port());
+  ASSERT_TRUE(halfway.send("GET /hello HTTP/1.1\r\n"));
+  // Still in the kernel's queue: the server's thread is kept busy while they connect and ask.
+  std::optional<RawClient> queued;
+  on_server([&] {
+    queued.emplace(port());
+    EXPECT_TRUE(queued->send(get("/hello")));
+    server().stop(milliseconds(60'000));
+  });
+  for (RawClient* client : {&silent, &halfway, &*queued}) {
+    const RawResponse response = client->read_response();
+    EXPECT_EQ(response.status, 503) << (client == &silent    ? "silent"
+                                        : client == &halfway ? "halfway"
+                                                             : "queued");
+    EXPECT_THAT(response.body, HasSubstr("the server is shutting down"));
+    EXPECT_TRUE(client->read_to_end());
+    client->close();
+  }
+  http_->join();
+}
+
 TEST_F(HttpServerTest, stop_waits_no_longer_than_its_grace_and_tells_those_it_cuts) {
   start();
   RawClient client(port());
