@@ -55,8 +55,8 @@ struct DispatcherOptions {
   std::chrono::milliseconds progress_deadline_min{1200};
   std::chrono::milliseconds progress_deadline{60000};
   // Hedging: a share that takes longer than so many times what is usual, and than 99 of 100 take,
-  // is also asked from who keeps its tiles in RAM beside its node; what comes first counts. 0: no
-  // share is.
+  // or 8 times as long as the others of its dispatch, is also asked from who keeps its tiles in RAM
+  // beside its node; what comes first counts. 0: no share is.
   double hedge_after = 0;
   // A node that is silent for so long, or for kUsualTimes what 99 of 100 of its answers take if
   // that is longer, is overdue: what it owes is also asked from others, and it is asked nothing

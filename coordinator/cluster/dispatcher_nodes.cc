@@ -12,6 +12,25 @@ namespace atl::coordinator {
 namespace {
 
 constexpr int kTrialsPerMeasure = 4;
+// So many times as long as the others took for the same dispatch, and so long at least, is late
+// even if it is usual: a node whose drive or processor became slow would soon count as usually
+// slow.
+constexpr int kTimesTheOthers = 8;
+constexpr auto kLateAtLeast = std::chrono::milliseconds(10);
+
+// What is late for the last of a dispatch's shares, from the time that the others took; nothing is
+// while fewer than half of them are there.
+std::chrono::nanoseconds late_for_the_last(const std::vector<DispatchInFlight::Share>& shares) {
+  size_t done = 0;
+  std::chrono::nanoseconds longest{};
+  for (const DispatchInFlight::Share& share : shares) {
+    if (share.missing > 0 || share.took.count() == 0) continue;
+    ++done;
+    longest = std::max(longest, share.took);
+  }
+  if (2 * done < shares.size() || done == 0) return std::chrono::nanoseconds::max();
+  return std::max<std::chrono::nanoseconds>(kLateAtLeast, kTimesTheOthers * longest);
+}
 
 }  // namespace
 // ---- What is late ------------------------------------------------------------------------------
@@ -59,9 +78,10 @@ Clock::TimePoint Dispatcher::check_late() {
       const auto usual = states_[node].times.usual(flight->num_rows(), count_tiles(share.tiles));
       if (!usual) continue;
       if (options_.hedge_after > 0 && !share.was_doubled) {
-        const std::chrono::nanoseconds late = std::max(
+        const std::chrono::nanoseconds unusual = std::max(
             usual->p99, std::chrono::nanoseconds(static_cast<int64_t>(
                             options_.hedge_after * static_cast<double>(usual->mean.count()))));
+        const auto late = std::min(unusual, late_for_the_last(flight->shares()));
         // What lies unread would have come within a part of that.
         const auto due = std::max(share.sent + late, listening_since_ + late / 4);
         if (now < due) {

@@ -193,13 +193,26 @@ TEST_F(Late, who_stands_by_and_refuses_leaves_the_first_node_to_answer) {
 
 // It would look fast for ever if only what it wins counted.
 TEST_F(Late, a_node_that_is_slow_from_now_on_is_not_hedged_for_ever) {
-  answer_after(0, milliseconds(150));
+  answer_after(0, milliseconds(70));
   for (int i = 0; i < 60; ++i) ASSERT_TRUE(step());
   const uint64_t hedged = traffic(0).hedged;
   EXPECT_GT(hedged, 0u);
   for (int i = 0; i < 50; ++i) ASSERT_TRUE(step());
   EXPECT_EQ(traffic(0).hedged, hedged);
   EXPECT_GT(transport_.sent.size(), 3u * 110);
+}
+
+TEST_F(Late, a_node_that_takes_8_times_as_long_as_the_others_is_hedged_however_usual_that_is) {
+  answer_after(0, milliseconds(400));
+  for (int i = 0; i < 60; ++i) ASSERT_TRUE(step());
+  const uint64_t hedged = traffic(0).hedged;
+  for (int i = 0; i < 50; ++i) {
+    const auto start = clock_.now();
+    ASSERT_TRUE(step());
+    EXPECT_LE(clock_.now() - start, milliseconds(80 + 10 + 1));
+    expect_exact();
+  }
+  EXPECT_EQ(traffic(0).hedged, hedged + 50);
 }
 
 TEST_F(Late, without_hedging_nothing_is_asked_twice) {
