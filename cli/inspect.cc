@@ -22,6 +22,7 @@
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/table.h"
+#include "deployment/device_memory.h"
 #include "deployment/memory_check.h"
 #include "kernels/attention.h"
 #include "kernels/tile.h"
@@ -50,6 +51,7 @@ struct InspectOptions {
   model::NumericsProfile numerics;
   std::optional<int> nodes;
   std::optional<uint64_t> ram_budget;
+  std::optional<uint64_t> device_memory;
   std::optional<int64_t> context;
   int64_t sequences = 1;
 };
@@ -79,6 +81,14 @@ struct PackFacts {
   int tiles_of_model = 0;
 };
 
+// What the coordinator takes of a GPU with so much memory.
+struct DeviceFacts {
+  uint64_t bytes = 0;
+  std::optional<coordinator::CudaMemoryNeed> need;  // none: there is no kernel for these formats
+  int64_t cache_tokens = 0;                         // that there is room for
+  std::optional<std::string> shortage;
+};
+
 // What serving takes on this machine, as the options say, and what it has.
 struct MemoryFacts {
   int nodes = 0;  // processes; 0: the experts are in the coordinator's
@@ -89,6 +99,7 @@ struct MemoryFacts {
   // The least number of equal nodes, each with what is free here for itself, that hold all experts;
   // 0: more than there are tiles.
   int machines = 0;
+  std::optional<DeviceFacts> device;  // with --device-memory
 };
 
 // All that inspect knows; the text and the JSON are two ways to say it.
@@ -200,6 +211,18 @@ MemoryFacts memory_facts(const model::OpenedModel& loaded, const InspectOptions&
   facts.bounds = topology::memory_bounds();
   facts.shortage = deployment::memory_shortage(
       loaded, request, {"", "a shorter --context or fewer --sequences"}, facts.bounds);
+  if (options.device_memory) {
+    const model::ModelTensors tensors = loaded.tensors();
+    DeviceFacts device;
+    device.bytes = *options.device_memory;
+    if (const auto need = deployment::device_memory_need(loaded, tensors, request)) {
+      device.need = *need;
+    }
+    device.cache_tokens = deployment::device_cache_tokens(loaded, tensors, request, device.bytes);
+    device.shortage = deployment::device_shortage(
+        loaded, request, {"", "a shorter --context or fewer --sequences"}, device.bytes);
+    facts.device = device;
+  }
   const auto bound = tightest(facts.bounds, topology::MemoryBound::Of::kMachine);
   request.local_node = false;
   for (int n = 1; bound && n <= num_tiles && facts.machines == 0; ++n) {
@@ -433,6 +456,24 @@ std::string memory_text(const Facts& facts) {
   return text;
 }
 
+// Of the GPU that the user describes.
+std::string device_text(const MemoryFacts& memory) {
+  if (!memory.device) return "";
+  const DeviceFacts& device = *memory.device;
+  std::string text = fmt::format("\non a GPU with {}\n\n", format_bytes(device.bytes));
+  if (device.need) {
+    add_fact(&text, "weights", format_bytes(device.need->weights));
+    add_fact(&text, "KV cache", format_bytes(device.need->kv_cache));
+    add_fact(&text, "buffers", format_bytes(device.need->buffers));
+    add_fact(&text, "in all", format_bytes(device.need->total()));
+  }
+  add_fact(&text, "verdict",
+           device.shortage ? *device.shortage
+                           : fmt::format("fits: the KV cache may hold {} tokens",
+                                         format_count(static_cast<uint64_t>(device.cache_tokens))));
+  return text;
+}
+
 std::string tensors_text(const storage::Checkpoint& checkpoint) {
   Table table({{"tensor"}, {"dtype"}, {"shape"}, {"bytes", Align::kRight}, {"file"}});
   for (const storage::TensorInfo& tensor : checkpoint.tensors()) {
@@ -511,6 +552,21 @@ Json need_json(const deployment::MemoryNeed& need) {
           {"total", need.total()}};
 }
 
+Json device_json(const std::optional<DeviceFacts>& device) {
+  if (!device) return nullptr;
+  Json json = {{"bytes", device->bytes}};
+  if (const auto& need = device->need) {
+    json["weights"] = need->weights;
+    json["kv_cache"] = need->kv_cache;
+    json["buffers"] = need->buffers;
+    json["total"] = need->total();
+  }
+  json["cache_tokens_max"] = device->cache_tokens;
+  json["fits"] = !device->shortage;
+  json["shortage"] = device->shortage ? Json(*device->shortage) : Json(nullptr);
+  return json;
+}
+
 Json memory_json(const MemoryFacts& memory) {
   Json nodes = Json::array(), bounds = Json::array();
   for (const deployment::MemoryNeed& node : memory.need.nodes) nodes.push_back(need_json(node));
@@ -529,6 +585,7 @@ Json memory_json(const MemoryFacts& memory) {
           {"bounds", bounds},
           {"fits", !memory.shortage},
           {"shortage", memory.shortage ? Json(*memory.shortage) : Json(nullptr)},
+          {"device", device_json(memory.device)},
           {"machines_for_experts", memory.machines > 0 ? Json(memory.machines) : Json(nullptr)}};
 }
 
@@ -596,7 +653,7 @@ int inspect(const InspectOptions& options) {
     return 0;
   }
   write_stdout(model_text(facts) + pack_text(facts) + checkpoint_text(facts) + needs_text(facts) +
-               memory_text(facts));
+               memory_text(facts) + device_text(facts.memory));
   if (options.tensors) write_stdout(tensors_text(checkpoint));
   return 0;
 }
@@ -635,11 +692,16 @@ void add_inspect_command(CLI::App& app, int* exit_code) {
   add_byte_size_option(*command, "--ram-budget",
                        "RAM of each node for experts, as of run and serve; unless given, all",
                        [options](uint64_t bytes) { options->ram_budget = bytes; });
-  group_options(*command, "Does it fit?", {"--nodes", "--context", "--sequences", "--ram-budget"});
+  add_byte_size_option(*command, "--device-memory",
+                       "Memory of a GPU that the coordinator would compute on, such as 24GiB",
+                       [options](uint64_t bytes) { options->device_memory = bytes; });
+  group_options(*command, "Does it fit?",
+                {"--nodes", "--context", "--sequences", "--ram-budget", "--device-memory"});
   group_options(*command, "Report", {"--json", "--tensors"});
   command->footer(
       "Example:\n  atoll inspect tests/models/tiny-fp8 --tensors\n"
-      "  atoll inspect MODEL_DIR --format int4 --nodes 4 --context 32768 --sequences 8");
+      "  atoll inspect MODEL_DIR --format int4 --nodes 4 --context 32768 --sequences 8\n"
+      "  atoll inspect MODEL_DIR --dense-format int4 --activations f32 --device-memory 24GiB");
   command->callback([options, exit_code] { *exit_code = inspect(*options); });
 }
 

@@ -15,6 +15,7 @@
 #include "coordinator/cluster/local_node.h"
 #include "coordinator/engine/cuda_compute.h"
 #include "deployment/cluster_transport.h"
+#include "deployment/device_memory.h"
 #include "deployment/node_arguments.h"
 #include "deployment/numerics.h"
 #include "topology/machine.h"
@@ -100,7 +101,10 @@ Deployment::Deployment(const DeploymentOptions& options)
       make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
   add_standbys(&placement, options_.cluster ? &*options_.cluster : nullptr);
   open_device();
-  if (!options_.force) check_memory(placement);
+  if (!options_.force) {
+    check_device_memory();
+    check_memory(placement);
+  }
   join_cluster(placement, dials_nodes()         ? dialled_nodes()
                           : options_.nodes == 0 ? local_node()
                                                 : child_nodes());
@@ -139,6 +143,19 @@ void Deployment::open_device() {
     throw LoadError(fmt::format("--device: {}; --device cpu computes on this machine's cores",
                                 device.error().message));
   }
+}
+
+// A named device must have the memory; with "auto" the CPU computes, and a line says why.
+void Deployment::check_device_memory() {
+  if (!device_ || device_->info().memory_total_bytes == 0) return;  // or it doesn't tell
+  const auto shortage = device_shortage(*model_, memory_request(), options_.cache_option,
+                                        device_->info().memory_free_bytes);
+  if (!shortage) return;
+  if (options_.device != "auto") {
+    throw LoadError(fmt::format("--device {}: {}", options_.device, *shortage));
+  }
+  log_warn("the coordinator computes on the CPU: {}", *shortage);
+  device_.reset();
 }
 
 // nullptr: on the CPU, because of a line that says why or because there is no device.

@@ -134,6 +134,7 @@ class Deployment {
                     std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
   void open_device();
+  void check_device_memory();
   std::unique_ptr<coordinator::Compute> make_compute(const coordinator::KvCache& cache);
   void wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done);
 

@@ -74,8 +74,8 @@ struct DeviceSizes {
   }
 };
 
-int64_t blocks_of_a_sequence(const model::ModelConfig& config, const KvCache& cache) {
-  return std::min(KvCache::blocks_for(config.max_position_embeddings), cache.max_blocks());
+int64_t blocks_of_a_sequence(const model::ModelConfig& config, int64_t cache_blocks) {
+  return std::min(KvCache::blocks_for(config.max_position_embeddings), cache_blocks);
 }
 
 size_t layer_cache_bytes(const KvCache& cache) {
@@ -108,21 +108,30 @@ CudaCompute::CudaCompute(const model::ModelConfig& config, const Weights& weight
       cache_(cache),
       device_(device),
       rows_max_(rows_max),
-      blocks_max_(blocks_of_a_sequence(config, cache)),
+      blocks_max_(blocks_of_a_sequence(config, cache.max_blocks())),
       inv_freq_(config.rope_inv_freq()),
       softmax_scale_(static_cast<float>(config.softmax_scale())) {}
 
 CudaMemoryNeed CudaCompute::memory_need(const model::ModelConfig& config, const Weights& weights,
                                         const KvCache& cache, int64_t rows_max) {
-  CudaMemoryNeed need;
+  uint64_t matrix_bytes = 0;
   for_each_matrix(weights, [&](std::span<const Linear> matrices, const void*) {
     for (const Linear& linear : matrices) {
       const kernels::PanelShape& shape = linear.matrix.shape;
-      need.weights += shape.total_code_bytes() + shape.total_scale_bytes();
+      matrix_bytes += shape.total_code_bytes() + shape.total_scale_bytes();
     }
   });
-  need.kv_cache = layer_cache_bytes(cache) * static_cast<uint64_t>(config.num_hidden_layers);
-  need.buffers = DeviceSizes(config, rows_max, blocks_of_a_sequence(config, cache)).total();
+  return memory_need(config, matrix_bytes, cache.shape(), cache.max_blocks(), rows_max);
+}
+
+CudaMemoryNeed CudaCompute::memory_need(const model::ModelConfig& config, uint64_t matrix_bytes,
+                                        const kernels::LatentShape& cache, int64_t cache_blocks,
+                                        int64_t rows_max) {
+  CudaMemoryNeed need;
+  need.weights = matrix_bytes;
+  need.kv_cache =
+      KvCache::block_bytes(config.num_hidden_layers, cache) * static_cast<uint64_t>(cache_blocks);
+  need.buffers = DeviceSizes(config, rows_max, blocks_of_a_sequence(config, cache_blocks)).total();
   return need;
 }
 
