@@ -45,6 +45,29 @@ int64_t num_characters(std::string_view text) {
                        [](unsigned char c) { return (c & 0xC0) != 0x80; });
 }
 
+// vLLM's form: for each token null or {"ID": {"logprob", "rank", "decoded_token"}, ...}, its own
+// first. The rank is known of those that are among the likeliest.
+Json prompt_logprobs_json(const text::Tokenizer& tokenizer,
+                          const std::vector<ChoiceToken>& tokens) {
+  Json list = Json::array();
+  for (const ChoiceToken& token : tokens) {
+    list.push_back(nullptr);
+    if (std::isnan(token.logprob)) continue;
+    const auto add = [&](int32_t id, double logprob, Json rank) {
+      list.back()[std::to_string(id)] = {
+          {"logprob", logprob_json(logprob)},
+          {"rank", std::move(rank)},
+          {"decoded_token", text::repair_utf8(tokenizer.token_bytes(id))}};
+    };
+    add(token.id, token.logprob, nullptr);
+    for (size_t i = 0; i < token.top.size(); ++i) {
+      const bool own = token.top[i].id == token.id;
+      add(token.top[i].id, own ? token.logprob : token.top[i].logprob, i + 1);
+    }
+  }
+  return list;
+}
+
 // --- chat ---
 
 Json chat_token_json(const text::Tokenizer& tokenizer, int32_t id, double logprob) {
@@ -128,6 +151,7 @@ class ChatFormat final : public AnswerFormat {
       kept.calls.back().arguments += call.arguments;
     }
     kept.tokens.insert(kept.tokens.end(), delta.tokens.begin(), delta.tokens.end());
+    if (!delta.prompt.empty() && prompt_.empty()) prompt_ = delta.prompt;
     if (!delta.finish_reason.empty()) kept.finish_reason = delta.finish_reason;
   }
 
@@ -136,6 +160,7 @@ class ChatFormat final : public AnswerFormat {
     Json& choices = json["choices"] = Json::array();
     for (const Kept& kept : choices_) choices.push_back(choice_json(choices.size(), kept));
     json["usage"] = usage_json(usage);
+    if (!prompt_.empty()) json["prompt_logprobs"] = prompt_logprobs_json(tokenizer_, prompt_);
     return dump(json);
   }
 
@@ -189,6 +214,7 @@ class ChatFormat final : public AnswerFormat {
   const text::Tokenizer& tokenizer_;
   const ChatFormatOptions options_;
   std::vector<Kept> choices_;
+  std::vector<ChoiceToken> prompt_;  // that all choices have
 };
 
 // --- completions ---
@@ -232,6 +258,7 @@ class CompletionFormat final : public AnswerFormat {
     Kept& kept = choices_.at(choice);
     kept.text += delta.reply.content;
     kept.tokens.insert(kept.tokens.end(), delta.tokens.begin(), delta.tokens.end());
+    if (!delta.prompt.empty()) kept.prompt = delta.prompt;
     if (!delta.finish_reason.empty()) kept.finish_reason = delta.finish_reason;
   }
 
@@ -245,6 +272,8 @@ class CompletionFormat final : public AnswerFormat {
                          {"index", i},
                          {"logprobs", std::move(logprobs)},
                          {"finish_reason", text_or_null(choices_[i].finish_reason)}});
+      if (choices_[i].prompt.empty()) continue;
+      choices.back()["prompt_logprobs"] = prompt_logprobs_json(tokenizer_, choices_[i].prompt);
     }
     json["usage"] = usage_json(usage);
     return dump(json);
@@ -253,7 +282,7 @@ class CompletionFormat final : public AnswerFormat {
  private:
   struct Kept {
     std::string text, finish_reason;
-    std::vector<ChoiceToken> tokens;
+    std::vector<ChoiceToken> tokens, prompt;
     int64_t characters = 0;  // of the tokens told so far
   };
 

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "coordinator/api/api_json.h"
+#include "coordinator/api/refused_fields.h"
 
 namespace atl::coordinator {
 namespace {
@@ -119,6 +120,34 @@ void read_tool_choice(const JsonValue& choice, Json& chat) {
   }
   if (choice["disable_parallel_tool_use"].boolean().value_or(false)) {
     chat["parallel_tool_calls"] = false;
+  }
+}
+
+constexpr std::string_view kReadOfMessages[] = {"max_tokens",
+                                                "system",
+                                                "messages",
+                                                "tools",
+                                                "tool_choice",
+                                                "metadata",
+                                                "stop",
+                                                "stop_sequences",
+                                                "output_config",
+                                                "output_format",
+                                                "mcp_servers",
+                                                "container",
+                                                "context_management",
+                                                "n",
+                                                "logprobs",
+                                                "top_logprobs",
+                                                "cache_control"};
+
+// Of the edits of a prompt, those that keep all of it.
+void refuse_edits(const JsonValue& edits) {
+  for (const JsonValue& edit : edits.elements(kBlocksMax)) {
+    const std::string type = edit["type"].string().value_or("");
+    const JsonValue keep = edit["keep"];
+    if (type.starts_with("clear_thinking") && keep.is_string() && *keep.string() == "all") continue;
+    edit.refuse(edit.path() + ": not supported; send the messages that count", "unsupported");
   }
 }
 
@@ -337,20 +366,16 @@ Parsed<std::string> chat_of_messages(std::string_view body, bool counts) {
   if (!root["stop_sequences"].missing()) {
     chat["stop"] = Json::parse(root["stop_sequences"].text());
   }
-  for (const char* field : {"stream", "temperature", "top_p", "top_k", "thinking"}) {
-    if (!root[field].missing()) chat[field] = Json::parse(root[field].text());
-  }
   if (const auto user = root["metadata"]["user_id"].string()) chat["user"] = *user;
-  const JsonValue format = root["output_config"]["format"];
-  if (!format.missing()) {
+  for (const JsonValue& format : {root["output_config"]["format"], root["output_format"]}) {
+    if (format.missing()) continue;
     chat["response_format"] = {
         {"type", "json_schema"},
         {"json_schema", {{"name", "output"}, {"schema", Json::parse(format["schema"].text())}}}};
   }
-  for (const char* field : {"mcp_servers", "container"}) {
-    if (!root[field].missing())
-      root[field].refuse(std::string(field) + ": not supported", "unsupported");
-  }
+  refuse(refused_fields_of_messages(), root);
+  refuse_edits(root["context_management"]["edits"]);
+  pass_on(root, kReadOfMessages, chat);
   if (document->error()) return *document->error();
   return dump(chat);
 }

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "coordinator/api/refused_fields.h"
 
 namespace atl::coordinator {
 namespace {
@@ -287,17 +288,30 @@ void read_guided_output(const JsonValue& root, ChatRequest& request) {
   }
 }
 
-// DeepSeek's {"thinking": {"type": "enabled"}}, also as a boolean, and OpenAI's reasoning_effort.
+void read_effort(const JsonValue& value, ChatRequest& request) {
+  const auto effort = value.string();
+  if (!effort) return;
+  static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium",
+                                                  "high", "xhigh",   "max"};
+  if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
+    value.complain("none, minimal, low, medium, high, xhigh or max");
+  }
+  request.thinking = *effort != "none";
+  request.reasoning_effort = *effort;
+}
+
+// DeepSeek's {"thinking": {"type": "enabled"}}, also as a boolean, OpenAI's reasoning_effort, and
+// {"reasoning": {"effort", "enabled", "exclude"}} as OpenRouter has it.
 void read_thinking(const JsonValue& root, ChatRequest& request) {
   request.include_reasoning = root["include_reasoning"].boolean().value_or(true);
-  if (const auto effort = root["reasoning_effort"].string()) {
-    static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium",
-                                                    "high", "xhigh",   "max"};
-    if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
-      root["reasoning_effort"].complain("none, minimal, low, medium, high, xhigh or max");
-    }
-    request.thinking = *effort != "none";
-  }
+  read_effort(root["reasoning_effort"], request);
+  const JsonValue reasoning = root["reasoning"];
+  if (!reasoning.missing() && !reasoning.is_object()) reasoning.complain("an object");
+  if (const auto on = reasoning["enabled"].boolean()) request.thinking = *on;
+  read_effort(reasoning["effort"], request);
+  if (reasoning["exclude"].boolean().value_or(false)) request.include_reasoning = false;
+  static constexpr RefusedField kBudget[] = {{"max_tokens", "", "use max_tokens"}};
+  refuse(kBudget, reasoning);
   for (const char* name : {"thinking", "enable_thinking"}) {
     const JsonValue thinking = root[name];
     if (thinking.is_object()) {
@@ -347,13 +361,15 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const RequestLimit
   read_response_format(root["response_format"], request);
   read_guided_output(root, request);
   read_thinking(root, request);
-  if (root["echo"].boolean().value_or(false)) {
-    root["echo"].refuse("echo: only of /v1/completions", "unsupported");
-  }
+  static constexpr RefusedField kOfCompletions[] = {
+      {"echo", "false", "it is one of /v1/completions"},
+      {"suffix"},
+      {"add_special_tokens", "false", "the chat template adds them"}};
+  refuse(kOfCompletions, root);
   if (document->error()) return *document->error();
   log_ignored_fields(
       root, {"messages", "guided_json", "guided_regex", "guided_choice", "structured_outputs",
-             "thinking", "enable_thinking", "reasoning_effort", "include_reasoning",
+             "thinking", "enable_thinking", "reasoning_effort", "reasoning", "include_reasoning",
              "continue_final_message", "add_generation_prompt", "tools", "tool_choice",
              "parallel_tool_calls", "response_format", "chat_template_kwargs", "top_logprobs"});
   return request;

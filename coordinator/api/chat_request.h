@@ -56,6 +56,7 @@ struct ChatRequest {
   GuidedOutput guided;      // instead of response_format
   // What "thinking", "reasoning_effort" and their like ask for; nullopt: nothing.
   std::optional<bool> thinking;
+  std::string reasoning_effort;  // for a template that reads it; empty: not said
   bool include_reasoning = true;
 };
 Parsed<ChatRequest> parse_chat_request(std::string_view body, const RequestLimits& limits);

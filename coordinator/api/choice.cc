@@ -54,7 +54,7 @@ void Choice::take(const GenerationEvent& event, ChoiceDelta& delta) {
   const int32_t id = *event.token;
   const auto& stop_ids = options_.stop_ids;
   if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) {
-    if (!options_.prompt.empty()) {
+    if (options_.echo_top >= 0) {
       delta.tokens.push_back({.id = id, .logprob = event.logprob, .top = event.top});
     }
     return;
@@ -74,10 +74,17 @@ void Choice::tell_prompt(const GenerationEvent& event, ChoiceDelta& delta) const
   const auto& ids = options_.prompt;
   for (size_t i = 0; i < ids.size(); ++i) {
     const bool known = i > 0 && i - 1 < event.prompt.size();
-    delta.tokens.push_back(
-        {.id = ids[i],
-         .logprob = known ? event.prompt[i - 1].logprob : std::numeric_limits<double>::quiet_NaN(),
-         .top = known ? event.prompt[i - 1].top : std::vector<TokenLogprob>()});
+    ChoiceToken token{.id = ids[i], .logprob = std::numeric_limits<double>::quiet_NaN(), .top = {}};
+    if (known) token.logprob = event.prompt[i - 1].logprob;
+    const auto add = [&](int32_t top, std::vector<ChoiceToken>& list) {
+      if (top < 0) return;
+      list.push_back(token);
+      if (!known) return;
+      const auto& all = event.prompt[i - 1].top;
+      list.back().top.assign(all.begin(), all.begin() + std::min<ptrdiff_t>(top, std::ssize(all)));
+    };
+    add(options_.echo_top, delta.tokens);
+    add(options_.prompt_top, delta.prompt);
   }
 }
 

@@ -21,9 +21,11 @@ struct ChoiceOptions {
   text::SpecialTokens special = text::SpecialTokens::kSkip;
   text::ReplyParserOptions reply = {};  // but for its stop strings; a completion is all content
   bool logprobs = false;
-  // With echo and log probabilities: the prompt's tokens are told, too, and the end token, as
-  // lm-evaluation-harness counts on.
+  // The prompt's tokens, if they are to be told with their log probabilities.
   std::vector<int32_t> prompt = {};
+  // -1, or how many others beside each. Of an echo they come before the answer's tokens, which end
+  // with the end token then, as lm-evaluation-harness counts on; else by themselves.
+  int32_t echo_top = -1, prompt_top = -1;
 };
 
 struct ChoiceToken {
@@ -37,6 +39,7 @@ struct ChoiceToken {
 struct ChoiceDelta {
   text::ReplyDelta reply;           // `content` of a completion, too
   std::vector<ChoiceToken> tokens;  // with logprobs: those whose text is in, or already was
+  std::vector<ChoiceToken> prompt;  // the prompt's, with the first token
   std::string finish_reason;        // empty: it goes on; else stop, length or tool_calls
   std::string stop_string;          // with it: the one that was found
   bool empty() const { return reply.empty() && tokens.empty() && finish_reason.empty(); }

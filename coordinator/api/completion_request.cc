@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "coordinator/api/refused_fields.h"
+
 namespace atl::coordinator {
 namespace {
 
@@ -37,6 +39,24 @@ std::vector<RawPrompt> read_prompts(const JsonValue& prompt, int32_t vocab_limit
   return prompts;
 }
 
+// A completion has it, too, in other servers.
+void read_completion_format(const JsonValue& format, GuidedOutput& guided) {
+  if (format.missing()) return;
+  const std::string type = format["type"].is_string() ? *format["type"].string() : std::string();
+  if (type != "text" && guided.kind != GuidedOutput::Kind::kNone) {
+    format.refuse("response_format: not together with guided output");
+  } else if (type == "json_object") {
+    guided.kind = GuidedOutput::Kind::kJsonObject;
+  } else if (type == "json_schema") {
+    const JsonValue schema = format["json_schema"]["schema"];
+    if (!schema.is_object()) schema.complain("a JSON Schema (an object)");
+    guided.kind = GuidedOutput::Kind::kJson;
+    guided.schema_json = schema.text();
+  } else if (type != "text") {
+    format["type"].complain("text, json_object or json_schema");
+  }
+}
+
 void refuse_suffix(const JsonValue& suffix) {
   if (const auto text = suffix.string(); text && !text->empty()) {
     suffix.refuse("suffix: filling in is not supported", "unsupported");
@@ -62,10 +82,13 @@ Parsed<CompletionRequest> parse_completion_request(std::string_view body,
   request.echo = root["echo"].boolean().value_or(false);
   request.add_special_tokens = root["add_special_tokens"].boolean().value_or(true);
   read_guided(root, request.guided);
+  read_completion_format(root["response_format"], request.guided);
+  refuse(refused_fields_of_completions(), root);
   refuse_suffix(root["suffix"]);
   if (document->error()) return *document->error();
-  log_ignored_fields(root, {"prompt", "echo", "suffix", "add_special_tokens", "guided_json",
-                            "guided_regex", "guided_choice", "structured_outputs"});
+  log_ignored_fields(
+      root, {"prompt", "echo", "suffix", "add_special_tokens", "guided_json", "guided_regex",
+             "guided_choice", "structured_outputs", "response_format"});
   return request;
 }
 

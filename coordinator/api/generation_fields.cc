@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/log.h"
+#include "coordinator/api/refused_fields.h"
 #include "storage/io/printable.h"
 
 namespace atl::coordinator {
@@ -34,69 +35,12 @@ constexpr std::string_view kKnown[] = {"model",
                                        "frequency_penalty",
                                        "logprobs",
                                        "max_completion_tokens",
+                                       "prompt_logprobs",
                                        "repetition_penalty",
                                        "skip_special_tokens",
                                        "truncate_prompt_tokens"};
 
 constexpr size_t kChoicesMax = 1000;
-
-// Fields of OpenAI, vLLM, SGLang and llama.cpp that would change the answer and are not built. A
-// value that changes nothing is fine: `neutral`, as JSON.
-struct Unsupported {
-  std::string_view name, neutral, instead;
-};
-constexpr Unsupported kUnsupported[] = {
-    {"guided_grammar", "", "use guided_json, guided_regex or guided_choice"},
-    {"guided_whitespace_pattern", "", ""},
-    {"grammar", "", "use guided_json, guided_regex or guided_choice"},
-    {"ebnf", "", "use guided_json, guided_regex or guided_choice"},
-    {"regex", "", "use guided_regex"},
-    {"json_schema", "", "use response_format"},
-    {"structural_tag", "", ""},
-    {"bad_words", "[]", "use logit_bias"},
-    {"allowed_token_ids", "", "use logit_bias"},
-    {"logits_processors", "[]", ""},
-    {"logits_processor_pattern", "", ""},
-    {"length_penalty", "1", ""},
-    {"use_beam_search", "false", ""},
-    {"early_stopping", "false", ""},
-    {"include_stop_str_in_output", "false", ""},
-    {"spaces_between_special_tokens", "true", ""},
-    {"prompt_logprobs", "0", "use echo with logprobs of /v1/completions"},
-    {"functions", "[]", "use tools"},
-    {"function_call", "\"none\"", "use tool_choice"},
-    {"modalities", "[\"text\"]", ""},
-    {"audio", "", ""},
-    {"web_search_options", "", ""},
-    {"documents", "[]", ""},
-    {"chat_template", "", "the model's own is used"},
-    {"mm_processor_kwargs", "", ""},
-    {"separate_reasoning", "true", "use include_reasoning"},
-    {"typical_p", "1", ""},
-    {"top_a", "0", ""},
-    {"tfs_z", "1", ""},
-    {"mirostat", "0", ""},
-    {"dry_multiplier", "0", ""},
-    {"xtc_probability", "0", ""},
-    {"dynatemp_range", "0", ""},
-    {"lora_path", "", ""},
-    {"return_token_ids", "false", ""},
-    {"return_tokens_as_token_ids", "false", ""},
-};
-
-void refuse_unsupported(const JsonValue& root) {
-  for (const Unsupported& field : kUnsupported) {
-    const JsonValue value = root[field.name];
-    if (value.missing()) continue;
-    const std::string text = value.text();
-    const bool is_neutral = !field.neutral.empty() && (text == field.neutral || text == "[]" ||
-                                                       text == std::string(field.neutral) + ".0");
-    if (is_neutral) continue;
-    value.refuse(fmt::format("{}: this server has no such field{}{}", field.name,
-                             field.instead.empty() ? "" : "; ", field.instead),
-                 "unsupported");
-  }
-}
 
 std::optional<float> read_float(const JsonValue& value, double min, double max) {
   const auto number = value.number(min, max);
@@ -236,7 +180,7 @@ void read_guided(const JsonValue& root, GuidedOutput& guided) {
 
 GenerationFields read_generation_fields(const JsonValue& root, const RequestLimits& limits) {
   GenerationFields fields;
-  refuse_unsupported(root);
+  refuse(refused_fields(), root);
   fields.logits.repetition_penalty = read_float(root["repetition_penalty"], 0, 10).value_or(1.0f);
   if (fields.logits.repetition_penalty <= 0) root["repetition_penalty"].complain("more than 0");
   fields.skip_special_tokens = root["skip_special_tokens"].boolean().value_or(true);
@@ -259,6 +203,12 @@ GenerationFields read_generation_fields(const JsonValue& root, const RequestLimi
   if (fields.stop_token_ids.size() > kStopStringsMax) {
     root["stop_token_ids"].complain(fmt::format("an array of at most {}", kStopStringsMax));
   }
+  const JsonValue prompt_logprobs = root["prompt_logprobs"];
+  fields.prompt_logprobs =
+      static_cast<int32_t>(prompt_logprobs.integer(0, kTopLogprobsMax).value_or(-1));
+  if (fields.prompt_logprobs >= 0 && fields.stream) {
+    prompt_logprobs.refuse("prompt_logprobs: not together with \"stream\": true", "unsupported");
+  }
   fields.logits.presence_penalty = read_float(root["presence_penalty"], -2, 2).value_or(0.0f);
   fields.logits.frequency_penalty = read_float(root["frequency_penalty"], -2, 2).value_or(0.0f);
   fields.logits.bias = read_logit_bias(root["logit_bias"], limits.vocab_limit);
@@ -267,11 +217,13 @@ GenerationFields read_generation_fields(const JsonValue& root, const RequestLimi
 
 void log_ignored_fields(const JsonValue& root, std::vector<std::string_view> known) {
   if (!log_enabled(LogLevel::kDebug)) return;
+  const auto hints = ignored_fields();
   known.insert(known.end(), std::begin(kKnown), std::end(kKnown));
   constexpr size_t kNamedMax = 10, kNameBytesMax = 40;
   std::vector<std::string> ignored;
   for (const std::string& key : root.keys()) {
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    if (std::find(hints.begin(), hints.end(), key) != hints.end()) continue;
     ignored.push_back(storage::printable(key, kNameBytesMax));
     if (ignored.size() == kNamedMax) break;
   }

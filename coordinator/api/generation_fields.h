@@ -34,7 +34,8 @@ struct GenerationFields {
   std::vector<int32_t> stop_token_ids;
   std::optional<uint64_t> seed;
   model::LogitsProcessor logits;
-  int32_t top_logprobs = -1;  // as in GenerationRequest
+  // As in GenerationRequest. Of the prompt: what vLLM's field of this name asks for.
+  int32_t top_logprobs = -1, prompt_logprobs = -1;
   bool skip_special_tokens = true;
   std::optional<int64_t>
       truncate_prompt_tokens;  // the last ones are kept; -1: what the context holds

@@ -150,6 +150,9 @@ PreparedChoice RequestPreparer::make_choice(const GenerationFields& fields,
   choice.options.stop_ids = request.stop_ids;
   choice.options.logprobs = fields.top_logprobs >= 0;
   if (!fields.skip_special_tokens) choice.options.special = text::SpecialTokens::kKeep;
+  request.prompt_logprobs = fields.prompt_logprobs;
+  choice.options.prompt_top = fields.prompt_logprobs;
+  if (fields.prompt_logprobs >= 0) choice.options.prompt = prompt;
   return choice;
 }
 
@@ -180,7 +183,8 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::completion(std::strin
       PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
       choice.prompt_index = index;
       if (request->echo && fields.top_logprobs >= 0) {
-        choice.request.prompt_logprobs = fields.top_logprobs;
+        choice.request.prompt_logprobs = std::max(fields.prompt_logprobs, fields.top_logprobs);
+        choice.options.echo_top = fields.top_logprobs;
         choice.options.prompt = *ids;
       }
       if (**grammar) {
@@ -282,6 +286,7 @@ Parsed<PreparedGeneration> RequestPreparer::chat_now(ChatRequest& request, const
   for (int64_t i = 0; i < fields.n; ++i) {
     PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
     choice.options.reply = reply;
+    if (i > 0) choice.request.prompt_logprobs = choice.options.prompt_top = -1;  // told once
     // Marks of calls may be special tokens.
     if (!reply.tools.empty()) choice.options.special = text::SpecialTokens::kKeep;
     if (grammar) {
@@ -327,6 +332,10 @@ std::optional<ApiError> RequestPreparer::switch_thinking(ChatRequest& request) c
     if (!chat_template_->reads(name)) continue;
     has_switch = true;
     if (!kwargs.contains(name)) kwargs[name] = *request.thinking;
+  }
+  if (!request.reasoning_effort.empty() && chat_template_->reads("reasoning_effort")) {
+    has_switch = true;
+    if (!kwargs.contains("reasoning_effort")) kwargs["reasoning_effort"] = request.reasoning_effort;
   }
   request.input.template_kwargs_json = kwargs.dump();
   if (has_switch || *request.thinking || !traits_.reasoning) return std::nullopt;

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "coordinator/api/api_json.h"
+#include "coordinator/api/refused_fields.h"
 
 namespace atl::coordinator {
 namespace {
@@ -147,6 +148,36 @@ void read_tool_choice(const JsonValue& choice, Json& chat) {
                            {"function", {{"name", choice["name"].string().value_or("")}}}};
   } else {
     choice.complain("none, auto, required, or an object that names a function");
+  }
+}
+
+constexpr std::string_view kReadOfResponses[] = {"input",
+                                                 "instructions",
+                                                 "tools",
+                                                 "tool_choice",
+                                                 "text",
+                                                 "store",
+                                                 "truncation",
+                                                 "include",
+                                                 "max_output_tokens",
+                                                 "previous_response_id",
+                                                 "background",
+                                                 "n",
+                                                 "stream_options",
+                                                 "max_tool_calls",
+                                                 "context_management",
+                                                 "logprobs",
+                                                 "top_logprobs"};
+
+void refuse_of_responses(const JsonValue& root) {
+  refuse(refused_fields_of_responses(), root);
+  static constexpr RefusedField kOfText[] = {{"verbosity", "\"medium\"", "say it in the prompt"}};
+  refuse(kOfText, root["text"]);
+  for (const JsonValue& what : root["include"].elements(kItemsMax)) {
+    // Others are of the provider's own tools, or of reasoning, which is not encrypted here.
+    if (!what.is_string() || *what.string() != "message.output_text.logprobs") continue;
+    what.refuse(what.path() + ": no log probabilities here; use /v1/chat/completions",
+                "unsupported");
   }
 }
 
@@ -468,20 +499,9 @@ Parsed<ResponseRequest> chat_of_responses(std::string_view body, const std::stri
   if (!tools.empty()) chat["tools"] = std::move(tools);
   read_tool_choice(root["tool_choice"], chat);
   read_format(root["text"]["format"], chat);
-  if (const auto effort = root["reasoning"]["effort"].string()) chat["reasoning_effort"] = *effort;
   if (const auto most = root["max_output_tokens"].integer(1, INT64_MAX)) chat["max_tokens"] = *most;
-  for (const char* field : {"model", "stream", "temperature", "top_p", "user",
-                            "parallel_tool_calls", "seed", "top_k", "chat_template_kwargs"}) {
-    if (!root[field].missing()) chat[field] = Json::parse(root[field].text());
-  }
-  if (root["background"].boolean().value_or(false)) {
-    root["background"].refuse("background: not supported", "unsupported");
-  }
-  for (const char* field : {"conversation", "prompt"}) {
-    if (!root[field].missing()) {
-      root[field].refuse(std::string(field) + ": not supported", "unsupported");
-    }
-  }
+  refuse_of_responses(root);
+  pass_on(root, kReadOfResponses, chat);
   if (document->error()) return *document->error();
   request.chat_body = dump(chat);
   request.echo_json = dump(echo_of(root));

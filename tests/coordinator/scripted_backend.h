@@ -159,10 +159,24 @@ class ScriptedBackend final : public coordinator::GenerationBackend {
     event.cached_tokens = cached_tokens_;
     event.queued_seconds = 0.25;
     if (request.top_logprobs >= 0) event.logprob = -0.5f;
-    for (int32_t i = 0; i < request.top_logprobs; ++i) {
-      event.top.push_back({.id = token + i, .logprob = -0.5f - static_cast<float>(i)});
-    }
+    event.top = top_of(token, request.top_logprobs);
     return event;
+  }
+
+  static std::vector<coordinator::TokenLogprob> top_of(int32_t token, int32_t n) {
+    std::vector<coordinator::TokenLogprob> top;
+    for (int32_t i = 0; i < n; ++i) {
+      top.push_back({.id = token + i, .logprob = -0.5f - static_cast<float>(i)});
+    }
+    return top;
+  }
+  static void score_prompt(const coordinator::GenerationRequest& request,
+                           coordinator::GenerationEvent& event) {
+    if (request.prompt_logprobs < 0) return;
+    for (size_t i = 1; i < request.prompt.size(); ++i) {
+      event.prompt.push_back(
+          {.logprob = -0.5, .top = top_of(request.prompt[i], request.prompt_logprobs)});
+    }
   }
 
   void play(coordinator::GenerationId id, coordinator::GenerationRequest& request) {
@@ -176,6 +190,7 @@ class ScriptedBackend final : public coordinator::GenerationBackend {
     for (const int32_t token : reply) {
       if (event_error_ && num_tokens == fail_after_) break;
       coordinator::GenerationEvent event = token_event(id, token, request);
+      if (num_tokens == 0) score_prompt(request, event);
       const bool last = ++num_tokens == request.max_tokens;
       if (last) event.finish = coordinator::FinishReason::kLength;
       send(event);
