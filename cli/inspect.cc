@@ -110,7 +110,7 @@ struct Facts {
   uint64_t shard_bytes = 0;
   size_t tensors = 0;
   std::string fingerprint;
-  std::optional<int32_t> tokenizer_tokens;  // none: no tokenizer.json
+  std::optional<int32_t> tokenizer_tokens;  // none: no tokenizer
   std::vector<model::ComponentRow> components;
   std::optional<TileFacts> tiles;  // none: no routed experts
   std::optional<PackFacts> pack;   // none: an unpacked checkpoint
@@ -247,7 +247,9 @@ Facts gather(const model::OpenedModel& loaded, const InspectOptions& options) {
   facts.tensors = checkpoint.tensors().size();
   facts.fingerprint =
       loaded.pack ? loaded.pack->params().source_fingerprint : checkpoint.fingerprint();
-  if (std::filesystem::exists(checkpoint.directory() / "tokenizer.json")) {
+  const auto dir = checkpoint.directory();
+  if (std::filesystem::exists(dir / "tokenizer.json") ||
+      std::filesystem::exists(dir / "tiktoken.model")) {
     facts.tokenizer_tokens = text::Tokenizer::load(checkpoint.directory()).vocab_size();
   }
   facts.components = model::component_table(config, checkpoint);
@@ -305,7 +307,7 @@ std::string model_text(const Facts& facts) {
            fmt::format("{} logits, {}", format_count(c.vocab_size),
                        facts.tokenizer_tokens ? fmt::format("tokenizer with {} tokens",
                                                             format_count(*facts.tokenizer_tokens))
-                                              : "no tokenizer.json"));
+                                              : "no tokenizer"));
   add_fact(&text, "MTP",
            c.num_nextn_predict_layers == 0
                ? "none"

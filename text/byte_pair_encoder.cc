@@ -27,11 +27,13 @@ BytePairEncoder::BytePairEncoder(const std::array<int32_t, 256>& byte_ids,
                                  const std::vector<MergeRule>& rules)
     : byte_ids_(byte_ids), slots_(std::bit_ceil(2 * rules.size() + 2)) {
   CHECK_LT(rules.size(), size_t{1} << 31);
-  for (size_t rank = 0; rank < rules.size(); ++rank) {
-    const uint64_t key = pair_key(rules[rank].left, rules[rank].right);
+  for (size_t i = 0; i < rules.size(); ++i) {
+    const MergeRule& rule = rules[i];
+    const uint64_t key = pair_key(rule.left, rule.right);
     size_t at = hash(key) & (slots_.size() - 1);
     while (slots_[at].pair != kEmpty && slots_[at].pair != key) at = (at + 1) & (slots_.size() - 1);
-    slots_[at] = {key, static_cast<uint32_t>(rank), rules[rank].merged};
+    const auto rank = rule.rank >= 0 ? static_cast<uint32_t>(rule.rank) : static_cast<uint32_t>(i);
+    slots_[at] = {key, rank, rule.merged};
   }
 }
 

@@ -9,12 +9,12 @@
 
 namespace atl::text {
 
-// One merge rule: the tokens `left` and `right`, side by side, become `merged`. Its place in the
-// list is its rank.
+// One merge rule: the tokens `left` and `right`, side by side, become `merged`.
 struct MergeRule {
   int32_t left = 0;
   int32_t right = 0;
   int32_t merged = 0;
+  int32_t rank = -1;  // -1: its place in the list
 };
 
 // Starts from single bytes and merges the adjacent pair of the lowest rank, leftmost first, until

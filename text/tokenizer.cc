@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include "text/byte_alphabet.h"
+#include "text/tiktoken_file.h"
 
 namespace atl::text {
 namespace {
@@ -31,8 +32,12 @@ Error stopped() { return {ErrorCode::kUnavailable, "tokenizing was stopped"}; }
 
 Tokenizer Tokenizer::load(const std::filesystem::path& model_dir) {
   const std::filesystem::path path = model_dir / "tokenizer.json";
-  return Tokenizer(read_tokenizer_file(path),
-                   read_tokenizer_config(model_dir / "tokenizer_config.json"), path.string());
+  const std::filesystem::path tiktoken = model_dir / "tiktoken.model";
+  const bool is_tiktoken = !std::filesystem::exists(path) && std::filesystem::exists(tiktoken);
+  const TokenizerFile file =
+      is_tiktoken ? read_tiktoken_file(model_dir) : read_tokenizer_file(path);
+  return Tokenizer(file, read_tokenizer_config(model_dir / "tokenizer_config.json"),
+                   (is_tiktoken ? tiktoken : path).string());
 }
 
 Tokenizer::Tokenizer(const TokenizerFile& file, const TokenizerConfig& config,

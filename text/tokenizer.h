@@ -1,4 +1,5 @@
-// Text to token ids and back: byte-level BPE as a Hugging Face tokenizer.json describes it.
+// Text to token ids and back: byte-level BPE as a Hugging Face tokenizer.json or a tiktoken.model
+// describes it.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,8 @@ enum class SpecialTokens { kKeep, kSkip };
 // O(n log n) time for n bytes with the published patterns, whatever the text.
 class Tokenizer {
  public:
-  // Reads tokenizer.json and, if there, tokenizer_config.json of a model directory. Throws
+  // Reads tokenizer.json, or tiktoken.model where there is none, and, if there,
+  // tokenizer_config.json of a model directory. Throws
   // LoadError: one line that names the file and what is wrong.
   static Tokenizer load(const std::filesystem::path& model_dir);
   // `name` stands before the message of the LoadError, for a file that doesn't hold together.

@@ -36,12 +36,10 @@ std::string in_quotes(std::string_view text) {
 std::string read_tokenizer_text(const std::filesystem::path& path) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {
-    for (const char* other : {"tiktoken.model", "tokenizer.model"}) {
-      if (!std::filesystem::exists(path.parent_path() / other, error)) continue;
+    if (std::filesystem::exists(path.parent_path() / "tokenizer.model", error)) {
       throw LoadError(
-          fmt::format("no such file, and {} is of another kind: expected the "
-                      "tokenizer.json of a fast tokenizer (transformers)",
-                      other));
+          "no such file, and tokenizer.model is of another kind: expected the tokenizer.json of a "
+          "fast tokenizer (transformers), or a tiktoken.model");
     }
     throw LoadError("no such file");
   }

@@ -206,7 +206,8 @@ void require_directory(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) refuse_missing(path);
   if (!fs::is_directory(path, error)) refuse_file(path);
-  constexpr std::array kSmallFiles = {"config.json", "generation_config.json", "tokenizer.json",
+  constexpr std::array kSmallFiles = {"config.json",           "generation_config.json",
+                                      "tokenizer.json",        "tiktoken.model",
                                       "tokenizer_config.json", "model.safetensors.index.json"};
   for (const char* name : kSmallFiles) {
     if (!is_lfs_pointer(path / name)) continue;

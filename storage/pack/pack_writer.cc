@@ -43,9 +43,10 @@ constexpr uint64_t kShardBytes = 4 * kGiB;
 constexpr uint64_t kCopiedFileBytesMax = 256 * kMiB;
 
 // Whatever of these a checkpoint has is copied as it is; config.json it must have.
-constexpr std::array<std::string_view, 14> kCopiedFiles = {"config.json",
+constexpr std::array<std::string_view, 15> kCopiedFiles = {"config.json",
                                                            "generation_config.json",
                                                            "tokenizer.json",
+                                                           "tiktoken.model",
                                                            "tokenizer_config.json",
                                                            "special_tokens_map.json",
                                                            "added_tokens.json",

@@ -507,8 +507,8 @@ TEST_F(SmallTokenizer, refuses_a_vocabulary_without_every_byte) {
 
 TEST_F(SmallTokenizer, refuses_what_is_no_json_object_file) {
   EXPECT_THAT(refusal(), testing::EndsWith("no such file"));
-  std::ofstream(dir_ / "tiktoken.model") << "x";
-  EXPECT_THAT(refusal(), testing::HasSubstr("no such file, and tiktoken.model is of another kind"));
+  std::ofstream(dir_ / "tokenizer.model") << "x";
+  EXPECT_THAT(refusal(), testing::HasSubstr("tokenizer.model is of another kind"));
   for (const char* text : {"", "[]", "nonsense", "{\"a\": ", "\xFF\xFE", "{\"a\":\"\\ud800\"}"}) {
     write(text);
     EXPECT_THAT(refusal(), testing::HasSubstr("JSON")) << text;
