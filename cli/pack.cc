@@ -77,7 +77,7 @@ void write(const PackCommandOptions& options) {
         options.dir.string()));
   }
   const model::ModelConfig config = model::load_config(options.dir);
-  const storage::Checkpoint checkpoint = storage::Checkpoint::open(options.dir);
+  const storage::Checkpoint checkpoint = model::open_checkpoint(options.dir, config);
   model::map_tensors(config, checkpoint);  // throws if a tensor is missing, strange or misshapen
   const storage::ExpertCatalog catalog =
       model::map_experts(config, checkpoint, model::MtpLayers::kInclude);

@@ -333,11 +333,37 @@ void read_rope(const Section& json, ModelConfig& config) {
   }
 }
 
+// What compressed-tensors writes of the same blocks: one group whose weights are 8-bit floats.
+void check_compressed_tensors(const Section& quantization) {
+  if (quantization.text_or("format", "") != "float-quantized") {
+    quantization.wrong("format", "float-quantized",
+                       "other forms, such as the int4 of Kimi-K2-Thinking, are not supported");
+  }
+  const Json* groups = quantization.value("config_groups");
+  if (groups == nullptr || !groups->is_object() || groups->size() != 1) {
+    quantization.wrong("config_groups", "one group");
+  }
+  const Section group =
+      quantization.section("config_groups").section(groups->begin().key().c_str());
+  const Section weights = group.section("weights");
+  if (weights.integer("num_bits", 1, 64) != 8) weights.wrong("num_bits", "8");
+  if (weights.text_or("type", "") != "float") weights.wrong("type", "float");
+  if (weights.text_or("strategy", "") != "block") weights.wrong("strategy", "block");
+  const Json* block = weights.value("block_structure");
+  if (block == nullptr || *block != Json::array({128, 128})) {
+    weights.wrong("block_structure", "[128, 128]");
+  }
+}
+
 void read_quantization(const Section& json, ModelConfig& config) {
   if (!json.has("quantization_config")) return;
   const Section quantization = json.section("quantization_config");
-  if (quantization.text_or("quant_method", "") != "fp8") {
-    quantization.wrong("quant_method", "fp8: other quantized checkpoints are not supported");
+  const std::string method = quantization.text_or("quant_method", "");
+  config.fp8 = true;
+  if (method == "compressed-tensors") return check_compressed_tensors(quantization);
+  if (method != "fp8") {
+    quantization.wrong("quant_method",
+                       "fp8 or compressed-tensors: other quantized checkpoints are not supported");
   }
   if (quantization.text_or("fmt", "e4m3") != "e4m3") quantization.wrong("fmt", "e4m3");
   if (quantization.text_or("activation_scheme", "dynamic") != "dynamic") {
@@ -347,7 +373,6 @@ void read_quantization(const Section& json, ModelConfig& config) {
   if (block == nullptr || *block != Json::array({128, 128})) {
     quantization.wrong("weight_block_size", "[128, 128]");
   }
-  config.fp8 = true;
 }
 
 void refuse_other_variants(const Section& json) {

@@ -18,7 +18,7 @@ std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,
   }
   ModelConfig config = load_config(model_dir);
   storage::Checkpoint checkpoint =
-      pack ? storage::Checkpoint::open(*pack) : storage::Checkpoint::open(model_dir);
+      pack ? storage::Checkpoint::open(*pack) : open_checkpoint(model_dir, config);
   auto opened = std::unique_ptr<OpenedModel>(
       new OpenedModel{std::move(config), std::move(pack), {}, std::move(checkpoint), {}});
   for (const auto& dir : stripe_dirs) opened->stripes.push_back(storage::Pack::open(dir));

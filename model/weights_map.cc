@@ -10,6 +10,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/log.h"
 #include "base/result.h"
 #include "base/units.h"
 #include "kernels/numeric_types.h"
@@ -26,7 +27,8 @@ using storage::ExpertSource;
 using storage::MatrixSource;
 using storage::TensorInfo;
 
-constexpr std::string_view kScaleSuffix = "_scale_inv";
+// DeepSeek's name, and that of others who write the same: both multiply.
+constexpr std::string_view kScaleSuffixes[] = {"_scale_inv", "_scale"};
 constexpr std::string_view kLayerPrefix = "model.layers.";
 
 std::string where(const Checkpoint& checkpoint, const TensorInfo& tensor) {
@@ -97,7 +99,7 @@ class Mapper {
                fmt::format("dtype {}, expected F8_E4M3, BF16 or F32",
                            storage::printable(tensor.dtype_name)));
     }
-    check_scale(name + std::string(kScaleSuffix), matrix);
+    check_scale(name, matrix);
     return matrix;
   }
 
@@ -122,12 +124,21 @@ class Mapper {
     return *tensor;
   }
 
-  // FP8 has one F32 scale per 128x128 block; other formats must have none, since it would be
-  // ignored.
+  const TensorInfo* find_scale(const std::string& weight) const {
+    for (const std::string_view suffix : kScaleSuffixes) {
+      const TensorInfo* scale = checkpoint_.find(weight + std::string(suffix));
+      if (scale != nullptr) return scale;
+    }
+    return nullptr;
+  }
+
+  // FP8 has one F32 or BF16 scale per 128x128 block; other formats must have none, since it would
+  // be ignored.
   void check_scale(const std::string& name, MatrixSource& matrix) {
     const bool fp8 = matrix.format == WeightFormat::kFp8E4m3;
+    const TensorInfo* found = find_scale(name);
     if (!fp8) {
-      if (const TensorInfo* scale = checkpoint_.find(name); scale != nullptr) {
+      if (const TensorInfo* scale = found; scale != nullptr) {
         refuse(checkpoint_, *scale,
                fmt::format("a scale for a weight of dtype {}", matrix.weight->dtype_name));
       }
@@ -137,10 +148,11 @@ class Mapper {
       refuse(checkpoint_, *matrix.weight,
              "dtype F8_E4M3, but config.json has no quantization_config");
     }
-    const TensorInfo& scale = require(name);
-    if (scale.dtype != DType::kF32) {
+    const TensorInfo& scale =
+        require(found != nullptr ? found->name : name + std::string(kScaleSuffixes[0]));
+    if (scale.dtype != DType::kF32 && scale.dtype != DType::kBf16) {
       refuse(checkpoint_, scale,
-             fmt::format("dtype {}, expected F32", storage::printable(scale.dtype_name)));
+             fmt::format("dtype {}, expected F32 or BF16", storage::printable(scale.dtype_name)));
     }
     check_shape(
         checkpoint_, scale,
@@ -230,11 +242,14 @@ storage::ExpertCatalog catalog_of(const ModelConfig& config) {
 // An MTP layer has eh_proj; a layer beyond num_hidden_layers without it is an ordinary one that a
 // wrong config.json would silently leave out.
 bool is_mtp_layer(const Checkpoint& checkpoint, int64_t layer) {
-  return checkpoint.find(layer_prefix(layer) + "eh_proj.weight") != nullptr;
+  const std::string mark = layer_prefix(layer) + "eh_proj.weight";
+  const auto absent = checkpoint.absent();
+  return checkpoint.find(mark) != nullptr || std::binary_search(absent.begin(), absent.end(), mark);
 }
 
 void add_mtp_layers(const ModelConfig& config, const Checkpoint& checkpoint,
                     storage::ExpertCatalog& catalog) {
+  if (!checkpoint.absent().empty()) return;  // not whole
   for (int64_t layer = config.num_hidden_layers; is_mtp_layer(checkpoint, layer); ++layer) {
     catalog.num_layers = layer + 1;
     const std::string first = layer_prefix(layer) + "mlp.experts.0.gate_proj.weight";
@@ -277,13 +292,32 @@ bool is_mtp(const ModelConfig& config, std::string_view name) {
 // Rotation frequencies that old writers saved along; they follow from the config.
 bool is_rotary_buffer(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
 
+// Scales of a quantized KV cache, which others may have and Atoll has not: k_scale, v_scale, ... of
+// one value.
+bool is_cache_scale(const TensorInfo& tensor) {
+  static constexpr std::string_view kNames[] = {".k_scale",  ".v_scale",    ".q_scale",
+                                                ".kv_scale", ".prob_scale", ".kv_cache_scale"};
+  const bool named = std::any_of(std::begin(kNames), std::end(kNames), [&](std::string_view name) {
+    return tensor.name.ends_with(name);
+  });
+  return named && tensor.elements() == 1 && tensor.name.find(".self_attn.") != std::string::npos;
+}
+
 void refuse_unknown(const Mapper& mapper, const ModelConfig& config, const Checkpoint& checkpoint) {
-  uint64_t count = 0;
+  uint64_t count = 0, cache_scales = 0;
   const TensorInfo* first = nullptr;
   for (const TensorInfo& tensor : checkpoint.tensors()) {
     if (mapper.used(tensor) || is_rotary_buffer(tensor.name)) continue;
     if (is_mtp(config, tensor.name) && is_mtp_layer(checkpoint, *layer_of(tensor.name))) continue;
+    if (is_cache_scale(tensor)) {
+      ++cache_scales;
+      continue;
+    }
     if (count++ == 0) first = &tensor;
+  }
+  if (cache_scales > 0) {
+    log_info("{}: {} scales of a quantized KV cache are ignored: the cache is not quantized so",
+             checkpoint.directory().string(), cache_scales);
   }
   if (count == 0) return;
   refuse(checkpoint, *first,
@@ -308,6 +342,18 @@ Component component_of(const ModelConfig& config, std::string_view name) {
 }
 
 }  // namespace
+
+Checkpoint open_checkpoint(const std::filesystem::path& model_dir, const ModelConfig& config) {
+  Checkpoint checkpoint =
+      Checkpoint::open(model_dir, [&](std::string_view name) { return is_mtp(config, name); });
+  if (!checkpoint.absent().empty()) {
+    log_info(
+        "{}: the multi-token-prediction layer is not whole ({} of its tensors are in files "
+        "that are not there) and is left out",
+        model_dir.string(), checkpoint.absent().size());
+  }
+  return checkpoint;
+}
 
 ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint,
                          RoutedExperts experts) {
@@ -402,9 +448,11 @@ std::vector<ComponentRow> component_table(const ModelConfig& config, const Check
   for (const TensorInfo& tensor : checkpoint.tensors()) {
     const TensorInfo* counted_with = &tensor;  // a scale with its weight
     const std::string_view name = tensor.name;
-    const bool is_scale = name.ends_with(kScaleSuffix);
-    if (is_scale) {
-      const TensorInfo* weight = checkpoint.find(name.substr(0, name.size() - kScaleSuffix.size()));
+    bool is_scale = false;
+    for (const std::string_view suffix : kScaleSuffixes) {
+      if (!name.ends_with(suffix)) continue;
+      is_scale = true;
+      const TensorInfo* weight = checkpoint.find(name.substr(0, name.size() - suffix.size()));
       if (weight != nullptr) counted_with = weight;
     }
     const Component component = component_of(config, name);

@@ -60,6 +60,11 @@ ModelTensors map_tensors(const ModelConfig& config, const storage::Checkpoint& c
                          RoutedExperts experts = RoutedExperts::kInCheckpoint);
 
 enum class MtpLayers : uint8_t { kLeaveOut, kInclude };
+// The checkpoint of a model directory, which may lack files that hold nothing but MTP layers: then
+// a log line says so.
+storage::Checkpoint open_checkpoint(const std::filesystem::path& model_dir,
+                                    const ModelConfig& config);
+
 // The routed experts; all must have one format. MTP layers follow the others if they are included
 // (and have routed experts). Errors as above, but other tensors are not looked at.
 storage::ExpertCatalog map_experts(const ModelConfig& config, const storage::Checkpoint& checkpoint,

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
+#include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
@@ -170,6 +171,27 @@ std::vector<std::string> shard_files(const std::vector<IndexEntry>& index) {
   return files;
 }
 
+// Takes those entries out of the index whose shard isn't there and holds nothing else; their names.
+std::vector<std::string> leave_out(std::vector<IndexEntry>& index,
+                                   const std::filesystem::path& directory,
+                                   const Checkpoint::MayBeAbsent& may_be_absent) {
+  std::error_code error;
+  std::unordered_set<std::string> gone;
+  for (const std::string& file : shard_files(index)) {
+    if (!std::filesystem::exists(directory / file, error)) gone.insert(file);
+  }
+  for (const IndexEntry& entry : index) {
+    if (!may_be_absent(entry.tensor)) gone.erase(entry.shard_file);
+  }
+  std::vector<std::string> names;
+  std::erase_if(index, [&](const IndexEntry& entry) {
+    if (!gone.contains(entry.shard_file)) return false;
+    names.push_back(entry.tensor);
+    return true;
+  });
+  return names;
+}
+
 // Both directions: every tensor of a shard stands in the index with that shard, every entry of the
 // index is in its shard. `tensors` sorted by name, without duplicates.
 void check_against_index(const std::vector<TensorInfo>& tensors, const std::vector<Shard>& shards,
@@ -251,20 +273,23 @@ int64_t TensorInfo::elements() const {
   return count;
 }
 
-Checkpoint Checkpoint::open(const std::filesystem::path& model_dir) {
-  return open(model_dir, nullptr);
+Checkpoint Checkpoint::open(const std::filesystem::path& model_dir,
+                            const MayBeAbsent& may_be_absent) {
+  return open(model_dir, nullptr, may_be_absent);
 }
 
-Checkpoint Checkpoint::open(const Pack& pack) { return open(pack.directory(), &pack); }
+Checkpoint Checkpoint::open(const Pack& pack) { return open(pack.directory(), &pack, nullptr); }
 
-Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* pack) {
+Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* pack,
+                            const MayBeAbsent& may_be_absent) {
   require_directory(model_dir);
   std::error_code error;
   std::optional<std::vector<IndexEntry>> index;
-  std::vector<std::string> files = {std::string(kSingleFile)};
+  std::vector<std::string> files = {std::string(kSingleFile)}, absent;
   if (std::filesystem::exists(model_dir / kIndexFile, error)) {
     index = parse_safetensors_index(read_small_file(model_dir / kIndexFile, pack),
                                     model_dir / kIndexFile);
+    if (may_be_absent) absent = leave_out(*index, model_dir, may_be_absent);
     files = shard_files(*index);
   } else if (!std::filesystem::exists(model_dir / kSingleFile, error)) {
     refuse_without_weights(model_dir);
@@ -273,6 +298,7 @@ Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* 
 
   Checkpoint checkpoint;
   checkpoint.directory_ = model_dir;
+  checkpoint.absent_ = std::move(absent);
   for (const std::string& file : files) {
     checkpoint.shards_.push_back(open_file(model_dir / file, pack));
     const auto shard = static_cast<uint32_t>(checkpoint.shards_.size() - 1);
@@ -295,7 +321,8 @@ Checkpoint::~Checkpoint() {
 Checkpoint::Checkpoint(Checkpoint&& other) noexcept
     : directory_(std::move(other.directory_)),
       shards_(std::exchange(other.shards_, {})),
-      tensors_(std::exchange(other.tensors_, {})) {}
+      tensors_(std::exchange(other.tensors_, {})),
+      absent_(std::exchange(other.absent_, {})) {}
 
 const TensorInfo* Checkpoint::find(std::string_view name) const {
   const auto place = std::lower_bound(

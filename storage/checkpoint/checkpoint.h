@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -46,8 +47,14 @@ struct Shard {
 // Immutable after open(); reading is safe from any thread.
 class Checkpoint {
  public:
-  // LoadError: one line that names file, tensor, what was expected and what was found.
-  static Checkpoint open(const std::filesystem::path& model_dir);
+  // Whether a model can do without the tensor of this name.
+  using MayBeAbsent = std::function<bool(std::string_view name)>;
+
+  // A shard that isn't there is left out if the index says that it holds nothing but tensors that
+  // may be absent. LoadError: one line that names file, tensor, what was expected and what was
+  // found.
+  static Checkpoint open(const std::filesystem::path& model_dir,
+                         const MayBeAbsent& may_be_absent = nullptr);
   // What a pack carries besides its experts, which are not among the tensors. Everything that is
   // read, here and later, is checked against the pack's checksums.
   static Checkpoint open(const Pack& pack);
@@ -60,6 +67,9 @@ class Checkpoint {
   std::span<const TensorInfo> tensors() const { return tensors_; }  // sorted by name
   const TensorInfo* find(std::string_view name) const;
 
+  // Names that the index has, of shards that were left out; sorted.
+  std::span<const std::string> absent() const { return absent_; }
+
   // Reads out.size() bytes from byte `begin` of the tensor. LoadError on short reads and I/O
   // errors, naming file, tensor, offset.
   void read(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> out) const;
@@ -71,12 +81,14 @@ class Checkpoint {
 
  private:
   Checkpoint() = default;
-  static Checkpoint open(const std::filesystem::path& model_dir, const Pack* pack);
+  static Checkpoint open(const std::filesystem::path& model_dir, const Pack* pack,
+                         const MayBeAbsent& may_be_absent);
   void read_file(const Shard& shard, const TensorInfo* tensor, uint64_t offset,
                  std::span<std::byte> out) const;
   std::filesystem::path directory_;
   std::vector<Shard> shards_;
   std::vector<TensorInfo> tensors_;
+  std::vector<std::string> absent_;
 };
 
 }  // namespace atl::storage

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/result.h"
+#include "kernels/numeric_types.h"
 #include "storage/io/printable.h"
 
 namespace atl::storage {
@@ -24,14 +26,17 @@ using kernels::WeightFormat;
 
 struct ScaleRows {
   int64_t begin = 0, end = 0, cols = 0;
-  uint64_t bytes() const { return static_cast<uint64_t>((end - begin) * cols) * sizeof(float); }
+  WeightFormat format = WeightFormat::kF32;  // or kBf16
+  int64_t count() const { return (end - begin) * cols; }
+  uint64_t bytes() const { return static_cast<uint64_t>(count()) * kernels::code_bytes(format); }
 };
 
 // Rows of the scale grid that rows [row_begin, row_end) of the matrix touch.
 ScaleRows scale_rows(const MatrixSource& matrix, int64_t row_begin, int64_t row_end) {
   if (matrix.scale == nullptr || row_begin == row_end) return {};
   return {row_begin / kScaleBlock, ceil_div(row_end, kScaleBlock),
-          ceil_div(matrix.cols, kScaleBlock)};
+          ceil_div(matrix.cols, kScaleBlock),
+          matrix.scale->dtype == DType::kBf16 ? WeightFormat::kBf16 : WeightFormat::kF32};
 }
 
 // The whole grid, as kernels::pack indexes it, of which only the rows that are needed are read.
@@ -40,18 +45,27 @@ std::vector<float> read_scales(const Checkpoint& checkpoint, const MatrixSource&
   const ScaleRows rows = scale_rows(matrix, row_begin, row_end);
   if (rows.bytes() == 0) return {};
   std::vector<float> grid(static_cast<size_t>(ceil_div(matrix.rows, kScaleBlock) * rows.cols));
-  const auto needed = std::as_writable_bytes(
-      std::span(grid).subspan(static_cast<size_t>(rows.begin * rows.cols),
-                              static_cast<size_t>((rows.end - rows.begin) * rows.cols)));
-  checkpoint.read(*matrix.scale, static_cast<uint64_t>(rows.begin * rows.cols) * sizeof(float),
-                  needed);
-  const int64_t bad = kernels::find_non_finite(WeightFormat::kF32, needed.data(),
-                                               (rows.end - rows.begin) * rows.cols);
+  const auto needed = std::span(grid).subspan(static_cast<size_t>(rows.begin * rows.cols),
+                                              static_cast<size_t>(rows.count()));
+  std::vector<std::byte> raw(rows.bytes());
+  checkpoint.read(*matrix.scale,
+                  static_cast<uint64_t>(rows.begin * rows.cols) * kernels::code_bytes(rows.format),
+                  raw);
+  const int64_t bad = kernels::find_non_finite(rows.format, raw.data(), rows.count());
   if (bad >= 0) {
     throw_bad_value(checkpoint, *matrix.scale, rows.begin * rows.cols + bad, rows.cols,
                     "not finite");
   }
-  progress.advance(needed.size());
+  if (rows.format == WeightFormat::kF32) {
+    std::memcpy(needed.data(), raw.data(), raw.size());
+  } else {
+    for (size_t i = 0; i < needed.size(); ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, raw.data() + i * sizeof bits, sizeof bits);
+      needed[i] = kernels::bf16_to_float(bits);
+    }
+  }
+  progress.advance(raw.size());
   return grid;
 }
 

@@ -22,7 +22,8 @@ struct MatrixSource {
   int64_t rows = 0;
   int64_t cols = 0;
   const TensorInfo* weight = nullptr;
-  const TensorInfo* scale = nullptr;  // FP8: F32 [ceil(rows/128), ceil(cols/128)], else nullptr
+  const TensorInfo* scale =
+      nullptr;  // FP8: F32 or BF16 [ceil(rows/128), ceil(cols/128)], else null
 };
 
 // The three matrices of every routed expert: what an expert node needs to know of a model.

@@ -234,6 +234,15 @@ TEST(Config, rope_frequencies_have_the_published_values) {
   expect(load(plain).rope_inv_freq(), 31, std::pow(10000.0, -62.0 / 64));
 }
 
+TEST(ModelConfig, takes_the_blocks_of_compressed_tensors_as_fp8) {
+  json j = v3();
+  j["quantization_config"] = json::parse(R"({"quant_method": "compressed-tensors",
+      "format": "float-quantized", "kv_cache_scheme": null, "config_groups": {"group_0": {
+      "targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "block",
+      "block_structure": [128, 128], "symmetric": true}}}})");
+  EXPECT_TRUE(load(j).fp8);
+}
+
 // One change to V3's config and what the user is told; "~" as value erases the key.
 struct BadConfig {
   const char* name;
@@ -330,9 +339,20 @@ const BadConfig kBadConfigs[] = {
      "quantization_config.weight_block_size: expected [128, 128], found [64,128]"},
     {"block_missing", R"({"quantization_config":{"weight_block_size":null}})",
      "quantization_config.weight_block_size: expected [128, 128], found nothing"},
-    {"quant_method", R"({"quantization_config":{"quant_method":"compressed-tensors"}})",
-     "quantization_config.quant_method: expected fp8: other quantized checkpoints are not "
-     "supported, found \"compressed-tensors\""},
+    {"quant_method", R"({"quantization_config":{"quant_method":"gptq"}})",
+     "quantization_config.quant_method: expected fp8 or compressed-tensors: other quantized "
+     "checkpoints are not supported, found \"gptq\""},
+    // As Kimi-K2-Thinking has it.
+    {"quant_int4",
+     R"({"quantization_config":{"quant_method":"compressed-tensors","format":"pack-quantized",
+         "config_groups":{"group_0":{"weights":{"num_bits":4,"type":"int","group_size":32}}}}})",
+     "quantization_config.format: expected float-quantized, found \"pack-quantized\"; other forms, "
+     "such as the int4 of Kimi-K2-Thinking, are not supported"},
+    {"quant_channels",
+     R"({"quantization_config":{"quant_method":"compressed-tensors","format":"float-quantized",
+         "config_groups":{"group_0":{"weights":{"num_bits":8,"type":"float","strategy":"channel"}}}}})",
+     "quantization_config.config_groups.group_0.weights.strategy: expected block, found "
+     "\"channel\""},
     {"quant_fmt", R"({"quantization_config":{"fmt":"e5m2"}})",
      "quantization_config.fmt: expected e4m3, found \"e5m2\""},
     {"quant_static", R"({"quantization_config":{"activation_scheme":"static"}})",

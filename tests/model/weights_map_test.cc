@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <functional>
 
@@ -141,6 +143,114 @@ TEST(WeightsMap, takes_converted_checkpoints_and_other_legal_variants) {
             "no error");
 }
 
+// Of a quantized KV cache, which this one is not.
+TEST(WeightsMap, ignores_scales_of_a_cache) {
+  EXPECT_EQ(map_error([](auto& t) {
+              t.push_back({"model.layers.0.self_attn.k_scale", DType::kF32, {}});
+              t.push_back({"model.layers.1.self_attn.attn.v_scale", DType::kBf16, {1}});
+            }),
+            "no error");
+  EXPECT_THAT(map_error([](auto& t) {
+                t.push_back({"model.layers.0.self_attn.k_scale", DType::kF32, {2}});
+              }),
+              testing::HasSubstr("k_scale\": not part of a deepseek_v3 model"));
+  EXPECT_THAT(map_error([](auto& t) {
+                t.push_back({"model.layers.0.mlp.k_scale", DType::kF32, {1}});
+              }),
+              testing::HasSubstr("k_scale\": not part of a deepseek_v3 model"));
+}
+
+// The first matrix of each kind, packed.
+std::vector<std::vector<std::byte>> packed(const std::filesystem::path& dir,
+                                           const ModelConfig& config) {
+  const Checkpoint checkpoint = Checkpoint::open(dir);
+  const ModelTensors model = map_tensors(config, checkpoint);
+  const auto experts = map_experts(config, checkpoint);
+  std::vector<std::vector<std::byte>> all;
+  for (const storage::MatrixSource& matrix :
+       {model.layers[0].attention.o_proj, model.layers[0].ffn.down_proj, experts.experts[0][3].gate,
+        experts.experts[1][1].down}) {
+    storage::PackTarget target;
+    target.shape =
+        storage::HeldFormat().shape(matrix.format, matrix.rows, matrix.cols, target.source);
+    std::vector<std::byte>& bytes = all.emplace_back();
+    const size_t codes = target.shape.total_code_bytes();
+    bytes.resize(codes + target.shape.total_scale_bytes() + 64);
+    target.codes = bytes.data();
+    target.scales = reinterpret_cast<float*>(bytes.data() + codes);
+    std::vector<float> window(static_cast<size_t>(matrix.cols) * 8);
+    NoProgress progress;
+    storage::pack_matrix(checkpoint, matrix, 0, matrix.rows, {&target, 1},
+                         std::as_writable_bytes(std::span(window)), progress);
+  }
+  return all;
+}
+
+// Writes small_spec() with scales that BF16 holds exactly, as `dtype` and with names that end so.
+void write_with_scales(const std::filesystem::path& dir, DType dtype, const std::string& suffix) {
+  std::vector<TensorSpec> specs = synthetic_tensors(small_spec());
+  for (TensorSpec& spec : specs) {
+    if (!spec.name.ends_with("_scale_inv")) continue;
+    spec.dtype = dtype;
+    spec.name.replace(spec.name.size() - 10, 10, suffix);
+  }
+  storage::CheckpointWriter writer(dir, specs, ~uint64_t{0});
+  for (const storage::TensorInfo& tensor : writer.tensors()) {
+    std::vector<std::byte> data(tensor.bytes, std::byte{0x35});
+    const size_t value_bytes = dtype == DType::kF32 ? 4 : 2;
+    if (tensor.name.ends_with(suffix)) {
+      for (size_t i = 0; i < data.size(); i += value_bytes) {  // the upper half of 1.25, 1.5, ...
+        const uint16_t bits = 0x3fa0 + 0x20 * (i / value_bytes % 5);
+        std::memset(data.data() + i, 0, value_bytes);
+        std::memcpy(data.data() + i + value_bytes - 2, &bits, 2);
+      }
+    }
+    writer.write(tensor, 0, data);
+  }
+  writer.finish();
+}
+
+TEST(WeightsMap, scales_of_either_dtype_and_name_are_the_same_weights) {
+  TempDir published, other;
+  const ModelConfig config = small_spec().config;
+  write_with_scales(published.path(), DType::kF32, "_scale_inv");
+  write_with_scales(other.path(), DType::kBf16, "_scale");
+  const auto expected = packed(published.path(), config);
+  EXPECT_EQ(packed(other.path(), config), expected);
+  EXPECT_NE(expected[0], expected[1]);
+  const auto rows = component_table(config, Checkpoint::open(other.path()));
+  EXPECT_TRUE(std::none_of(rows.begin(), rows.end(), [](const ComponentRow& row) {
+    return row.component == Component::kOther;
+  }));
+}
+
+// The index names all files; some were not downloaded.
+TEST(WeightsMap, files_of_nothing_but_the_mtp_layer_may_be_absent) {
+  TempDir dir;
+  const SyntheticSpec spec = small_spec();
+  { storage::CheckpointWriter writer(dir.path(), synthetic_tensors(spec), 1); }  // a shard each
+  std::string of_mtp, of_layer;
+  {
+    const Checkpoint whole = open_checkpoint(dir.path(), spec.config);
+    EXPECT_TRUE(whole.absent().empty());
+    const auto file_of = [&](const char* name) {
+      return whole.shards()[whole.find(name)->shard].file_name;
+    };
+    of_mtp = file_of("model.layers.3.eh_proj.weight");
+    of_layer = file_of("model.layers.2.self_attn.o_proj.weight");
+  }
+  std::filesystem::remove(dir / of_mtp);
+  EXPECT_THROW((void)Checkpoint::open(dir.path()), LoadError);
+  const Checkpoint checkpoint = open_checkpoint(dir.path(), spec.config);
+  EXPECT_THAT(checkpoint.absent(), testing::ElementsAre("model.layers.3.eh_proj.weight"));
+  EXPECT_EQ(map_tensors(spec.config, checkpoint).layers.size(), 3u);
+  EXPECT_EQ(map_experts(spec.config, checkpoint, MtpLayers::kInclude).num_layers, 3);
+  std::filesystem::remove(dir / of_layer);
+  EXPECT_THAT(test::message_of<LoadError>(dir.path(),
+                                          [&] { (void)open_checkpoint(dir.path(), spec.config); }),
+              testing::HasSubstr(of_layer));
+}
+
 struct BadTensors {
   const char* name;
   std::function<void(std::vector<TensorSpec>&)> change;
@@ -196,8 +306,8 @@ std::vector<BadTensors> bad_tensors() {
        file + "tensor \"" + gate + "_scale_inv\": shape [4], expected [2, 2]",
        {}},
       {"scale_dtype",
-       [=](auto& t) { tensor(t, gate + "_scale_inv").dtype = DType::kBf16; },
-       file + "tensor \"" + gate + "_scale_inv\": dtype \"BF16\", expected F32",
+       [=](auto& t) { tensor(t, gate + "_scale_inv").dtype = DType::kF16; },
+       file + "tensor \"" + gate + "_scale_inv\": dtype \"F16\", expected F32 or BF16",
        {}},
       {"weight_dtype",
        [=](auto& t) { tensor(t, gate).dtype = DType::kI8; },
