@@ -333,8 +333,14 @@ void Api::Impl::get_stats(Exchange exchange) {
                     .context_tokens = preparer.context_tokens(),
                     .uptime_seconds = seconds_between(started, now),
                     .state = state(),
+                    .not_ready_because = not_ready_because().value_or(""),
                     .connections = server.stats().connections,
-                    .requests = {}};
+                    .requests = {},
+                    .times = metrics.recent_times(),
+                    .answers = metrics.answers()};
+  for (const auto& [status, count] : server.stats().refused) {
+    stats.answers[status] += static_cast<int64_t>(count);
+  }
   for (const auto& [order, live] : live_answers) stats.requests.push_back(live->stats(now));
   http::HttpResponse response;
   response.body = stats_json(stats, config, backend.stats(), snapshot());

@@ -224,9 +224,39 @@ void add_http(const http::HttpStats& http, Families& to) {
   }
 }
 
+// The latest values, in a ring.
+class LatestValues {
+ public:
+  explicit LatestValues(size_t max) : max_(max) {}
+  void add(double value) {
+    if (values_.size() < max_) {
+      values_.push_back(value);
+    } else {
+      values_[next_] = value;
+    }
+    next_ = (next_ + 1) % max_;
+  }
+  RecentTimes::Quantiles quantiles() const {
+    std::vector<double> sorted = values_;
+    std::sort(sorted.begin(), sorted.end());
+    const auto at = [&](double share) {
+      if (sorted.empty()) return 0.0;
+      return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1) + 0.5)];
+    };
+    return {.count = std::ssize(sorted), .p50 = at(0.5), .p99 = at(0.99)};
+  }
+
+ private:
+  const size_t max_;
+  std::vector<double> values_;
+  size_t next_ = 0;
+};
+
 }  // namespace
 
 struct Metrics::Impl {
+  LatestValues first_tokens{500}, next_tokens{2000};
+  std::map<int, int64_t> answers_by_status;
   prometheus::Registry registry;
   prometheus::Family<prometheus::Counter>& answers =
       prometheus::BuildCounter()
@@ -279,9 +309,21 @@ Metrics::~Metrics() = default;
 void Metrics::count_answer(std::string_view path, int status) {
   impl_->answers.Add({{"path", std::string(path)}, {"status", fmt::format("{}", status)}})
       .Increment();
+  // Who only looks at the server is left out.
+  if (path.starts_with("/v1/")) ++impl_->answers_by_status[status];
 }
-void Metrics::observe_first_token(double seconds) { impl_->first_token.Observe(seconds); }
-void Metrics::observe_next_token(double seconds) { impl_->next_token.Observe(seconds); }
+void Metrics::observe_first_token(double seconds) {
+  impl_->first_token.Observe(seconds);
+  impl_->first_tokens.add(seconds);
+}
+void Metrics::observe_next_token(double seconds) {
+  impl_->next_token.Observe(seconds);
+  impl_->next_tokens.add(seconds);
+}
+RecentTimes Metrics::recent_times() const {
+  return {impl_->first_tokens.quantiles(), impl_->next_tokens.quantiles()};
+}
+const std::map<int, int64_t>& Metrics::answers() const { return impl_->answers_by_status; }
 void Metrics::observe_prepared(double seconds) { impl_->preparing.Observe(seconds); }
 void Metrics::observe_queued(double seconds) { impl_->queued.Observe(seconds); }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -21,6 +22,15 @@ struct FinishedRequest {
   std::string finished_reason;  // stop, length, tool_calls, abort (the client went away), error
 };
 
+// Of the latest ones: how long they were waited for, s.
+struct RecentTimes {
+  struct Quantiles {
+    int64_t count = 0;  // of how many
+    double p50 = 0, p99 = 0;
+  };
+  Quantiles first_token, next_token;
+};
+
 // The server's thread.
 class Metrics {
  public:
@@ -34,6 +44,10 @@ class Metrics {
   void observe_prepared(double seconds);     // from the arrival until parsed and tokenized
   void observe_queued(double seconds);       // of a sequence, until it entered the batch
   void count_finished(const FinishedRequest& request);
+
+  RecentTimes recent_times() const;
+  // Of the paths below /v1/ so far, by status.
+  const std::map<int, int64_t>& answers() const;
 
   // Everything in Prometheus' text format: what was counted here, and the others' as they are now.
   std::string text(const GenerationStats& generation, const ClusterSnapshot& cluster,

@@ -42,6 +42,10 @@ Json node_json(const ClusterSnapshot::Node& node) {
           {"resident_bytes", cache.slots_used * cache.slot_bytes}};
 }
 
+Json quantiles_json(const RecentTimes::Quantiles& times) {
+  return {{"count", times.count}, {"p50_seconds", times.p50}, {"p99_seconds", times.p99}};
+}
+
 Json requests_json(const ServerStats& server, const GenerationStats& generation) {
   Json json = {{"running", generation.running},     {"waiting", generation.waiting},
                {"finished", generation.finished},   {"failed", generation.failed},
@@ -64,7 +68,12 @@ std::string stats_json(const ServerStats& server, const model::ModelConfig& conf
   json["server"] = {{"version", server.version},
                     {"uptime_seconds", server.uptime_seconds},
                     {"state", server.state},
+                    {"not_ready_because", server.not_ready_because},
                     {"connections", server.connections}};
+  json["latency"] = {{"first_token", quantiles_json(server.times.first_token)},
+                     {"next_token", quantiles_json(server.times.next_token)}};
+  Json& answers = json["answers"] = Json::object();
+  for (const auto& [status, number] : server.answers) answers[std::to_string(status)] = number;
   json["requests"] = requests_json(server, generation);
   json["tokens"] = {{"prompt", generation.prompt_tokens},
                     {"cached", generation.cached_tokens},

@@ -195,7 +195,15 @@ TEST(ApiStats, list_what_is_under_way) {
   EXPECT_EQ(running[0]["generated_tokens"], 1);
   server.backend().send(ScriptedBackend::event_of(id, 262, coordinator::FinishReason::kLength));
   EXPECT_EQ(client.read_response().status, 200);
-  EXPECT_EQ(Json::parse(server.get("/stats").body)["requests"]["list"].size(), 0u);
+  EXPECT_EQ(server.post("/v1/completions", "{}").status, 400);
+  EXPECT_EQ(server.get("/nowhere").status, 404);
+  const Json after = Json::parse(server.get("/stats").body);
+  EXPECT_EQ(after["requests"]["list"].size(), 0u);
+  EXPECT_EQ(after["latency"]["first_token"]["count"], 1);
+  EXPECT_GT(after["latency"]["first_token"]["p50_seconds"], 0.0);
+  EXPECT_EQ(after["latency"]["next_token"]["count"], 1);
+  EXPECT_EQ(after["answers"], (Json{{"200", 1}, {"400", 1}, {"404", 1}}));
+  EXPECT_EQ(after["server"]["not_ready_because"], "");
 }
 
 }  // namespace
