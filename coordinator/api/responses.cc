@@ -263,7 +263,8 @@ class ResponsesFormat final : public AnswerFormat {
 
   static Json usage_of(const AnswerUsage& usage) {
     return {{"input_tokens", usage.prompt_tokens},
-            {"input_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
+            {"input_tokens_details",
+             {{"cached_tokens", usage.cached_tokens}, {"cache_write_tokens", 0}}},
             {"output_tokens", usage.completion_tokens},
             {"output_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}},
             {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
