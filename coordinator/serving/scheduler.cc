@@ -42,11 +42,6 @@ int64_t common_blocks(std::span<const int32_t> a, std::span<const int32_t> b) {
 // most for 129k tokens, a millisecond of work 40,000.
 constexpr uint64_t kMaskWorkInStep = 40'000;
 
-// How much slower than in whole steps prompts may be read for the sake of a step's target: beside
-// sequences that decode, and where nobody does. There a shorter step only helps who comes while it
-// runs, or has a short prompt beside a long one.
-constexpr double kSlowdownBesideDecoding = 2, kSlowdown = 1.1;
-
 // k/E of StepCost.
 double chosen_share(const model::ModelConfig& config) {
   if (config.n_routed_experts == 0) return 0;
@@ -471,17 +466,24 @@ void Scheduler::plan() {
 void Scheduler::share_rows() {
   StepSize decoding;
   std::vector<PromptRows> prompts;
+  std::map<const Client*, size_t> numbers;  // of those with prompts
+  const Clock::TimePoint now = clock_.now();
   for (const GenerationPtr& generation : running_) {
     generation->rows = generation->pending() == 1 ? 1 : 0;
     if (!generation->held_logits.empty()) continue;
     if (generation->rows == 1) {
       decoding.add(1, generation->sequence.num_tokens);
     } else {
-      prompts.push_back({generation->sequence.num_tokens, generation->pending()});
+      const Client* client = &clients_.at(generation->request.client);
+      prompts.push_back({.context = generation->sequence.num_tokens,
+                         .pending = generation->pending(),
+                         .waited_s = seconds_between(generation->submitted, now),
+                         .client = numbers.try_emplace(client, numbers.size()).first->second,
+                         .service = client->service});
     }
   }
   const StepLimits limits{engine_.options().rows_max, options_.step_target_s,
-                          decoding.rows > 0 ? kSlowdownBesideDecoding : kSlowdown};
+                          slowdown_for(decoding.rows, prompts.size())};
   if (share_step(step_cost_, decoding, limits, prompts)) ++counts_.steps_cut;
   int64_t rows = decoding.rows;
   for (const PromptRows& prompt : prompts) rows += prompt.rows;

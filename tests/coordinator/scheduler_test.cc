@@ -306,18 +306,41 @@ TEST_F(SchedulerTest, when_all_want_room_at_once_the_last_one_gives_way_and_come
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(outcomes_[ids[i]].tokens, expected[i]);
 }
 
-TEST_F(SchedulerTest, prompts_share_a_step_and_short_ones_are_through_first) {
+TEST_F(SchedulerTest, prompts_are_read_in_turn_and_short_ones_are_through_first) {
   open(4096, 64);
   const GenerationId long_one = submit(request(prompt(400, 1), 1));
   const GenerationId short_one = submit(request(prompt(40, 2), 1));
   steps(1);
-  EXPECT_FALSE(outcomes_[short_one].ended());  // 32 of 64 rows
-  steps(1);
   EXPECT_TRUE(outcomes_[short_one].ended());
-  steps(4);
-  EXPECT_FALSE(outcomes_[long_one].ended());  // 32 + 56 + 5 * 64 = 408, in the 7th step
-  finish_all();
+  steps(5);
+  EXPECT_FALSE(outcomes_[long_one].ended());  // 24 + 5 * 64 = 344
+  steps(1);
   EXPECT_TRUE(outcomes_[long_one].ended());
+}
+
+// The scheduler tells who waited how long, and for whom: a request that came a minute later is not
+// shorter by enough, one of another client is served when the first is a step ahead.
+TEST_F(SchedulerTest, prompts_take_turns_by_their_wait_and_their_client) {
+  SchedulerOptions options;
+  options.prefix_cache = false;
+  open(4096, 64, options);
+  clock_.advance(std::chrono::seconds(1));
+  const auto submit_as = [&](std::string client, int64_t n, int32_t salt) {
+    GenerationRequest one = request(prompt(n, salt), 1);
+    one.client = std::move(client);
+    return submit(std::move(one));
+  };
+  const GenerationId first = submit_as("a", 64, 1);
+  clock_.advance(std::chrono::seconds(60));
+  const GenerationId shorter = submit_as("a", 60, 2);
+  const GenerationId other = submit_as("b", 63, 3);
+  steps(1);
+  EXPECT_TRUE(outcomes_[first].ended());
+  EXPECT_FALSE(outcomes_[shorter].ended());
+  steps(1);
+  EXPECT_TRUE(outcomes_[other].ended());
+  EXPECT_FALSE(outcomes_[shorter].ended());
+  finish_all();
 }
 
 TEST_F(SchedulerTest, several_samples_of_one_prompt_compute_it_once) {

@@ -56,27 +56,56 @@ TEST(StepBudget, rows_with_much_context_behind_them_are_fewer) {
   EXPECT_NEAR(static_cast<double>(prompts[0].rows), 17, 1);  // 189 ms at 11 ms each
 }
 
-TEST(StepBudget, prompts_get_equal_time_and_what_short_ones_leave_goes_to_the_long_one) {
-  const StepCost cost = learned(0.01, 0.001, 1e-7);
-  // 11 ms a row and, nearly, 1 ms a row.
-  std::vector<PromptRows> prompts = {{100'000, 31'000}, {0, 1000}};
-  share_step(cost, kOneDecodes, {512, 0.2, 2}, prompts);
-  EXPECT_NEAR(static_cast<double>(prompts[0].rows), 9, 1);
-  EXPECT_NEAR(static_cast<double>(prompts[1].rows), 93, 6);
-  prompts = {{100'000, 31'000}, {0, 30}};
-  share_step(cost, kOneDecodes, {512, 0.2, 2}, prompts);
-  EXPECT_EQ(prompts[1].rows, 30);  // whole
-  EXPECT_NEAR(static_cast<double>(prompts[0].rows), 14, 1);
-}
-
-TEST(StepBudget, rows_are_equal_where_they_cost_the_same_and_the_step_is_full) {
+TEST(StepBudget, prompts_are_read_one_after_the_other_and_short_ones_first) {
   for (const StepCost& cost : {learned(0.01, 0.001, 0), StepCost(512, 0)}) {
     std::vector<PromptRows> prompts = {{0, 1000}, {0, 30}, {0, 1000}};
     EXPECT_FALSE(share_step(cost, kOneDecodes, {129, 0, 1}, prompts));
-    EXPECT_THAT(rows_of(prompts), ElementsAre(49, 30, 49));
-    EXPECT_FALSE(share_step(cost, kOneDecodes, {76, 0, 1}, prompts));
-    EXPECT_THAT(rows_of(prompts), ElementsAre(25, 25, 25));
+    EXPECT_THAT(rows_of(prompts), ElementsAre(98, 30, 0));
+    prompts = {{0, 40}, {0, 30}, {0, 1000}};
+    EXPECT_FALSE(share_step(cost, kOneDecodes, {129, 0, 1}, prompts));
+    EXPECT_THAT(rows_of(prompts), ElementsAre(40, 30, 58));
   }
+}
+
+// 100 rows need 0.1 s, 1,000 rows 1 s; behind 100,000 positions eleven times that. A step takes 0.5
+// s.
+TEST(StepBudget, who_waited_longest_by_what_it_needs_is_first) {
+  const StepCost cost = learned(0.01, 0.001, 1e-7);
+  std::vector<PromptRows> prompts = {{.pending = 100, .waited_s = 0.3},
+                                     {.pending = 1000, .waited_s = 7}};
+  share_step(cost, kOneDecodes, {512, 0, 1}, prompts);
+  EXPECT_THAT(rows_of(prompts), ElementsAre(100, 411));
+  prompts[1].waited_s = 9;
+  share_step(cost, kOneDecodes, {512, 0, 1}, prompts);
+  EXPECT_THAT(rows_of(prompts), ElementsAre(0, 511));
+  prompts[1].context = 100'000;
+  share_step(cost, kOneDecodes, {512, 0, 1}, prompts);
+  EXPECT_THAT(rows_of(prompts), ElementsAre(100, 411));
+}
+
+TEST(StepBudget, a_client_is_a_step_ahead_of_another_at_most) {
+  const StepCost cost = learned(0.01, 0.001, 0);
+  std::vector<PromptRows> prompts;
+  for (int i = 0; i < 3; ++i) prompts.push_back({.pending = 400, .waited_s = 9, .client = 7});
+  prompts.push_back({.pending = 400, .waited_s = 1, .client = 2});
+  share_step(cost, kOneDecodes, {512, 0, 1}, prompts);
+  EXPECT_THAT(rows_of(prompts), ElementsAre(400, 111, 0, 0));
+  for (int i = 0; i < 3; ++i) prompts[i].service = 511;
+  share_step(cost, kOneDecodes, {512, 0, 1}, prompts);
+  EXPECT_THAT(rows_of(prompts), ElementsAre(111, 0, 0, 400));  // 1 row, 400, then 110
+  for (int i = 0; i < 3; ++i) prompts[i].service = 2000;
+  share_step(cost, kOneDecodes, {300, 0, 1}, prompts);
+  EXPECT_THAT(rows_of(prompts), ElementsAre(0, 0, 0, 299));
+  prompts[3].rows = 0;
+  share_step(cost, kOneDecodes, {300, 0, 1}, std::span(prompts).first(3));
+  EXPECT_THAT(rows_of(prompts), ElementsAre(299, 0, 0, 0));  // ahead of nobody
+}
+
+TEST(StepBudget, the_more_prompts_wait_the_less_of_their_rate_is_given_away) {
+  EXPECT_DOUBLE_EQ(slowdown_for(3, 1), 2);
+  EXPECT_DOUBLE_EQ(slowdown_for(3, 4), 1.25);
+  EXPECT_DOUBLE_EQ(slowdown_for(3, 40), 1.1);
+  EXPECT_DOUBLE_EQ(slowdown_for(0, 1), 1.1);
 }
 
 TEST(StepBudget, a_target_below_any_step_leaves_prompts_half_of_their_rate) {
@@ -87,11 +116,11 @@ TEST(StepBudget, a_target_below_any_step_leaves_prompts_half_of_their_rate) {
   EXPECT_NEAR(static_cast<double>(prompts[0].rows), 138, 2);
 }
 
-TEST(StepBudget, the_prompt_that_came_first_never_stands_still) {
+TEST(StepBudget, prompts_never_stand_still) {
   const StepCost cost = learned(0.01, 0.001, 1e-5);  // 100,000 positions: 1 s
   std::vector<PromptRows> prompts = {{100'000, 31'000}, {50'000, 10}, {50'000, 10}};
   EXPECT_TRUE(share_step(cost, kOneDecodes, {512, 0.2, 1.5}, prompts));
-  EXPECT_THAT(rows_of(prompts), ElementsAre(1, 0, 0));
+  EXPECT_THAT(rows_of(prompts), ElementsAre(0, 1, 0));
 }
 
 TEST(StepBudget, a_step_full_of_those_that_decode_reads_nothing) {
