@@ -111,29 +111,21 @@ constexpr int int4_shift(int64_t i) {
 // (docs/numbers.md). Same results on every CPU. Not finite: a NaN scale, so that no result is.
 void quantize_int4(const float* weights, int64_t n, int8_t* codes, uint16_t* scale);
 
-// Its choice among the candidates, by squared_error(scale, 1 / scale).
-template <class Fn>
-float choose_int4_scale(float largest, const Fn& squared_error) {
-  constexpr float kFirstDivisor = 6.5f;  // 8 would just use all of [-8, 7]
-  constexpr float kDivisorStep = 0.25f;
-  constexpr int kDivisors = 19;
-  float best_scale = 0.0f;
-  float best_error = 0.0f;
-  for (int d = 0; d < kDivisors; ++d) {
-    for (float sign : {-1.0f, 1.0f}) {
-      const float divisor = kFirstDivisor + kDivisorStep * static_cast<float>(d);
-      const float scale = bf16_to_float(float_to_bf16(sign * largest / divisor));
-      if (!(scale > 0x1p-126f || scale < -0x1p-126f)) continue;  // an inverse may overflow
-      const float error = squared_error(scale, 1.0f / scale);
-      // The first one where even errors overflow.
-      if (error < best_error || best_scale == 0.0f) {
-        best_error = error;
-        best_scale = scale;
-      }
-    }
+// The candidates: divisors from 6.5 to 11 by 0.25, of which 8 would just use all of [-8, 7].
+inline constexpr int kInt4Divisors = 19;
+constexpr float int4_divisor(int d) { return 6.5f + 0.25f * static_cast<float>(d); }
+
+// The choice among them, candidates in order: of least error, the first one where even errors
+// overflow.
+struct Int4Choice {
+  float scale = 0.0f, error = 0.0f;
+  void consider(float candidate, float candidate_error) {
+    if (!(candidate > 0x1p-126f || candidate < -0x1p-126f)) return;  // its inverse may overflow
+    if (!(candidate_error < error || scale == 0.0f)) return;
+    scale = candidate;
+    error = candidate_error;
   }
-  return best_scale;
-}
+};
 
 // The same with vectors (cpu/int4_kernel.cc) and without, for kInt4Group finite weights.
 float best_int4_scale(const float* weights, float largest);

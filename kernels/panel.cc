@@ -1,12 +1,12 @@
 #include "kernels/panel.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cpu/widen.h"
 
 namespace atl::kernels {
 namespace {
@@ -37,48 +37,31 @@ int64_t scale_index(const PanelShape& shape, int64_t output, int64_t group) {
   return panel * shape.panel_scales() + in_panel;
 }
 
-// Value of an element: code * scale.
-float element_value(const MatrixRows& rows, int64_t row, int64_t col) {
-  const std::byte* at = element(rows, row, col);
+// The values of `n` elements of one row: code * scale.
+void row_values(const MatrixRows& rows, int64_t row, int64_t col, int64_t n, float* values) {
+  const std::byte* codes = element(rows, row, col);
   switch (rows.format) {
-    case WeightFormat::kF32: {
-      float value;
-      std::memcpy(&value, at, sizeof(value));
-      return value;
-    }
-    case WeightFormat::kBf16: {
-      uint16_t bits;
-      std::memcpy(&bits, at, sizeof(bits));
-      return bf16_to_float(bits);
-    }
+    case WeightFormat::kF32:
+      std::memcpy(values, codes, static_cast<size_t>(n) * sizeof(float));
+      return;
+    case WeightFormat::kBf16:
+      for (int64_t i = 0; i < n; ++i) {
+        uint16_t bits;
+        std::memcpy(&bits, codes + i * 2, sizeof(bits));
+        values[i] = bf16_to_float(bits);
+      }
+      return;
     case WeightFormat::kFp8E4m3:
-      return e4m3_to_float(std::to_integer<uint8_t>(*at)) * grid_scale(rows, row, col);
+      for (int64_t begin = 0, end; begin < n; begin = end) {
+        end = std::min(n, begin + kScaleBlock - (col + begin) % kScaleBlock);
+        widen_e4m3(codes + begin, end - begin, grid_scale(rows, row, col + begin), values + begin);
+      }
+      return;
     case WeightFormat::kInt4:
     case WeightFormat::kInt8:
       break;
   }
-  return 0.0f;
-}
-
-// The values of `n` elements of one row, as element_value() has them.
-void row_values(const MatrixRows& rows, int64_t row, int64_t col, int64_t n, float* values) {
-  if (rows.format != WeightFormat::kFp8E4m3) {
-    for (int64_t i = 0; i < n; ++i) values[i] = element_value(rows, row, col + i);
-    return;
-  }
-  static const std::array<float, 256> kValues = [] {
-    std::array<float, 256> table;
-    for (int code = 0; code < 256; ++code) table[code] = e4m3_to_float(static_cast<uint8_t>(code));
-    return table;
-  }();
-  const std::byte* codes = element(rows, row, col);
-  for (int64_t begin = 0, end; begin < n; begin = end) {
-    end = std::min(n, begin + kScaleBlock - (col + begin) % kScaleBlock);
-    const float scale = grid_scale(rows, row, col + begin);
-    for (int64_t i = begin; i < end; ++i) {
-      values[i] = kValues[std::to_integer<uint8_t>(codes[i])] * scale;
-    }
-  }
+  std::fill_n(values, n, 0.0f);  // never in a checkpoint
 }
 
 // Whether packing chooses scales.
@@ -233,17 +216,26 @@ class OutputWriter {
       if (group.begin < begin || group.begin >= end) continue;
       int8_t codes[kInt4Group];
       uint16_t scale;
-      quantize_int4(values + (group.begin - begin), group.end - group.begin, codes, &scale);
+      const int64_t length = group.end - group.begin;
+      quantize_int4(values + (group.begin - begin), length, codes, &scale);
       std::memcpy(panel + group.scales + lane * 2, &scale, sizeof(scale));
-      for (int64_t i = 0; i < group.end - group.begin; i += kInt4PerWord) {
-        const int64_t count = std::min(kInt4PerWord, group.end - group.begin - i);
-        uint32_t word = 0;
-        for (int64_t j = 0; j < count; ++j) {
-          word |= static_cast<uint32_t>(codes[i + j] + kInt4Zero) << int4_shift(j);
-        }
-        const size_t line = group.codes + static_cast<size_t>(i / kInt4PerWord) * kInt4WordLine;
-        std::memcpy(panel + line + lane * 4, &word, sizeof(word));
+      std::byte* line = panel + group.codes + lane * 4;
+      int64_t i = 0;
+      for (; i + kInt4PerWord <= length; i += kInt4PerWord, line += kInt4WordLine) {
+        uint32_t first, second;
+        std::memcpy(&first, codes + i, sizeof(first));
+        std::memcpy(&second, codes + i + 4, sizeof(second));
+        // Adds 8 to each byte's low half: a code is -8 to 7.
+        constexpr uint32_t kZeros = 0x01010101u * kInt4Zero, kLow = 0x0f0f0f0fu;
+        const uint32_t word = ((first ^ kZeros) & kLow) | ((second ^ kZeros) & kLow) << 4;
+        std::memcpy(line, &word, sizeof(word));
       }
+      if (i == length) continue;
+      uint32_t word = 0;
+      for (int64_t j = 0; i + j < length; ++j) {
+        word |= static_cast<uint32_t>(codes[i + j] + kInt4Zero) << int4_shift(j);
+      }
+      std::memcpy(line, &word, sizeof(word));
     }
   }
 
@@ -294,13 +286,21 @@ void convert_transposed(const PanelShape& shape, const PanelSource& source, cons
     };
     CHECK(whole(begin) && whole(end));
   }
+  // Some outputs together, so that a row's elements are read and widened in one go.
+  constexpr int64_t kOutputs = kPanelWidth;
   OutputWriter writer(shape, codes, scales);
-  std::vector<float> values(static_cast<size_t>(end - begin));
-  for (int64_t output = 0; output < shape.outputs; ++output) {
-    for (int64_t k = begin; k < end; ++k) {
-      values[k - begin] = element_value(rows, source.row_begin + k, source.col_begin + output);
+  const int64_t length = end - begin;
+  std::vector<float> values(static_cast<size_t>(kOutputs * length));
+  for (int64_t output = 0; output < shape.outputs; output += kOutputs) {
+    const int64_t count = std::min(kOutputs, shape.outputs - output);
+    float of_row[kOutputs];
+    for (int64_t k = 0; k < length; ++k) {
+      row_values(rows, source.row_begin + begin + k, source.col_begin + output, count, of_row);
+      for (int64_t o = 0; o < count; ++o) values[static_cast<size_t>(o * length + k)] = of_row[o];
     }
-    writer.write(output, begin, end, values.data());
+    for (int64_t o = 0; o < count; ++o) {
+      writer.write(output + o, begin, end, values.data() + o * length);
+    }
   }
 }
 

@@ -611,29 +611,57 @@ void PrepareInt4Rows(const PanelShape& shape, const float* const* rows, int64_t 
                                         : PrepareInt4F32(shape, rows, num_rows, to_rows);
 }
 
-// Sum of squares of weight - scale * code over a group.
-float SquaredErrorInt4(const float* weights, float scale, float inverse) {
+// Sums of squares of weight - scale * code over a group, for the codes of -scale and of scale: both
+// round weight / scale alike and keep it within [-7, 8] or [-8, 7]. kClamps: which of these bounds
+// can matter, 0 none, 1 the near ones (7), 2 all.
+template <int kClamps>
+HWY_INLINE void SquaredErrorsInt4(const float* weights, float scale, float* of_minus,
+                                  float* of_plus) {
   const V magic = hn::Set(kD, 0x1.8p+23f);  // adding it rounds to an integer, ties to even
   const V step = hn::Set(kD, scale);
-  const V factor = hn::Set(kD, inverse);
-  V16 partial = Zero16();
+  const V inverse = hn::Set(kD, 1.0f / scale);
+  V16 minus = Zero16(), plus = Zero16();
+  const auto add = [&](V weight, V code, V& sum) HWY_ATTR {
+    const V error = hn::Sub(weight, hn::Mul(step, code));
+    sum = hn::Add(sum, hn::Mul(error, error));
+  };
+  HWY_UNROLL(4)
   for (int64_t k = 0; k < kInt4Group; k += 16) {
     HWY_UNROLL(8)
     for (int i = 0; i < kVectors; ++i) {
       const V weight = hn::Load(kD, weights + k + i * kLanes);
-      const V code = hn::Clamp(hn::Mul(weight, factor), hn::Set(kD, -8.0f), hn::Set(kD, 7.0f));
-      const V rounded = hn::Sub(hn::Add(code, magic), magic);
-      const V error = hn::Sub(weight, hn::Mul(step, rounded));
-      partial.v[i] = hn::Add(partial.v[i], hn::Mul(error, error));
+      const V code = hn::Sub(hn::Add(hn::Mul(weight, inverse), magic), magic);
+      if constexpr (kClamps == 0) {
+        add(weight, code, minus.v[i]);
+      } else if constexpr (kClamps == 1) {
+        add(weight, hn::Max(code, hn::Set(kD, -7.0f)), minus.v[i]);
+        add(weight, hn::Min(code, hn::Set(kD, 7.0f)), plus.v[i]);
+      } else {
+        add(weight, hn::Clamp(code, hn::Set(kD, -7.0f), hn::Set(kD, 8.0f)), minus.v[i]);
+        add(weight, hn::Clamp(code, hn::Set(kD, -8.0f), hn::Set(kD, 7.0f)), plus.v[i]);
+      }
     }
   }
-  return TreeSum(partial);
+  *of_minus = TreeSum(minus);
+  *of_plus = kClamps == 0 ? *of_minus : TreeSum(plus);
 }
 
 float BestInt4Scale(const float* weights, float largest) {
-  return choose_int4_scale(largest, [weights](float scale, float inverse) HWY_ATTR {
-    return SquaredErrorInt4(weights, scale, inverse);
-  });
+  float scales[kInt4Divisors], minus[kInt4Divisors], plus[kInt4Divisors];
+  for (int d = 0; d < kInt4Divisors; ++d) {
+    scales[d] = bf16_to_float(float_to_bf16(largest / int4_divisor(d)));
+  }
+  // No weight is beyond the divisor times the scale, which is rounded by 2^-9 at most.
+  int d = 0;
+  for (; int4_divisor(d) < 7.4f; ++d) SquaredErrorsInt4<0>(weights, scales[d], &minus[d], &plus[d]);
+  for (; int4_divisor(d) < 8.4f; ++d) SquaredErrorsInt4<1>(weights, scales[d], &minus[d], &plus[d]);
+  for (; d < kInt4Divisors; ++d) SquaredErrorsInt4<2>(weights, scales[d], &minus[d], &plus[d]);
+  Int4Choice best;
+  for (d = 0; d < kInt4Divisors; ++d) {
+    best.consider(-scales[d], minus[d]);
+    best.consider(scales[d], plus[d]);
+  }
+  return best.scale;
 }
 
 #else

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/widen.h"
 #include "tests/kernels/kernel_test_util.h"
 
 namespace atl::kernels {
@@ -181,6 +182,28 @@ TEST(Panel, scan_takes_exactly_the_two_nan_codes_for_nan) {
   for (int code = 0; code < 256; ++code) {
     const auto byte = static_cast<std::byte>(code);
     EXPECT_EQ(find_e4m3_nan(&byte, 1) == 0, e4m3_is_nan(static_cast<uint8_t>(code))) << code;
+  }
+}
+
+// All 256 codes, NaNs among them, from every place in a vector on.
+TEST(Widen, gives_the_code_times_the_scale_on_every_target) {
+  std::vector<std::byte> codes;
+  for (int code = 0; code < 256; ++code) codes.push_back(static_cast<std::byte>(code));
+  for (const float scale : {1.0f, 0.0123f, -3e-30f, 1e30f}) {
+    for_each_target([&](const std::string&) {
+      for (int64_t begin = 0; begin < 17; ++begin) {
+        std::vector<float> values(static_cast<size_t>(256 - begin) + 1, 7.0f);
+        widen_e4m3(codes.data() + begin, 256 - begin, scale, values.data());
+        for (int64_t i = 0; i < 256 - begin; ++i) {
+          const auto code = static_cast<uint8_t>(begin + i);
+          const float expected = e4m3_to_float(code) * scale;
+          const float found = values[static_cast<size_t>(i)];
+          ASSERT_TRUE(e4m3_is_nan(code) ? std::isnan(found) : same_bits(found, expected))
+              << int{code} << " " << scale;
+        }
+        EXPECT_EQ(values.back(), 7.0f);
+      }
+    });
   }
 }
 
