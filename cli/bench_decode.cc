@@ -51,7 +51,7 @@ struct EngineBenchOptions {
   int64_t steps = 8;                          // decode: of one repeat
   int64_t tokens = 512;                       // prefill
   uint64_t seed = 1;
-  int repeats = 5;
+  RepeatOptions repeats;
   double disk_gb_per_second = 0;  // of the cold tier's bound; 0: see disk_rate()
   bool cold_start = false;
   bool json = false;
@@ -184,7 +184,8 @@ WorkItem expert_work(const deployment::DeploymentOptions& options) {
   return expert;
 }
 
-// A number of rows (decode) or the whole prompt (prefill). A value of each counted repeat.
+// A number of rows (decode) or the whole prompt (prefill). A value of each counted repeat, or of
+// each void one where none counted.
 struct EngineCase {
   int64_t rows = 0;
   int64_t context = 0;  // decode
@@ -201,11 +202,11 @@ struct EngineCase {
   struct Cold {
     std::vector<double> disk_bytes, resident_bytes, coordinator_seconds, bound_seconds, of_bound;
   } cold;
-  int voided = 0;
+  RepeatsDone repeats;
 };
 
 struct EngineReport {
-  std::vector<double> read, fma, int8;  // of the counted repeats
+  std::vector<double> read, fma, int8;  // of all repeats
   double disk_bytes_per_second = 0;     // 0: no cold tier
   std::vector<EngineCase> cases;
 };
@@ -307,31 +308,21 @@ class EngineBench {
   template <typename Run>
   EngineCase measure(int64_t rows, int64_t tokens, EngineReport* report, const Run& run,
                      const std::function<StepWork(const Measured&)>& work) {
-    EngineCase result;
-    result.rows = rows;
+    EngineCase counted, voided;
     Measured measured;
-    result.voided = run_repeats(
-        options_.repeats, [this] { return probe_.measure(); }, [&] { measured = timed(run); },
-        [&](const MachineLimit& limit) {
-          const auto steps = static_cast<double>(measured.times.steps);
-          result.tokens_per_second.push_back(static_cast<double>(tokens) / measured.seconds);
-          result.seconds_per_step.push_back(measured.seconds / steps);
-          const double floor = add_parts(measured, work(measured), limit, &result);
-          if (measured.expert_seconds > 0) {
-            const double rate = measured.expert_bytes / measured.expert_seconds;
-            result.expert_bytes_per_step.push_back(measured.expert_bytes / steps);
-            result.expert_bytes_per_second.push_back(rate);
-            result.experts_of_read.push_back(rate / limit.read_bytes_per_second);
-          }
-          if (report->disk_bytes_per_second > 0) {
-            add_cold(measured, limit, report->disk_bytes_per_second, &result.cold);
-          }
-          result.floor_per_step.push_back(floor / steps);
-          result.of_floor.push_back(floor / measured.seconds);
+    const RepeatsDone repeats = run_repeats(
+        options_.repeats, deployment_.clock(), [this] { return probe_.measure(); },
+        [&] { measured = timed(run); },
+        [&](const MachineLimit& limit, bool counts) {
+          add_repeat(measured, static_cast<double>(tokens), work(measured), limit,
+                     report->disk_bytes_per_second, counts ? &counted : &voided);
           report->read.push_back(limit.read_bytes_per_second);
           report->fma.push_back(limit.fma_flop_per_second);
           report->int8.push_back(limit.int8_op_per_second);
         });
+    EngineCase result = repeats.reliable() ? std::move(counted) : std::move(voided);
+    result.rows = rows;
+    result.repeats = repeats;
     return result;
   }
 
@@ -386,9 +377,26 @@ class EngineBench {
   }
 
  private:
+  static void add_repeat(const Measured& measured, double tokens, StepWork work,
+                         const MachineLimit& limit, double disk_rate, EngineCase* result) {
+    const auto steps = static_cast<double>(measured.times.steps);
+    result->tokens_per_second.push_back(tokens / measured.seconds);
+    result->seconds_per_step.push_back(measured.seconds / steps);
+    const double floor = add_parts(measured, std::move(work), limit, result);
+    if (measured.expert_seconds > 0) {
+      const double rate = measured.expert_bytes / measured.expert_seconds;
+      result->expert_bytes_per_step.push_back(measured.expert_bytes / steps);
+      result->expert_bytes_per_second.push_back(rate);
+      result->experts_of_read.push_back(rate / limit.read_bytes_per_second);
+    }
+    if (disk_rate > 0) add_cold(measured, limit, disk_rate, &result->cold);
+    result->floor_per_step.push_back(floor / steps);
+    result->of_floor.push_back(floor / measured.seconds);
+  }
+
   // Time and floor of each part of the repeat; the floor of all.
-  double add_parts(const Measured& measured, StepWork work, const MachineLimit& limit,
-                   EngineCase* result) const {
+  static double add_parts(const Measured& measured, StepWork work, const MachineLimit& limit,
+                          EngineCase* result) {
     const auto steps = static_cast<double>(measured.times.steps);
     for (size_t detail : {kProjections, kAbsorbed, kCore}) work[kAttention].add(work[detail]);
     double all = 0;
@@ -617,8 +625,8 @@ std::string to_text(const EngineReport& report, const char* heading, bool with_c
                              spread_text(c.tokens_per_second), ms(c.seconds_per_step),
                              ms(c.floor_per_step), median_text(c.of_floor, "{:.3f}"),
                              median_text(in_giga(c.expert_bytes_per_second), "{:.2f}"),
-                             median_text(c.experts_of_read, "{:.3f}"),
-                             std::to_string(c.of_floor.size()), std::to_string(c.voided)}) {
+                             median_text(c.experts_of_read, "{:.3f}"), counted_text(c.repeats),
+                             std::to_string(c.repeats.voided)}) {
       cells.push_back(std::move(cell));
     }
     table.add_row(std::move(cells));
@@ -632,7 +640,7 @@ std::string to_text(const EngineReport& report, const char* heading, bool with_c
                      median_text(in_giga(report.read), "{:.2f}"),
                      median_text(in_giga(report.fma), "{:.1f}"),
                      median_text(in_giga(report.int8), "{:.1f}")) +
-         table.to_string("") + parts;
+         table.to_string("") + unreliable_note(report.cases) + parts;
 }
 
 Json cold_json(const EngineCase& c) {
@@ -664,8 +672,9 @@ Json case_json(const EngineCase& c, const char* rows_key) {
           {"expert_bytes_per_step", summary_json<Json>(c.expert_bytes_per_step)},
           {"expert_bytes_per_second", summary_json<Json>(c.expert_bytes_per_second)},
           {"experts_of_read", summary_json<Json>(c.experts_of_read)},
-          {"repeats", c.of_floor.size()},
-          {"voided", c.voided}};
+          {"repeats", c.repeats.counted},
+          {"voided", c.repeats.voided},
+          {"reliable", c.repeats.reliable()}};
 }
 
 Json to_json(const EngineBenchOptions& options, const EngineReport& report, const char* rows_key,
@@ -699,7 +708,7 @@ void add_shared_options(CLI::App& command, EngineBenchOptions* options) {
   command.add_option("--seed", options->seed, "Of the random tokens")->capture_default_str();
   command.add_flag("--json", options->json, "One JSON object in place of the table");
   group_options(command, "Memory", {"--cold-start", "--disk-rate"});
-  group_options(command, "Report", {"--repeats", "--json"});
+  group_options(command, "Report", {"--repeats", "--seconds-max", "--json"});
 }
 
 }  // namespace

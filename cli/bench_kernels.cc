@@ -56,11 +56,12 @@ struct KernelOptions {
   int64_t hidden = 7168;
   int64_t intermediate = 2048;
   int64_t experts_in_ram = 0;  // 0: see kExpertBytesMin
-  int repeats = 5;
+  RepeatOptions repeats;
   bool json = false;
 };
 
-// A format, a SIMD target and a number of rows. A value of each counted repeat.
+// A format, a SIMD target and a number of rows. A value of each counted repeat, or of each void one
+// where none counted.
 struct KernelCase {
   std::string format, target;
   int64_t rows = 0;
@@ -70,7 +71,7 @@ struct KernelCase {
   double cycles_per_weight_l2 = 0;
   double clock = 0;     // Hz
   double core_fma = 0;  // operations per second of one core, in its processor time
-  int voided = 0;
+  RepeatsDone repeats;
 };
 
 // How much more all threads do than one, where memory is not the limit.
@@ -79,12 +80,12 @@ struct ScalingCase {
   std::vector<double> own;      // each on a tile of its own in its L2, 1 row
   std::vector<double> team;     // all on one expert, kScalingRows rows
   std::vector<double> machine;  // FMA peak: what more there is to have
-  int voided = 0;
+  RepeatsDone repeats;
 };
 
 struct TargetLimit {
   std::string target;
-  std::vector<double> read, fma, int8;  // of the counted repeats
+  std::vector<double> read, fma, int8;  // of all repeats
 };
 
 struct KernelReport {
@@ -136,26 +137,31 @@ KernelCase measure_case(const KernelOptions& options, ThreadTeam& team, const Ex
   const double compute_seconds = weights * result.cycles_per_weight_l2 / result.clock;
   TargetLimit& limits = report->limit(result.target);
   double seconds = 0;
-  result.voided = run_repeats(
-      options.repeats, [&] { return probe.measure(); }, [&] { seconds = runner.time(count); },
-      [&](const MachineLimit& limit) {
+  KernelCase counted = result, voided = result;
+  const RepeatsDone repeats = run_repeats(
+      options.repeats, SteadyClock(), [&] { return probe.measure(); },
+      [&] { seconds = runner.time(count); },
+      [&](const MachineLimit& limit, bool counts) {
+        KernelCase& to = counts ? counted : voided;
         const double peak = format.activations == kernels::Activations::kI8
                                 ? limit.int8_op_per_second
                                 : limit.fma_flop_per_second;
-        result.bytes_per_second.push_back(bytes / seconds);
-        result.of_read.push_back(bytes / seconds / limit.read_bytes_per_second);
-        result.op_per_second.push_back(operations / seconds);
+        to.bytes_per_second.push_back(bytes / seconds);
+        to.of_read.push_back(bytes / seconds / limit.read_bytes_per_second);
+        to.op_per_second.push_back(operations / seconds);
         // The reference targets have no int8 instructions to compare with.
-        if (peak > 0) result.of_peak.push_back(operations / seconds / peak);
-        result.peak_op_per_second.push_back(peak);
+        if (peak > 0) to.of_peak.push_back(operations / seconds / peak);
+        to.peak_op_per_second.push_back(peak);
         const double read_seconds = bytes / limit.read_bytes_per_second;
         // What all threads got of the cores: as many as there are on a machine of our own.
         const double cores = limit.fma_flop_per_second / result.core_fma;
-        result.of_bound.push_back(std::max(read_seconds, compute_seconds / cores) / seconds);
+        to.of_bound.push_back(std::max(read_seconds, compute_seconds / cores) / seconds);
         limits.read.push_back(limit.read_bytes_per_second);
         limits.fma.push_back(limit.fma_flop_per_second);
         limits.int8.push_back(limit.int8_op_per_second);
       });
+  result = repeats.reliable() ? std::move(counted) : std::move(voided);
+  result.repeats = repeats;
   return result;
 }
 
@@ -201,8 +207,9 @@ ScalingCase measure_scaling(const KernelOptions& options, ThreadTeam& team,
   const int64_t passes = own[0]->runner.experts_for(kRepeatSeconds);
   const double threads = team.num_threads();
   double core = 0, own_one = 0, own_all = 0, team_one = 0, team_all = 0;
-  result.voided = run_repeats(
-      options.repeats, [&] { return probe.measure(); },
+  ScalingCase counted = result, voided = result;
+  const RepeatsDone repeats = run_repeats(
+      options.repeats, SteadyClock(), [&] { return probe.measure(); },
       [&] {
         core = topology::thread_fma_flop_per_second();
         own_one = wall_seconds([&] { own[0]->runner.run(passes); });
@@ -211,11 +218,14 @@ ScalingCase measure_scaling(const KernelOptions& options, ThreadTeam& team,
         team_one = wall_seconds([&] { alone.run(experts); });
         team_all = wall_seconds([&] { together.run(experts); });
       },
-      [&](const MachineLimit& limit) {
-        result.own.push_back(threads * own_one / own_all);
-        result.team.push_back(team_one / team_all);
-        result.machine.push_back(limit.fma_flop_per_second / core);
+      [&](const MachineLimit& limit, bool counts) {
+        ScalingCase& to = counts ? counted : voided;
+        to.own.push_back(threads * own_one / own_all);
+        to.team.push_back(team_one / team_all);
+        to.machine.push_back(limit.fma_flop_per_second / core);
       });
+  result = repeats.reliable() ? std::move(counted) : std::move(voided);
+  result.repeats = repeats;
   return result;
 }
 
@@ -254,7 +264,7 @@ void measure_format(const KernelOptions& options, ThreadTeam& team, topology::Ma
   }
   if (!options.scaling) return;
   report->scaling.push_back(
-      measure_scaling(options, team, memory, probe, ScalingCase{format, target, {}, {}, {}, 0}));
+      measure_scaling(options, team, memory, probe, ScalingCase{format, target, {}, {}, {}, {}}));
 }
 
 KernelReport measure(const KernelOptions& options) {
@@ -302,7 +312,7 @@ std::string case_table(const KernelReport& report) {
                    median_text(c.of_read, "{:.3f}"), giga(c.op_per_second, "{:.1f}"),
                    median_text(c.of_peak, "{:.3f}"), median_text(c.of_bound, "{:.3f}"),
                    spread_text(c.bytes_per_second), fmt::format("{:.3f}", c.cycles_per_weight_l2),
-                   std::to_string(c.of_read.size()), std::to_string(c.voided)});
+                   counted_text(c.repeats), std::to_string(c.repeats.voided)});
   }
   return table.to_string("");
 }
@@ -317,8 +327,8 @@ std::string scaling_table(const KernelReport& report) {
                {"void", Align::kRight}});
   for (const ScalingCase& c : report.scaling) {
     table.add_row({c.format, c.target, median_text(c.own, "{:.2f}"), median_text(c.team, "{:.2f}"),
-                   median_text(c.machine, "{:.2f}"), std::to_string(c.own.size()),
-                   std::to_string(c.voided)});
+                   median_text(c.machine, "{:.2f}"), counted_text(c.repeats),
+                   std::to_string(c.repeats.voided)});
   }
   return fmt::format("\n{} threads do so many times as much as one:\n",
                      report.threads.num_threads) +
@@ -337,7 +347,8 @@ std::string to_text(const KernelOptions& options, const KernelReport& report) {
   }
   text += case_table(report);
   if (!report.scaling.empty()) text += scaling_table(report);
-  return text;
+  const std::string note = unreliable_note(report.cases);
+  return text + (note.empty() ? unreliable_note(report.scaling) : note);
 }
 
 Json to_json(const KernelOptions& options, const KernelReport& report) {
@@ -360,8 +371,9 @@ Json to_json(const KernelOptions& options, const KernelReport& report) {
                      {"of_bound", summary_json<Json>(c.of_bound)},
                      {"cycles_per_weight_l2", c.cycles_per_weight_l2},
                      {"clock_hz", c.clock},
-                     {"repeats", c.of_read.size()},
-                     {"voided", c.voided}});
+                     {"repeats", c.repeats.counted},
+                     {"voided", c.repeats.voided},
+                     {"reliable", c.repeats.reliable()}});
   }
   for (const ScalingCase& c : report.scaling) {
     scaling.push_back({{"format", c.format},
@@ -370,8 +382,9 @@ Json to_json(const KernelOptions& options, const KernelReport& report) {
                        {"one_expert", summary_json<Json>(c.team)},
                        {"one_expert_rows", kScalingRows},
                        {"fma_peak", summary_json<Json>(c.machine)},
-                       {"repeats", c.own.size()},
-                       {"voided", c.voided}});
+                       {"repeats", c.repeats.counted},
+                       {"voided", c.repeats.voided},
+                       {"reliable", c.repeats.reliable()}});
   }
   return {{"hidden", options.hidden},
           {"intermediate", options.intermediate},

@@ -37,7 +37,7 @@ std::vector<double> in_giga(std::vector<double> values) {
 }
 
 std::string median_text(const std::vector<double>& values, const char* format) {
-  if (values.empty()) return "void";
+  if (values.empty()) return "-";
   return fmt::format(fmt::runtime(format), summarize(values).median);
 }
 
@@ -47,23 +47,30 @@ std::string spread_text(const std::vector<double>& values) {
   return fmt::format("+-{:.0f} %", s.median > 0 ? 50 * (s.high - s.low) / s.median : 0);
 }
 
-int run_repeats(int wanted, const std::function<MachineLimit()>& measure_limit,
-                const std::function<void()>& work,
-                const std::function<void(const MachineLimit&)>& keep) {
-  int kept = 0, voided = 0;
+RepeatsDone run_repeats(const RepeatOptions& options, const Clock& clock,
+                        const std::function<MachineLimit()>& measure_limit,
+                        const std::function<void()>& work,
+                        const std::function<void(const MachineLimit&, bool)>& keep) {
+  RepeatsDone done;
+  const Clock::TimePoint start = clock.now();
+  const auto in_time = [&] {
+    return options.seconds_max <= 0 || seconds_between(start, clock.now()) < options.seconds_max;
+  };
   MachineLimit before = measure_limit();
-  while (kept < wanted && kept + voided < kTriesPerRepeat * wanted) {
+  do {
     work();
     const MachineLimit after = measure_limit();
-    if (topology::limits_differ(before, after)) {
-      ++voided;
-    } else {
-      ++kept;
-      keep(mean(before, after));
-    }
+    const bool counts = !topology::limits_differ(before, after);
+    ++(counts ? done.counted : done.voided);
+    keep(mean(before, after), counts);
     before = after;
-  }
-  return voided;
+  } while (done.counted < options.wanted &&
+           done.counted + done.voided < kTriesPerRepeat * options.wanted && in_time());
+  return done;
+}
+
+std::string counted_text(const RepeatsDone& repeats) {
+  return repeats.reliable() ? std::to_string(repeats.counted) : "none, unreliable";
 }
 
 void add_list_option(CLI::App& command, const std::string& name, const std::string& what,
@@ -75,11 +82,17 @@ void add_list_option(CLI::App& command, const std::string& name, const std::stri
       ->default_str(fmt::format("{}", fmt::join(*values, ",")));
 }
 
-void add_repeats_option(CLI::App& command, int* repeats) {
+void add_repeats_option(CLI::App& command, RepeatOptions* repeats) {
   command
-      .add_option("--repeats", *repeats,
+      .add_option("--repeats", repeats->wanted,
                   "Repeats that must count; void ones are run again, up to 3 times as many")
       ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command
+      .add_option("--seconds-max", repeats->seconds_max,
+                  "Of each case: after so long no further repeat begins; 0: no bound")
+      ->check(CLI::Range(0.0, 1e6))
+      ->type_name("SECONDS")
       ->capture_default_str();
 }
 

@@ -24,48 +24,70 @@ TEST(Summary, spread_is_half_the_distance_of_the_ends_by_the_median) {
   EXPECT_EQ(spread_text({}), "");
 }
 
-TEST(Summary, no_value_is_void) {
-  EXPECT_EQ(median_text({}, "{:.2f}"), "void");
+TEST(Summary, no_value_is_a_dash) {
+  EXPECT_EQ(median_text({}, "{:.2f}"), "-");
   EXPECT_EQ(median_text({1, 2}, "{:.2f}"), "1.50");
 }
 
-// A machine whose read rate, in GB/s, is what the list says at each asking.
+// A machine whose read rate, in GB/s, is what the list says at each asking, and whose work takes
+// ten seconds.
 struct Machine {
   std::vector<double> read;
+  double seconds_max = 0;
   size_t asked = 0;
   int worked = 0;
-  std::vector<double> kept = {};
+  std::vector<double> counted = {}, voided = {};
+  ManualClock clock = {};
 
-  int run(int wanted) {
+  RepeatsDone run(int wanted) {
     return run_repeats(
-        wanted,
+        {wanted, seconds_max}, clock,
         [this] {
           return MachineLimit{read.at(asked++), 100};
         },
-        [this] { ++worked; },
-        [this](const MachineLimit& limit) { kept.push_back(limit.read_bytes_per_second); });
+        [this] {
+          ++worked;
+          clock.advance(std::chrono::seconds(10));
+        },
+        [this](const MachineLimit& limit, bool counts) {
+          (counts ? counted : voided).push_back(limit.read_bytes_per_second);
+        });
   }
 };
 
 TEST(Repeats, count_between_equal_limits_with_their_mean) {
   Machine machine{.read = {20, 21, 19.5, 19.5}};
-  EXPECT_EQ(machine.run(3), 0);
+  EXPECT_EQ(machine.run(3).voided, 0);
   EXPECT_EQ(machine.worked, 3);
-  EXPECT_EQ(machine.kept, (std::vector<double>{20.5, 20.25, 19.5}));
+  EXPECT_EQ(machine.counted, (std::vector<double>{20.5, 20.25, 19.5}));
 }
 
 TEST(Repeats, void_ones_are_run_again) {
   Machine machine{.read = {20, 10, 10, 30, 30}};
-  EXPECT_EQ(machine.run(2), 2);
+  const RepeatsDone done = machine.run(2);
+  EXPECT_EQ(done.voided, 2);
+  EXPECT_EQ(counted_text(done), "2");
   EXPECT_EQ(machine.worked, 4);
-  EXPECT_EQ(machine.kept, (std::vector<double>{10, 30}));
+  EXPECT_EQ(machine.counted, (std::vector<double>{10, 30}));
 }
 
-TEST(Repeats, end_on_a_machine_that_never_stands_still) {
+TEST(Repeats, of_a_machine_that_never_stands_still_are_kept_and_called_unreliable) {
   Machine machine{.read = {20, 10, 20, 10, 20, 10, 20}};
-  EXPECT_EQ(machine.run(2), 2 * kTriesPerRepeat);
+  const RepeatsDone done = machine.run(2);
+  EXPECT_EQ(done.voided, 2 * kTriesPerRepeat);
+  EXPECT_FALSE(done.reliable());
+  EXPECT_EQ(counted_text(done), "none, unreliable");
   EXPECT_EQ(machine.worked, 2 * kTriesPerRepeat);
-  EXPECT_TRUE(machine.kept.empty());
+  EXPECT_TRUE(machine.counted.empty());
+  EXPECT_EQ(machine.voided, std::vector<double>(6, 15));
+}
+
+TEST(Repeats, end_with_their_time_but_once_is_always_measured) {
+  Machine machine{.read = std::vector<double>(10, 20.0), .seconds_max = 25};
+  EXPECT_EQ(machine.run(9).counted, 3);  // the third begins after 20 s
+  Machine slow{.read = {20, 10}, .seconds_max = 1};
+  EXPECT_EQ(slow.run(5).voided, 1);
+  EXPECT_EQ(slow.worked, 1);
 }
 
 }  // namespace
