@@ -99,13 +99,14 @@ void add_repeats_option(CLI::App& command, RepeatOptions* repeats) {
 void add_bench_command(CLI::App& app, int* exit_code) {
   CLI::App* bench = app.add_subcommand(
       "bench",
-      "Measure speed beside what this machine can do: kernels, decode, prefill, disk, serve");
+      "Measure speed beside what this machine can do: kernels, decode, prefill, disk, serve, compare");
   bench->require_subcommand(1);
   add_bench_kernels_command(*bench, exit_code);
   add_bench_decode_command(*bench, exit_code);
   add_bench_prefill_command(*bench, exit_code);
   add_bench_disk_command(*bench, exit_code);
   add_bench_serve_command(*bench, exit_code);
+  add_bench_compare_command(*bench, exit_code);
   // So that common options may stand behind these names, too.
   for (CLI::App* command : bench->get_subcommands({})) command->fallthrough();
   bench->footer(

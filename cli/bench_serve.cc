@@ -1,8 +1,10 @@
-// atoll bench serve: load for a running server, and how fast its tokens come.
+// atoll bench serve: load for a running server, and how fast its tokens come. atoll bench compare:
+// the same for two servers in turns.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -169,11 +171,15 @@ Json to_json(const BenchServeOptions& options, const std::string& model,
           {"cases", list}};
 }
 
+http::HttpUrl parsed_url(const std::string& text) {
+  auto url = http::parse_http_url(text);
+  if (!url) throw LoadError(url.error().message);
+  return *url;
+}
+
 // 1 if nothing was answered: a script should notice.
 int run_bench_serve(BenchServeOptions options) {
-  auto url = http::parse_http_url(options.url);
-  if (!url) throw LoadError(url.error().message);
-  options.load.url = *url;
+  options.load.url = parsed_url(options.url);
   if (options.load.shared_prefix > options.load.prompt_tokens) {
     throw LoadError(fmt::format("--shared-prefix {} is more than --prompt-tokens {}",
                                 options.load.shared_prefix, options.load.prompt_tokens));
@@ -256,6 +262,159 @@ void add_request_options(CLI::App& command, ServeLoadOptions* load) {
   command.add_option("--seed", load->seed, "Of prompts and arrival times")->capture_default_str();
 }
 
+struct CompareOptions {
+  ServeLoadOptions load;
+  std::string first, second;
+  std::string second_model, second_key;
+  std::vector<int64_t> concurrency{1, 4, 16};
+  int64_t requests = 0;
+  int rounds = 3;
+  bool json = false;
+};
+
+// What is compared: a figure of each round, the larger or the smaller the better.
+struct Figure {
+  const char* name;
+  const char* key;
+  bool larger_is_better;
+  std::optional<double> (*of)(const LoadResult&);
+};
+template <std::vector<double> LoadResult::*times, int percent>
+std::optional<double> milliseconds(const LoadResult& result) {
+  if ((result.*times).empty()) return std::nullopt;
+  return percentile(result.*times, percent / 100.0) * 1e3;
+}
+constexpr std::array<Figure, 5> kFigures = {{
+    {"tokens/s", "output_tokens_per_second", true,
+     [](const LoadResult& r) -> std::optional<double> {
+       if (r.ok == 0) return std::nullopt;
+       return per_second(r.output_tokens, r);
+     }},
+    {"TTFT p50 ms", "ttft_ms_p50", false, milliseconds<&LoadResult::ttft, 50>},
+    {"TTFT p99 ms", "ttft_ms_p99", false, milliseconds<&LoadResult::ttft, 99>},
+    {"ITL p50 ms", "itl_ms_p50", false, milliseconds<&LoadResult::itl, 50>},
+    {"ITL p99 ms", "itl_ms_p99", false, milliseconds<&LoadResult::itl, 99>},
+}};
+
+// One concurrency: the rounds of both servers.
+struct ComparedCase {
+  int64_t concurrency = 0;
+  std::vector<LoadResult> first, second;
+};
+
+// How many times as good the first server was, of the rounds in which both have the figure: each
+// round's ratio, so that a slow minute of the machine is in both.
+struct Comparison {
+  std::vector<double> first, second, ratio;
+};
+Comparison compare(const Figure& figure, const ComparedCase& one) {
+  Comparison result;
+  for (size_t round = 0; round < one.first.size(); ++round) {
+    const auto a = figure.of(one.first[round]), b = figure.of(one.second[round]);
+    if (a) result.first.push_back(*a);
+    if (b) result.second.push_back(*b);
+    if (a && b && *a > 0 && *b > 0) {
+      result.ratio.push_back(figure.larger_is_better ? *a / *b : *b / *a);
+    }
+  }
+  return result;
+}
+
+std::string compare_text(const std::vector<ComparedCase>& cases) {
+  Table table({{"concurrency", Align::kRight},
+               {"figure"},
+               {"first", Align::kRight},
+               {"second", Align::kRight},
+               {"first better by", Align::kRight},
+               {"spread", Align::kRight}});
+  std::string notes;
+  for (const ComparedCase& one : cases) {
+    for (const Figure& figure : kFigures) {
+      const Comparison c = compare(figure, one);
+      table.add_row({std::to_string(one.concurrency), figure.name, median_text(c.first, "{:.4g}"),
+                     median_text(c.second, "{:.4g}"), median_text(c.ratio, "{:.2f}"),
+                     spread_text(c.ratio)});
+    }
+    for (const auto* results : {&one.first, &one.second}) {
+      for (const LoadResult& result : *results) {
+        if (result.first_failure.empty()) continue;
+        notes += fmt::format("{}, {} server: {} failed, first: {}\n", one.concurrency,
+                             results == &one.first ? "first" : "second",
+                             result.failed + result.refused, one_line(result.first_failure));
+        break;
+      }
+    }
+  }
+  return table.to_string("") + notes;
+}
+
+Json compare_json(const std::vector<ComparedCase>& cases) {
+  Json list = Json::array();
+  for (const ComparedCase& one : cases) {
+    Json json = {{"concurrency", one.concurrency}};
+    for (const Figure& figure : kFigures) {
+      const Comparison c = compare(figure, one);
+      json[figure.key] = {{"first", summary_json<Json>(c.first)},
+                          {"second", summary_json<Json>(c.second)},
+                          {"first_better_by", summary_json<Json>(c.ratio)}};
+    }
+    const auto failed = [](const std::vector<LoadResult>& results) {
+      int64_t count = 0;
+      for (const LoadResult& result : results) count += result.failed + result.refused;
+      return count;
+    };
+    json["failed"] = {{"first", failed(one.first)}, {"second", failed(one.second)}};
+    list.push_back(std::move(json));
+  }
+  return list;
+}
+
+// 1 if one of the servers answered nothing.
+int run_bench_compare(CompareOptions options) {
+  if (const char* key = std::getenv("ATOLL_API_KEY"); key && options.load.api_key.empty()) {
+    options.load.api_key = key;
+  }
+  ServeLoadOptions peer = options.load;
+  options.load.url = parsed_url(options.first);
+  peer.url = parsed_url(options.second);
+  peer.model = options.second_model;
+  if (!options.second_key.empty()) peer.api_key = options.second_key;
+  ServeLoad first(options.load), second(peer);
+  std::vector<ComparedCase> cases;
+  int64_t first_ok = 0, second_ok = 0;
+  for (const int64_t concurrency : options.concurrency) {
+    const int64_t requests =
+        options.requests > 0 ? options.requests : std::max<int64_t>(8, 4 * concurrency);
+    const LoadCase load{.concurrency = concurrency, .requests = requests};
+    ComparedCase one{concurrency, {}, {}};
+    for (int round = 0; round < options.rounds; ++round) {
+      one.first.push_back(first.run(load));
+      one.second.push_back(second.run(load));
+      first_ok += one.first.back().ok;
+      second_ok += one.second.back().ok;
+    }
+    cases.push_back(std::move(one));
+  }
+  if (options.json) {
+    const Json json = {{"first", {{"url", options.first}, {"model", first.model()}}},
+                       {"second", {{"url", options.second}, {"model", second.model()}}},
+                       {"prompt_tokens", options.load.prompt_tokens},
+                       {"output_tokens", options.load.output_tokens},
+                       {"rounds", options.rounds},
+                       {"cases", compare_json(cases)}};
+    write_stdout(json.dump(2) + "\n");
+  } else {
+    write_stdout(
+        fmt::format(
+            "first: {} at {}\nsecond: {} at {}\n{} prompt tokens, {} output tokens; medians "
+            "of {} rounds in turns\n",
+            one_line(first.model()), options.first, one_line(second.model()), options.second,
+            options.load.prompt_tokens, options.load.output_tokens, options.rounds) +
+        compare_text(cases));
+  }
+  return first_ok > 0 && second_ok > 0 ? 0 : 1;
+}
+
 }  // namespace
 
 void add_bench_serve_command(CLI::App& bench, int* exit_code) {
@@ -273,6 +432,36 @@ void add_bench_serve_command(CLI::App& bench, int* exit_code) {
       "--slo-tpot.\n\n"
       "Example:\n  atoll bench serve http://127.0.0.1:8080 --concurrency 1,16 --output-tokens 32");
   command->callback([options, exit_code] { *exit_code = run_bench_serve(*options); });
+}
+
+void add_bench_compare_command(CLI::App& bench, int* exit_code) {
+  auto options = std::make_shared<CompareOptions>();
+  CLI::App* command =
+      bench.add_subcommand("compare", "The same load for two running servers, in turns: ratios");
+  command->add_option("FIRST", options->first, "http://HOST:PORT of any OpenAI-compatible server")
+      ->required();
+  command->add_option("SECOND", options->second, "Likewise: what it is compared with")->required();
+  add_list_option(*command, "--concurrency", "Requests under way at once", 1, 10000,
+                  &options->concurrency);
+  command
+      ->add_option("--requests", options->requests,
+                   "Of each row and round; 4 for each of the concurrency and at least 8")
+      ->check(CLI::Range(int64_t{1}, int64_t{10'000'000}));
+  command->add_option("--rounds", options->rounds, "Of each row, first and second in turns")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  add_request_options(*command, &options->load);
+  command->add_option("--second-model", options->second_model,
+                      "Of the second server; unless given, the first of its /v1/models");
+  command->add_option("--second-api-key", options->second_key,
+                      "Of the second server, if it is another");
+  command->add_flag("--json", options->json, "One JSON object in place of the table");
+  command->footer(
+      "\"First better by\" is more than 1 where the first server is better: more tokens per "
+      "second, or\nless time. The medians are of each round's ratio.\n\n"
+      "Example:\n  atoll bench compare http://127.0.0.1:8080 http://127.0.0.1:8081 --vocab 3000 "
+      "--rounds 5");
+  command->callback([options, exit_code] { *exit_code = run_bench_compare(*options); });
 }
 
 }  // namespace atl::cli

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "tests/cli/scripted_api.h"
@@ -84,6 +85,65 @@ TEST(BenchServe, what_can_not_be_measured_is_one_line) {
   EXPECT_THAT(error_of({"http://127.0.0.1:1"}), HasSubstr("refused"));
   EXPECT_THAT(error_of({"http://127.0.0.1:1", "--prompt-tokens", "4", "--shared-prefix", "5"}),
               HasSubstr("--shared-prefix 5"));
+}
+
+CommandResult bench_compare(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), {ATOLL_BINARY, "bench", "compare"});
+  return test::run_command(arguments, {});
+}
+
+TEST(BenchCompare, asks_both_servers_the_same_in_turns) {
+  std::mutex mutex;
+  std::string order;
+  const auto told_by = [&](char name) {
+    return [&, name](const ScriptedApi::Exchange& exchange, const json& body) {
+      {
+        const std::lock_guard lock(mutex);
+        order += name;
+      }
+      answer(exchange, body);
+    };
+  };
+  ScriptedApi first("/v1/completions", told_by('a'));
+  ScriptedApi second("/v1/completions", told_by('b'));
+  const CommandResult result =
+      bench_compare({first.url(), second.url() + "/v1", "--concurrency", "1", "--requests", "2",
+                     "--rounds", "2", "--prompt-tokens", "5", "--output-tokens", "3", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(order, "abaabbaabb");  // one each that isn't counted before
+  ASSERT_EQ(first.bodies().size(), second.bodies().size());
+  for (size_t i = 0; i < first.bodies().size(); ++i) {
+    EXPECT_EQ(first.bodies()[i]["prompt"], second.bodies()[i]["prompt"]);
+  }
+  const json report = json::parse(result.out);
+  ASSERT_EQ(report["cases"].size(), 1u);
+  const json& one = report["cases"][0];
+  EXPECT_EQ(one["failed"]["first"], 0);
+  for (const char* figure : {"output_tokens_per_second", "ttft_ms_p50", "itl_ms_p99"}) {
+    EXPECT_GT(one[figure]["first"]["median"], 0) << figure;
+    EXPECT_GT(one[figure]["second"]["median"], 0) << figure;
+  }
+  // Of each round's ratio, and above 1 where the first has the better of it.
+  const json& rate = one["output_tokens_per_second"];
+  const json& ratio = rate["first_better_by"];
+  EXPECT_LE(ratio["low"],
+            rate["first"]["high"].get<double>() / rate["second"]["low"].get<double>());
+  EXPECT_GE(ratio["high"],
+            rate["first"]["low"].get<double>() / rate["second"]["high"].get<double>());
+}
+
+TEST(BenchCompare, a_server_that_answers_nothing_fails_it_and_is_named) {
+  ScriptedApi first("/v1/completions", answer);
+  int count = 0;
+  ScriptedApi second("/v1/completions", [&](const ScriptedApi::Exchange& exchange, const json& b) {
+    if (count++ == 0) return answer(exchange, b);  // the one before
+    exchange->respond({.status = 500, .body = R"({"error":{"message":"out of luck"}})"});
+  });
+  const CommandResult result = bench_compare(
+      {first.url(), second.url(), "--concurrency", "1", "--requests", "1", "--output-tokens", "2"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.out, HasSubstr("first better by"));
+  EXPECT_THAT(result.out, HasSubstr("1, second server: 1 failed, first: status 500: out of luck"));
 }
 
 }  // namespace
