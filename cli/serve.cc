@@ -311,7 +311,6 @@ void serve(ServeOptions options) {
   coordinator::ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(),
                                       deployment.cluster(), clock);
   coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
-  settings.observer = &monitor;
   settings.after_step = [&monitor] { monitor.after_step(); };
   settings.while_idle = [&deployment, &monitor] {
     deployment.poll_nodes();

@@ -12,12 +12,6 @@ ClusterMonitor::ClusterMonitor(const Engine& engine, const Dispatcher& dispatche
       clock_(clock),
       options_(options),
       stop_(options.threads->make_condition()) {
-  const model::ModelConfig& config = engine.config();
-  expert_rows_.resize(static_cast<size_t>(config.num_hidden_layers));
-  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    if (!config.is_moe_layer(layer)) continue;
-    expert_rows_[static_cast<size_t>(layer)].resize(static_cast<size_t>(config.n_routed_experts));
-  }
   snapshot_.nodes.resize(dispatcher.nodes().size());
   copy();
   asker_ = options_.threads->start([this] { ask_nodes(); });
@@ -30,14 +24,6 @@ ClusterMonitor::~ClusterMonitor() {
   }
   stop_->notify_all();
   asker_->join();
-}
-
-void ClusterMonitor::on_routes(int64_t layer, std::span<const int32_t> ids,
-                               std::span<const float> /*weights*/) {
-  std::vector<uint64_t>& rows = expert_rows_[static_cast<size_t>(layer)];
-  for (const int32_t id : ids) {
-    if (id >= 0) ++rows[static_cast<size_t>(id)];
-  }
 }
 
 void ClusterMonitor::after_step() {
@@ -72,7 +58,7 @@ ClusterSnapshot ClusterMonitor::snapshot() const {
 void ClusterMonitor::copy() {
   last_copy_ = clock_.now();
   const std::lock_guard lock(mutex_);
-  snapshot_.expert_rows = expert_rows_;
+  snapshot_.expert_rows = engine_.expert_load().rows_of_experts();
   snapshot_.times = engine_.times();
   snapshot_.hints = engine_.hint_stats();
   snapshot_.epoch = dispatcher_.placement().epoch;

@@ -6,15 +6,12 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <span>
-#include <vector>
 
 #include "base/clock.h"
 #include "base/threads.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/cluster_snapshot.h"
 #include "coordinator/cluster/dispatcher.h"
-#include "coordinator/engine/decode_step.h"
 #include "coordinator/engine/engine.h"
 
 namespace atl::coordinator {
@@ -25,17 +22,14 @@ struct ClusterMonitorOptions {
   Threads* threads = &system_threads();        // borrowed
 };
 
-// The observer's calls and after_step(): the engine's thread.
-class ClusterMonitor final : public StepObserver {
+// after_step() and while_idle(): the engine's thread.
+class ClusterMonitor final {
  public:
   // All borrowed; they outlive this.
   ClusterMonitor(const Engine& engine, const Dispatcher& dispatcher, Cluster& cluster,
                  const Clock& clock, ClusterMonitorOptions options = {});
-  ~ClusterMonitor() override;
+  ~ClusterMonitor();
 
-  void on_routes(int64_t layer, std::span<const int32_t> ids,
-                 std::span<const float> weights) override;
-  void on_hidden(int64_t /*layer*/, std::span<const float> /*hidden*/) override {}
   void after_step();
   void while_idle() { copy(); }  // the engine's thread has nothing to do
 
@@ -51,8 +45,7 @@ class ClusterMonitor final : public StepObserver {
   const Clock& clock_;
   const ClusterMonitorOptions options_;
 
-  std::vector<std::vector<uint64_t>> expert_rows_;  // the engine's thread
-  Clock::TimePoint last_copy_;
+  Clock::TimePoint last_copy_;  // the engine's thread
 
   mutable std::mutex mutex_;
   const std::unique_ptr<Condition> stop_;

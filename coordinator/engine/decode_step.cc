@@ -16,7 +16,8 @@ DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights,
       compute_(compute),
       experts_(experts),
       options_(options),
-      timer_(clock) {}
+      timer_(clock),
+      load_(config, clock) {}
 
 Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
                        std::span<std::optional<Error>> row_errors, StepObserver* observer) {
@@ -28,6 +29,7 @@ Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
   kept_.clear();
   hinted_.clear();  // a step before may have ended half-way
   timer_.begin_step();
+  load_.begin_step();
   const Status status = run_layers(sink, observer);
   timer_.end_step();
   if (!status) return status;
@@ -89,6 +91,7 @@ bool DecodeStep::keep_wanted_rows() {
 // meanwhile.
 Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver* observer) {
   if (Status status = route(layer, weights); !status) return status;
+  load_.count(layer, routed_.topk_ids);
   count_foretold();
   if (observer) observer->on_routes(layer, routed_.topk_ids, routed_.topk_weights);
   auto sent = [&] {

@@ -15,13 +15,14 @@
 #include "base/result.h"
 #include "coordinator/cluster/dispatcher.h"
 #include "coordinator/engine/compute.h"
+#include "coordinator/engine/expert_load.h"
 #include "coordinator/engine/stages.h"
 #include "coordinator/engine/weights.h"
 #include "model/config.h"
 
 namespace atl::coordinator {
 
-// Sees the state between layers; for tests and for profiles of expert load. Borrowed data.
+// Sees the state between layers; for tests and profiles. Borrowed data.
 class StepObserver {
  public:
   virtual ~StepObserver() = default;
@@ -77,6 +78,7 @@ class DecodeStep {
   // Hears of every stage from now on; null: nobody. Borrowed.
   void set_stage_sink(StageSink* sink) { timer_.set_sink(sink); }
   const HintStats& hint_stats() const { return hint_stats_; }
+  const ExpertLoad& expert_load() const { return load_; }  // any thread
 
  private:
   Status run_layers(const LogitsSink& sink, StepObserver* observer);
@@ -103,6 +105,7 @@ class DecodeStep {
   const DecodeStepOptions options_;
   StageTimer timer_;
   HintStats hint_stats_;
+  ExpertLoad load_;
 
   // Of the step under way.
   std::span<const StepRow> rows_;

@@ -98,6 +98,7 @@ class Engine {
   // Hears of every stage of the steps to come; null: nobody. Borrowed.
   void set_stage_sink(StageSink* sink) { step_.set_stage_sink(sink); }
   const HintStats& hint_stats() const { return step_.hint_stats(); }
+  const ExpertLoad& expert_load() const { return step_.expert_load(); }  // any thread
   const KvCache& cache() const { return cache_; }
   const PrefixCache& prefixes() const { return prefixes_; }
 

@@ -27,11 +27,12 @@ deployment::DeploymentOptions options_for(int nodes) {
   return options;
 }
 
-Status step(Engine& engine, Sequence& sequence, const std::vector<int32_t>& tokens,
-            StepObserver& observer) {
-  const SequenceRows rows{&sequence, tokens, WantLogits::kNone};
+// All tokens get logits, so that all go through the last layer.
+Status step(Engine& engine, Sequence& sequence, const std::vector<int32_t>& tokens) {
+  const SequenceRows rows{&sequence, tokens, WantLogits::kAll};
   std::optional<Error> error;
-  return engine.step(std::span(&rows, 1), {}, std::span(&error, 1), &observer);
+  const auto no_logits = [](size_t, size_t, std::span<const float>) {};
+  return engine.step(std::span(&rows, 1), no_logits, std::span(&error, 1));
 }
 
 // What the nodes count comes on another thread.
@@ -56,7 +57,7 @@ TEST(ClusterMonitor, counts_rows_of_experts_and_asks_the_nodes) {
     ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(), deployment.cluster(),
                            clock, {.ask_every = std::chrono::milliseconds(1)});
     Sequence sequence;
-    ASSERT_TRUE(step(deployment.engine(), sequence, {0, 5, 9}, monitor));
+    ASSERT_TRUE(step(deployment.engine(), sequence, {0, 5, 9}));
     monitor.after_step();
     EXPECT_EQ(monitor.snapshot().times.steps, 0u);  // not yet time for a copy
     clock.advance(std::chrono::milliseconds(200));
@@ -89,13 +90,13 @@ TEST(ClusterMonitor, tells_that_a_node_was_lost_and_is_back_with_its_tiles) {
   ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(), deployment.cluster(), clock);
   ASSERT_EQ(::kill(deployment.child_pids()[1], SIGKILL), 0);
   Sequence sequence;
-  ASSERT_TRUE(step(deployment.engine(), sequence, {0, 5, 9}, monitor));
+  ASSERT_TRUE(step(deployment.engine(), sequence, {0, 5, 9}));
   const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (monitor.snapshot().nodes[1].restarts == 0) {
     ASSERT_LT(std::chrono::steady_clock::now(), give_up);
     std::this_thread::yield();
   }
-  ASSERT_TRUE(step(deployment.engine(), sequence, {7}, monitor));
+  ASSERT_TRUE(step(deployment.engine(), sequence, {7}));
   clock.advance(std::chrono::seconds(1));
   monitor.after_step();
   const ClusterSnapshot snapshot = monitor.snapshot();

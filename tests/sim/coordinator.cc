@@ -56,7 +56,6 @@ void SimCoordinator::live(std::vector<std::unique_ptr<SimNode>>& nodes) {
   coordinator::SchedulerOptions settings = options_.scheduler;
   settings.threads = &threads_;
   settings.vocab_limit = static_cast<int32_t>(model_.config().vocab_size);
-  settings.observer = monitor_.get();
   settings.after_step = [this] {
     monitor_->after_step();
     if (look) look();
