@@ -24,6 +24,7 @@
 #include "cli/output.h"
 #include "cli/stop_signals.h"
 #include "coordinator/api/api.h"
+#include "coordinator/api/experts_json.h"
 #include "coordinator/cluster/cluster_monitor.h"
 #include "coordinator/serving/scheduler.h"
 #include "http/http_server.h"
@@ -328,6 +329,10 @@ void serve(ServeOptions options) {
     api.emplace(api_settings, server, scheduler, config, tokenizer, chat ? &*chat : nullptr, clock,
                 [&monitor] { return monitor.snapshot(); });
     shutdown.emplace(options.drain_timeout_s, server, scheduler, *api);
+    coordinator::add_experts_route(server,
+                                   {api_settings.model_name, deployment.checkpoint_fingerprint(),
+                                    config.n_routed_experts, config.num_experts_per_tok},
+                                   deployment.engine().expert_load());
   });
   loading = false;
   if (admin) admin->begin(deployment, [&monitor] { return monitor.snapshot(); });

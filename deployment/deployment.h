@@ -91,6 +91,7 @@ class Deployment {
   std::string device() const;
   // Of weights and numerics: equal ones give equal tokens.
   std::string fingerprint() const;
+  std::string checkpoint_fingerprint() const { return model_->fingerprint(); }
   std::string short_fingerprint() const;  // 12 hexadecimal digits of it
   coordinator::Cluster& cluster() { return *cluster_; }
   // The engine's thread: hears of nodes that went or came while nothing is computed.
