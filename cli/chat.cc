@@ -24,6 +24,7 @@
 #include "cli/commands.h"
 #include "cli/line_input.h"
 #include "cli/output.h"
+#include "cli/server_option.h"
 #include "storage/checkpoint/model_dir.h"
 
 namespace atl::cli {
@@ -48,20 +49,6 @@ struct ChatCommandOptions {
   std::string api_key_file;
   ChatOptions chat;
 };
-
-// "name key" or "key" of the first line that is no comment.
-std::string read_api_key(const std::string& file) {
-  std::ifstream in(file);
-  for (std::string line; std::getline(in, line);) {
-    const size_t comment = line.find('#');
-    if (comment != std::string::npos) line.resize(comment);
-    const size_t end = line.find_last_not_of(" \t\r");
-    if (end == std::string::npos) continue;
-    line.resize(end + 1);
-    return line.substr(line.find_last_of(" \t") + 1);
-  }
-  throw LoadError("API key file " + file + ": no key in it, or it can't be read");
-}
 
 // What a model says could move the cursor or set the title; on a terminal only text and line breaks
 // pass. `text` is valid UTF-8.
@@ -372,11 +359,7 @@ int run_chat(ChatCommandOptions options) {
   // Until the process ends, since its thread may hold it then.
   static ChatSignals& signals = *new ChatSignals;
   std::optional<ChildProcess> server;
-  if (!options.api_key_file.empty()) {
-    options.chat.api_key = read_api_key(options.api_key_file);
-  } else if (const char* key = std::getenv("ATOLL_API_KEY")) {
-    options.chat.api_key = key;
-  }
+  options.chat.api_key = api_key_of(options.api_key_file);
   if (options.cluster_file.is_given()) {
     server = reach_cluster(options, &options.chat);
   } else if (options.target.find("://") != std::string::npos &&

@@ -1,0 +1,59 @@
+// The server that a command asks something: where it is, the key it wants, and one question.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "http/http_client.h"
+
+namespace CLI {
+class App;
+}
+
+namespace atl::cli {
+
+struct ServerOption {
+  std::string target;        // http://HOST:PORT, or a cluster file
+  std::string api_key_file;  // "": ATOLL_API_KEY's value, if any
+
+  // SERVER and --api-key-file; this is borrowed for the life of the program.
+  void add(CLI::App& command);
+};
+
+// "name key" or "key" of the first line that is no comment. LoadError.
+std::string read_api_key(const std::string& file);
+// Of the file, or ATOLL_API_KEY's value, or "".
+std::string api_key_of(const std::string& file);
+
+class ServerClient {
+ public:
+  // LoadError: neither a URL nor a cluster file, or a file that is wrong.
+  explicit ServerClient(const ServerOption& option);
+
+  // The document of an answer with status 200. LoadError names the server and what it said.
+  nlohmann::ordered_json get(const std::string& path,
+                             std::chrono::milliseconds timeout = std::chrono::seconds(60)) const;
+  std::string get_text(const std::string& path,
+                       std::chrono::milliseconds timeout = std::chrono::seconds(60)) const;
+  // The events of the answer, one after the other, as they come. LoadError likewise.
+  void get_events(const std::string& path,
+                  const std::function<void(std::string_view data)>& on_event) const;
+  // Of the admin address in the cluster file. LoadError: there is none.
+  nlohmann::ordered_json post_admin(const std::string& path, const std::string& body) const;
+  bool has_admin() const { return admin_.has_value(); }
+  const std::string& name() const { return name_; }  // "http://HOST:PORT"
+
+ private:
+  http::HttpAnswer ask(const http::HttpUrl& url, http::HttpClientRequest request,
+                       const http::HttpClient::OnEvent& on_event) const;
+
+  http::HttpUrl url_;
+  std::string name_, api_key_;
+  std::optional<http::HttpUrl> admin_;
+};
+
+}  // namespace atl::cli
