@@ -40,13 +40,19 @@ void add_memory_options(CLI::App& command, deployment::MemoryOptions* options) {
                   "time; child nodes have a file each, PATH.n0, PATH.n1, ...")
       ->type_name("PATH");
   command
+      .add_option("--usage", options->first_usage,
+                  "What a node begins with while it has no --usage-file: how often each expert was "
+                  "used, of `atoll experts dump`; not written")
+      ->type_name("FILE");
+  command
       .add_option("--stripe", options->stripes,
                   "A further pack directory of the same source, on another drive; may be given "
                   "several times")
       ->type_name("DIR")
       ->allow_extra_args(false);
   add_io_option(command, &options->io);
-  group_options(command, "Memory", {"--ram-budget", "--evict", "--usage-file", "--stripe", "--io"});
+  group_options(command, "Memory",
+                {"--ram-budget", "--evict", "--usage-file", "--usage", "--stripe", "--io"});
 }
 
 }  // namespace atl::cli

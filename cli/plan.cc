@@ -29,7 +29,7 @@ namespace {
 
 struct PlanOptions {
   ClusterFileOption file;
-  std::filesystem::path describe;
+  std::filesystem::path describe, usage;
   std::vector<std::string> what_if;
   ProbeOptions probe;
   bool keep_tiles = false, json = false, write = false;
@@ -47,6 +47,9 @@ config::ClusterConfig load_config(const PlanOptions& options, bool with_what_if)
   ClusterFileOption file = options.file;
   std::vector<std::string> flags;
   if (!options.describe.empty()) flags = described_flags(options.describe);
+  if (!options.usage.empty()) {
+    flags.push_back("plan.usage=" + std::filesystem::absolute(options.usage).string());
+  }
   for (const std::string& flag : options.file.flags) flags.push_back(full_key(flag));
   if (with_what_if) {
     for (const std::string& flag : options.what_if) flags.push_back(full_key(flag));
@@ -144,6 +147,12 @@ void add_plan_command(CLI::App& app, int* exit_code) {
       ->add_option("--describe", options->describe,
                    "File (YAML) that describes machines: nodes by name, coordinator; stronger than "
                    "the cluster file")
+      ->type_name("FILE");
+  command
+      ->add_option("--usage", options->usage,
+                   "How often each expert is used, of `atoll experts dump`; unless given, "
+                   "plan.usage of the file, else all alike")
+      ->check(CLI::ExistingFile)
       ->type_name("FILE");
   command
       ->add_option("--what-if", options->what_if,

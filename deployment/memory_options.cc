@@ -41,6 +41,7 @@ std::vector<std::string> MemoryOptions::arguments() const {
   if (!usage_file.empty()) {
     arguments.insert(arguments.end(), {"--usage-file", usage_file.string()});
   }
+  if (!first_usage.empty()) arguments.insert(arguments.end(), {"--usage", first_usage.string()});
   for (const std::filesystem::path& stripe : stripes) {
     arguments.insert(arguments.end(), {"--stripe", stripe.string()});
   }

@@ -19,6 +19,7 @@ struct MemoryOptions {
   std::optional<uint64_t> ram_budget;  // bytes of one node; none: all its tiles stay in RAM
   Evict evict = Evict::kLfu;
   std::filesystem::path usage_file;            // of this node; "": none
+  std::filesystem::path first_usage;           // read while there is no usage_file; "": none
   std::vector<std::filesystem::path> stripes;  // further packs of the same source
   storage::PackIo io = storage::PackIo::kAuto;
 

@@ -33,6 +33,7 @@ std::unique_ptr<storage::TileStore> open_tiles(const model::OpenedModel& model,
   options.eviction =
       memory.evict == Evict::kLru ? storage::Eviction::kLru : storage::Eviction::kLfu;
   options.usage_file = memory.usage_file;
+  options.first_usage = memory.first_usage;
   options.checkpoint_fingerprint = model.fingerprint();
   options.reader.io = memory.io;
   options.reader.num_threads = plan.num_threads;

@@ -202,10 +202,26 @@ void TileStore::plan(std::span<const int> tiles) {
 // ---- Use counts --------------------------------------------------------------------------------
 
 void TileStore::load_usage() {
-  if (options_.usage_file.empty() || !std::filesystem::exists(options_.usage_file)) return;
-  const std::vector<double> uses =
-      read_usage_file(options_.usage_file, catalog_, options_.checkpoint_fingerprint);
+  const bool has_own = !options_.usage_file.empty() && std::filesystem::exists(options_.usage_file);
+  const std::filesystem::path& file = has_own ? options_.usage_file : options_.first_usage;
+  if (file.empty()) return;
+  std::vector<double> uses = read_usage_file(file, catalog_, options_.checkpoint_fingerprint);
+  if (!has_own) bound_uses(uses);
   for (size_t index = 0; index < uses.size(); ++index) cache_->set_uses(index, uses[index]);
+}
+
+// Counts of days would outweigh what is asked for from now on: no layer has more than a half-life's
+// tokens make.
+void TileStore::bound_uses(std::vector<double>& uses) const {
+  const auto experts = static_cast<size_t>(catalog_.n_routed_experts);
+  double most = 0;
+  for (size_t begin = 0; begin < uses.size(); begin += experts) {
+    const auto first = uses.begin() + static_cast<ptrdiff_t>(begin);
+    most = std::max(most, std::accumulate(first, first + static_cast<ptrdiff_t>(experts), 0.0));
+  }
+  const double bound = kHalfLifeTokens * static_cast<double>(catalog_.num_experts_per_tok);
+  if (most <= bound) return;
+  for (double& use : uses) use *= bound / most;
 }
 
 void TileStore::save_usage() const {

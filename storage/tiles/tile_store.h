@@ -41,7 +41,10 @@ struct TileStoreOptions {
   // How often each expert was used: read when the plan comes, so that the most used are loaded
   // first, and written by save_usage(). Empty: none.
   std::filesystem::path usage_file;
-  std::string checkpoint_fingerprint;  // whose experts the usage file counts
+  // Read in its place while there is none, never written: what `atoll experts dump` saved. Empty:
+  // none.
+  std::filesystem::path first_usage;
+  std::string checkpoint_fingerprint;  // whose experts the usage files count
   ReaderOptions reader;
   // Called by plan() with ram_bytes() before it takes any; throws LoadError where that is too much.
   // May be empty.
@@ -194,6 +197,7 @@ class TileStore {
   int32_t layer_of(size_t index) const;
   int32_t expert_of(size_t index) const;
   void load_usage();
+  void bound_uses(std::vector<double>& uses) const;
   std::vector<size_t> fill_order() const;
   void fill(const std::vector<size_t>& order, size_t fitting, std::span<const int> tiles,
             Progress& progress);

@@ -19,7 +19,7 @@ constexpr uint64_t kFileBytesMax = 64 * kMiB;
 constexpr int kVersion = 1;
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& why) {
-  throw LoadError(fmt::format("{}: {}: remove the file or name another one with --usage-file",
+  throw LoadError(fmt::format("{}: {}: remove the file or name another one with --usage-file or --usage",
                               path.string(), why));
 }
 

@@ -67,6 +67,7 @@ TEST(MemoryOptions, are_the_same_after_being_passed_on) {
       {},
       {"--ram-budget", "3GiB", "--evict", "lru", "--usage-file", "/u/file", "--io", "threads"},
       {"--io", "registered"},
+      {"--usage", "/u/experts.json"},
       {"--stripe", "/a/p", "--stripe", "/b/p"}};
   for (const std::vector<std::string>& arguments : kCases) {
     const deployment::MemoryOptions options = parse(arguments);
@@ -74,6 +75,7 @@ TEST(MemoryOptions, are_the_same_after_being_passed_on) {
     EXPECT_EQ(again.ram_budget, options.ram_budget);
     EXPECT_EQ(again.evict, options.evict);
     EXPECT_EQ(again.usage_file, options.usage_file);
+    EXPECT_EQ(again.first_usage, options.first_usage);
     EXPECT_EQ(again.stripes, options.stripes);
     EXPECT_EQ(again.io, options.io);
   }

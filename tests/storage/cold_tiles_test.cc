@@ -285,6 +285,34 @@ TEST_F(ColdTiles, filling_takes_the_most_used_first_and_stops_when_slots_are_ful
   EXPECT_THAT(next(batch), ElementsAre(0, 1, 2));
 }
 
+TEST_F(ColdTiles, begins_with_the_counts_of_a_server_while_it_has_none_of_its_own) {
+  const test::TempDir dir;
+  TileStoreOptions options;
+  options.usage_file = dir / "usage";
+  options.first_usage = dir / "experts.json";
+  options.checkpoint_fingerprint = "abc";
+  std::vector<double> uses = some_uses();
+  for (double& use : uses) use *= 1e9;  // of a server that has run for long
+  write_usage_file(options.first_usage, catalog_, "abc", uses);
+  open(3, options);
+  drive_.automatic = true;
+  NoProgress progress;
+  store_->fill(progress);
+  EXPECT_THAT(drive_.order, ElementsAre(4, 1, 5));
+  store_->save_usage();
+  const std::vector<double> saved = read_usage_file(options.usage_file, catalog_, "abc");
+  EXPECT_LE(std::accumulate(saved.begin(), saved.end(), 0.0), 1024.0 * 3 + 1);  // not of days
+  EXPECT_GT(saved[4], saved[1]);
+  // From now on its own file counts.
+  std::swap(uses[0], uses[4]);
+  write_usage_file(options.first_usage, catalog_, "abc", uses);
+  drive_.order.clear();
+  open(3, options);
+  drive_.automatic = true;
+  store_->fill(progress);
+  EXPECT_THAT(drive_.order, ElementsAre(4, 1, 5));
+}
+
 TEST_F(ColdTiles, uses_are_saved_and_of_another_checkpoint_refused) {
   const test::TempDir dir;
   TileStoreOptions options;
@@ -304,7 +332,7 @@ TEST_F(ColdTiles, uses_are_saved_and_of_another_checkpoint_refused) {
   EXPECT_EQ(
       refused("xyz"),
       "DIR/usage: counts the experts of checkpoint \"abc\", expected \"xyz\": remove the file "
-      "or name another one with --usage-file");
+      "or name another one with --usage-file or --usage");
   std::ofstream(dir / "usage")
       << "{\"atoll_expert_usage\": 1, \"checkpoint\": \"abc\", \"layers\": "
          "[{\"layer\": 1, \"uses\": [1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "
