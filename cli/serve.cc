@@ -58,6 +58,8 @@ struct ServeOptions {
   int64_t max_tokens_default = 0;
   double request_timeout_s = 0;
   double drain_timeout_s = 30;
+  std::filesystem::path record_routing;  // "": nothing is
+  uint64_t record_bytes_max = uint64_t{256} << 20;
 };
 
 constexpr int kExitStoppedLoading = 1, kExitCutShort = 1;
@@ -311,6 +313,15 @@ void serve(ServeOptions options) {
   api_settings.weights_and_numerics = deployment.fingerprint();
   coordinator::ClusterMonitor monitor(deployment.engine(), deployment.dispatcher(),
                                       deployment.cluster(), clock);
+  std::optional<coordinator::RoutingRecorder> recorder;
+  if (!options.record_routing.empty()) {
+    recorder.emplace(
+        coordinator::RoutingRecorderOptions{options.record_routing, options.record_bytes_max,
+                                            api_settings.model_name,
+                                            deployment.checkpoint_fingerprint()},
+        config);
+    deployment.engine().set_routing_recorder(&*recorder);
+  }
   coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
   settings.after_step = [&monitor] { monitor.after_step(); };
   settings.while_idle = [&deployment, &monitor] {
@@ -389,6 +400,15 @@ void add_service_options(CLI::App& command, ServeOptions* options) {
           "it at once")
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
+  command
+      .add_option("--record-routing", options->record_routing,
+                  "File that is told which experts each step wants, for simulators; no text and no "
+                  "request is in it")
+      ->type_name("FILE");
+  add_byte_size_option(command, "--record-routing-max",
+                       "Most that this file becomes; 256MiB unless given",
+                       [options](uint64_t bytes) { options->record_bytes_max = bytes; });
+  group_options(command, "Observing", {"--record-routing", "--record-routing-max"});
   group_options(command, "Service",
                 {"--host", "--port", "--model-name", "--api-key-file", "--cors-origin",
                  "--max-connections", "--max-body", "--request-timeout", "--drain-timeout"});

@@ -30,6 +30,7 @@ Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
   hinted_.clear();  // a step before may have ended half-way
   timer_.begin_step();
   load_.begin_step();
+  if (recorder_) recorder_->begin_step();
   const Status status = run_layers(sink, observer);
   timer_.end_step();
   if (!status) return status;
@@ -92,6 +93,7 @@ bool DecodeStep::keep_wanted_rows() {
 Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver* observer) {
   if (Status status = route(layer, weights); !status) return status;
   load_.count(layer, routed_.topk_ids);
+  if (recorder_) recorder_->on_layer(layer, routed_.topk_ids);
   count_foretold();
   if (observer) observer->on_routes(layer, routed_.topk_ids, routed_.topk_weights);
   auto sent = [&] {

@@ -16,6 +16,7 @@
 #include "coordinator/cluster/dispatcher.h"
 #include "coordinator/engine/compute.h"
 #include "coordinator/engine/expert_load.h"
+#include "coordinator/engine/routing_recorder.h"
 #include "coordinator/engine/stages.h"
 #include "coordinator/engine/weights.h"
 #include "model/config.h"
@@ -77,6 +78,8 @@ class DecodeStep {
   const StepTimes& times() const { return timer_.times(); }
   // Hears of every stage from now on; null: nobody. Borrowed.
   void set_stage_sink(StageSink* sink) { timer_.set_sink(sink); }
+  // Records what steps choose from now on; null: nobody. Borrowed.
+  void set_routing_recorder(RoutingRecorder* recorder) { recorder_ = recorder; }
   const HintStats& hint_stats() const { return hint_stats_; }
   const ExpertLoad& expert_load() const { return load_; }  // any thread
 
@@ -106,6 +109,7 @@ class DecodeStep {
   StageTimer timer_;
   HintStats hint_stats_;
   ExpertLoad load_;
+  RoutingRecorder* recorder_ = nullptr;
 
   // Of the step under way.
   std::span<const StepRow> rows_;

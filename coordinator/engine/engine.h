@@ -97,6 +97,8 @@ class Engine {
   const StepTimes& times() const { return step_.times(); }
   // Hears of every stage of the steps to come; null: nobody. Borrowed.
   void set_stage_sink(StageSink* sink) { step_.set_stage_sink(sink); }
+  // Likewise of what steps choose.
+  void set_routing_recorder(RoutingRecorder* recorder) { step_.set_routing_recorder(recorder); }
   const HintStats& hint_stats() const { return step_.hint_stats(); }
   const ExpertLoad& expert_load() const { return step_.expert_load(); }  // any thread
   const KvCache& cache() const { return cache_; }
