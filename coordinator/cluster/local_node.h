@@ -35,6 +35,9 @@ class LocalNode final : public NodeSource {
     }
     Result<transport::NodeState> state(SessionId session) override { return node_.state(session); }
     Result<transport::NodeStats> stats(SessionId session) override { return node_.stats(session); }
+    Result<transport::NodeTrace> trace(SessionId session, const transport::TraceAsk& ask) override {
+      return node_.trace(session, ask);
+    }
     Status close_session(SessionId session) override {
       node_.close_session(session);
       return {};

@@ -28,7 +28,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::memcpy(words.begin(), data + 1, words.size() * sizeof(capnp::word));
   (void)kj::runCatchingExceptions([&] {
     capnp::FlatArrayMessageReader message(words, {.traversalLimitInWords = 1 << 20});
-    switch (data[0] % 6) {
+    switch (data[0] == 6 ? 6 : data[0] % 6) {
       case 0:
         return read_as<schema::Hello>(message, read_hello);
       case 1:
@@ -41,6 +41,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         return read_as<schema::Stats>(message, read_stats);
       case 5:
         (void)read_error(message.getRoot<schema::Error>());
+        return;
+      case 6:
+        return read_as<schema::Trace>(message, read_trace);
     }
   });
   return 0;

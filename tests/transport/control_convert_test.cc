@@ -105,5 +105,19 @@ TEST(ControlConvert, a_peers_impossible_statistics_are_refused_by_name) {
   }
 }
 
+TEST(ControlConvert, a_trace_with_times_or_kinds_that_cannot_be_is_refused) {
+  const auto read_with = [](const std::function<void(schema::TraceEvent::Builder)>& change) {
+    capnp::MallocMessageBuilder message;
+    auto built = message.initRoot<schema::Trace>();
+    write_trace(built, {5, {{1, 2, 3, 4, 5, 0, 0}}, 6});
+    change(built.getEvents()[0]);
+    return read_trace(built.asReader());
+  };
+  EXPECT_TRUE(read_with([](auto) {}).has_value());
+  EXPECT_FALSE(read_with([](auto event) { event.setKind(kNumNodeWorks); }).has_value());
+  EXPECT_FALSE(read_with([](auto event) { event.setLengthNs(~uint64_t{0}); }).has_value());
+  EXPECT_FALSE(read_with([](auto event) { event.setBeginNs(-1); }).has_value());
+}
+
 }  // namespace
 }  // namespace atl::transport

@@ -84,6 +84,15 @@ TEST_F(ControlTest, a_session_from_hello_to_stop) {
   EXPECT_EQ(stats->compute_seconds, 0.125);
   EXPECT_EQ(stats->links, "posix");
 
+  auto trace = client->trace(hello.session, {.on = true, .events_max = 1'000'000});
+  ASSERT_TRUE(trace.has_value()) << trace.error().message;
+  EXPECT_EQ(trace->now_ns, 123);
+  EXPECT_EQ(trace->lost, uint64_t{1} << 40);
+  ASSERT_EQ(trace->events.size(), kTraceEventsMax);  // whatever is asked for
+  EXPECT_EQ(trace->events[7], (TraceEvent{1007, 2014, 7, -1, 5, 0, 3}));
+  EXPECT_EQ(client->trace(hello.session, {})->now_ns, 456);
+  EXPECT_FALSE(client->trace(SessionId(1), {}).has_value());
+
   EXPECT_TRUE(client->stop().ok());
   EXPECT_TRUE(node.is_stopped);
   EXPECT_TRUE(client->close_session(hello.session).ok());

@@ -67,6 +67,15 @@ class FakeNode final : public NodeControl {
     stats.links = "posix";
     return stats;
   }
+  Result<NodeTrace> trace(SessionId, const TraceAsk& ask) override {
+    NodeTrace trace;
+    trace.now_ns = ask.on ? 123 : 456;
+    for (uint32_t i = 0; i < ask.events_max; ++i) {
+      trace.events.push_back({1000 + i, 2000 + 2 * i, i, -1, 5, 0, 3});
+    }
+    trace.lost = uint64_t{1} << 40;
+    return trace;
+  }
   void close_session(SessionId session) override {
     std::lock_guard lock(mutex);
     open.erase(session);

@@ -102,6 +102,21 @@ struct Stats {
   cache @10 :CacheStats;
 }
 
+struct TraceEvent {    # atl::TraceEvent (base/trace_ring.h); times of the node's clock
+  beginNs @0 :Int64;
+  lengthNs @1 :UInt64;
+  id @2 :UInt64;
+  layer @3 :Int32;
+  rows @4 :UInt32;
+  kind @5 :UInt8;      # atl::transport::NodeWork
+}
+
+struct Trace {
+  nowNs @0 :Int64;
+  events @1 :List(TraceEvent);
+  lost @2 :UInt64;
+}
+
 # What the called side says is in the results; exceptions of the RPC system mean a broken connection.
 # A session belongs to the connection that opened it and ends with it.
 interface Node {
@@ -112,4 +127,6 @@ interface Node {
   closeSession @4 (session :UInt64) -> (error :Error);
   stop @5 () -> (error :Error);
   ping @6 () -> ();    # a heartbeat: answered by the thread of control, however busy the node is
+  # Switches the trace of the data plane on or off and takes at most so many of its events.
+  trace @7 (session :UInt64, on :Bool, eventsMax :UInt32) -> (error :Error, trace :Trace);
 }

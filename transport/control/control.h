@@ -18,6 +18,7 @@
 #include "base/cache_stats.h"
 #include "base/ids.h"
 #include "base/result.h"
+#include "base/trace_ring.h"
 #include "transport/data/wire.h"
 #include "transport/tls/tls_keys.h"
 
@@ -73,7 +74,7 @@ struct NodeState {
   Epoch epoch;
   uint64_t bytes_loaded = 0, bytes_total = 0;  // read from the checkpoint or pack
   uint64_t resident_bytes = 0;
-  std::string error;  // kFailed: one line
+  std::string error;              // kFailed: one line
   bool standby_left_out = false;  // there was no memory for the first plan's standby tiles
 };
 
@@ -89,6 +90,30 @@ struct NodeStats {
   ExpertCacheStats cache;  // of the node, over all its sessions
 };
 
+// What a node's data plane does with a dispatch, as kinds of its trace's events.
+enum class NodeWork : uint8_t {
+  kQueue,   // taken from the transport, not begun
+  kRead,    // waiting for tiles that are not in RAM
+  kGateUp,  // gate and up of what is there
+  kDown,
+  kSend,      // packing and sending partial rows
+  kDispatch,  // all of it: the others lie within
+};
+inline constexpr size_t kNumNodeWorks = static_cast<size_t>(NodeWork::kDispatch) + 1;
+const char* node_work_name(
+    NodeWork work);  // "queue", "read", "gate_up", "down", "send", "dispatch"
+
+struct TraceAsk {
+  bool on = false;          // whether it records from now on
+  uint32_t events_max = 0;  // to be taken; at most kTraceEventsMax are
+};
+inline constexpr uint32_t kTraceEventsMax = 8192;
+struct NodeTrace {
+  int64_t now_ns = 0;  // of the node's clock, when it was asked
+  std::vector<TraceEvent> events;
+  uint64_t lost = 0;  // overwritten since it was asked last
+};
+
 // Implemented by the node; called on the control thread, never concurrently. Must return quickly:
 // apply_plan starts loading, state() tells how far it is. What the server checked before: version,
 // sizes of texts and addresses, limits above zero, tiles ascending and disjoint, and that the
@@ -100,6 +125,8 @@ class NodeControl {
   virtual Status apply_plan(SessionId session, const Plan& plan) = 0;
   virtual NodeState state(SessionId session) = 0;
   virtual NodeStats stats(SessionId session) = 0;
+  // kUnsupported unless it is a node that traces.
+  virtual Result<NodeTrace> trace(SessionId session, const TraceAsk& ask);
   // Also called when the connection that opened the session breaks.
   virtual void close_session(SessionId session) = 0;
   virtual void stop() = 0;
@@ -152,6 +179,8 @@ class NodeClient {
   virtual Status apply_plan(SessionId session, const Plan& plan) = 0;
   virtual Result<NodeState> state(SessionId session) = 0;
   virtual Result<NodeStats> stats(SessionId session) = 0;
+  // kUnsupported: an older node, which knows no traces.
+  virtual Result<NodeTrace> trace(SessionId session, const TraceAsk& ask);
   virtual Status close_session(SessionId session) = 0;
   virtual Status stop() = 0;
 

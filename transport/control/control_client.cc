@@ -144,6 +144,19 @@ class Client final : public NodeClient {
     });
   }
 
+  Result<NodeTrace> trace(SessionId session, const TraceAsk& ask) override {
+    return run<NodeTrace>("trace of", [&]() -> kj::Promise<Result<NodeTrace>> {
+      auto request = connection_->node.traceRequest();
+      request.setSession(session.value);
+      request.setOn(ask.on);
+      request.setEventsMax(ask.events_max);
+      return request.send().then([](auto&& response) -> Result<NodeTrace> {
+        if (response.hasError()) return read_error(response.getError());
+        return read_trace(response.getTrace());
+      });
+    });
+  }
+
   Status close_session(SessionId session) override {
     return status_of(run<bool>("close session at", [&] {
       auto request = connection_->node.closeSessionRequest();

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "base/check.h"
 #include "transport/data/end_address.h"
 
 namespace atl::transport {
@@ -298,6 +299,72 @@ Result<NodeStats> read_stats(schema::Stats::Reader in) {
   if (!cache) return cache.error();
   stats.cache = std::move(*cache);
   return stats;
+}
+
+void write_trace(schema::Trace::Builder out, const NodeTrace& trace) {
+  out.setNowNs(trace.now_ns);
+  out.setLost(trace.lost);
+  auto events = out.initEvents(static_cast<unsigned>(trace.events.size()));
+  for (unsigned i = 0; i < events.size(); ++i) {
+    const TraceEvent& event = trace.events[i];
+    events[i].setBeginNs(event.begin_ns);
+    events[i].setLengthNs(static_cast<uint64_t>(event.end_ns - event.begin_ns));
+    events[i].setId(event.id);
+    events[i].setLayer(event.layer);
+    events[i].setRows(event.rows);
+    events[i].setKind(event.kind);
+  }
+}
+
+Result<NodeTrace> read_trace(schema::Trace::Reader in) {
+  const auto events = in.getEvents();
+  if (events.size() > kTraceEventsMax) {
+    return invalid(
+        fmt::format("trace has {} events, expected at most {}", events.size(), kTraceEventsMax));
+  }
+  NodeTrace trace;
+  trace.now_ns = in.getNowNs();
+  trace.lost = in.getLost();
+  for (const auto event : events) {
+    if (event.getKind() >= kNumNodeWorks || event.getLengthNs() > uint64_t{1} << 62 ||
+        event.getBeginNs() < 0 || event.getBeginNs() > int64_t{1} << 62) {
+      return invalid(
+          fmt::format("trace has an event of kind {} at {} ns for {} ns, expected kinds "
+                      "below {} and times from 0 on",
+                      event.getKind(), event.getBeginNs(), event.getLengthNs(), kNumNodeWorks));
+    }
+    const auto length = static_cast<int64_t>(event.getLengthNs());
+    trace.events.push_back({event.getBeginNs(), event.getBeginNs() + length, event.getId(),
+                            event.getLayer(), event.getRows(), 0, event.getKind()});
+  }
+  return trace;
+}
+
+const char* node_work_name(NodeWork work) {
+  switch (work) {
+    case NodeWork::kQueue:
+      return "queue";
+    case NodeWork::kRead:
+      return "read";
+    case NodeWork::kGateUp:
+      return "gate_up";
+    case NodeWork::kDown:
+      return "down";
+    case NodeWork::kSend:
+      return "send";
+    case NodeWork::kDispatch:
+      return "dispatch";
+  }
+  CHECK(false);
+  return "";
+}
+
+Result<NodeTrace> NodeControl::trace(SessionId /*session*/, const TraceAsk& /*ask*/) {
+  return Error{ErrorCode::kUnsupported, "this node knows no traces"};
+}
+
+Result<NodeTrace> NodeClient::trace(SessionId /*session*/, const TraceAsk& /*ask*/) {
+  return Error{ErrorCode::kUnsupported, "this node knows no traces"};
 }
 
 Status check_control_version(uint32_t theirs) {

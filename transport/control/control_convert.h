@@ -21,6 +21,7 @@ void write_reply(schema::HelloReply::Builder out, const HelloReply& reply);
 void write_plan(schema::Plan::Builder out, const Plan& plan);
 void write_state(schema::State::Builder out, const NodeState& state);
 void write_stats(schema::Stats::Builder out, const NodeStats& stats);
+void write_trace(schema::Trace::Builder out, const NodeTrace& trace);
 
 // kInvalid names the field, what was found and what was expected.
 Result<Hello> read_hello(schema::Hello::Reader in);
@@ -28,5 +29,6 @@ Result<HelloReply> read_reply(schema::HelloReply::Reader in);
 Result<Plan> read_plan(schema::Plan::Reader in);
 Result<NodeState> read_state(schema::State::Reader in);
 Result<NodeStats> read_stats(schema::Stats::Reader in);
+Result<NodeTrace> read_trace(schema::Trace::Reader in);
 
 }  // namespace atl::transport

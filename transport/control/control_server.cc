@@ -6,6 +6,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <random>
@@ -135,6 +136,20 @@ class NodeServer final : public schema::Node::Server {
       write_error(context.getResults().initError(), status.error());
     else
       write_stats(context.getResults().initStats(), shared_.node.stats(session));
+    return kj::READY_NOW;
+  }
+
+  kj::Promise<void> trace(TraceContext context) override {
+    const auto params = context.getParams();
+    const SessionId session(params.getSession());
+    const TraceAsk ask{params.getOn(), std::min(params.getEventsMax(), kTraceEventsMax)};
+    const Status status = check(session);
+    const auto trace =
+        status ? shared_.node.trace(session, ask) : Result<NodeTrace>(status.error());
+    if (trace)
+      write_trace(context.getResults().initTrace(), *trace);
+    else
+      write_error(context.getResults().initError(), trace.error());
     return kj::READY_NOW;
   }
 
