@@ -9,6 +9,8 @@
 namespace atl::expert_node {
 namespace {
 
+using transport::NodeWork;
+
 std::vector<int> wanted_tiles(const transport::Dispatch& dispatch) {
   std::vector<int> tiles;
   for (const transport::TileRange& range : dispatch.tiles) {
@@ -56,7 +58,10 @@ Result<ExecutorCounts> Executor::run(const transport::Dispatch& dispatch,
       std::clamp<int64_t>(static_cast<int64_t>(piece_bytes_) / row_panel_bytes, 1, num_panels);
   for (int64_t panel = 0; panel < num_panels; panel += panels_per_piece) {
     const int64_t panel_end = std::min(panel + panels_per_piece, num_panels);
-    phases_.down(panel, panel_end);
+    {
+      const TraceSpan span = this->span(NodeWork::kDown, dispatch);
+      phases_.down(panel, panel_end);
+    }
     Piece piece;
     piece.output_begin = static_cast<uint32_t>(panel * kernels::kPanelWidth);
     piece.num_outputs = static_cast<uint32_t>(std::min(panel_end * kernels::kPanelWidth, hidden)) -
@@ -84,13 +89,22 @@ Result<storage::TileBatch> Executor::compute_all_but_last_down(const transport::
     if (!batch) return batch.error();
     bool more = true;
     while (more) {
-      const auto ready = batch->next();
+      const auto ready = [&] {
+        const TraceSpan span = this->span(NodeWork::kRead, dispatch);
+        return batch->next();
+      }();
       if (!ready) return ready.error();
       take_wave(*batch, *ready, tiles.size());
-      phases_.gate_up(wave_);
+      {
+        const TraceSpan span = this->span(NodeWork::kGateUp, dispatch);
+        phases_.gate_up(wave_);
+      }
       more = !batch->all_handed_out();
       if (!more && last_tiles) return batch;
-      phases_.down(0, num_panels);
+      {
+        const TraceSpan span = this->span(NodeWork::kDown, dispatch);
+        phases_.down(0, num_panels);
+      }
       batch->release();
     }
   }

@@ -14,8 +14,10 @@
 #include "base/memory.h"
 #include "base/result.h"
 #include "base/thread_team.h"
+#include "base/trace_ring.h"
 #include "expert_node/tile_phases.h"
 #include "storage/tiles/tile_store.h"
+#include "transport/control/control.h"
 #include "transport/data/wire.h"
 
 namespace atl::expert_node {
@@ -51,6 +53,12 @@ class Executor {
   static uint64_t buffer_bytes(const StepLimits& limits, int num_threads);
   void reserve(const StepLimits& limits);
 
+  // Records from now on how long what takes; borrowed.
+  void set_trace(TraceRing* ring, const Clock* clock) {
+    trace_ = ring;
+    trace_clock_ = clock;
+  }
+
   // Computes the dispatch and hands its pieces to `sink` in ascending output order; together they
   // cover every output once. On an error (a tile that can't be had) nothing has been handed out.
   Result<ExecutorCounts> run(const transport::Dispatch& dispatch,
@@ -70,9 +78,21 @@ class Executor {
   void take_wave(const storage::TileBatch& batch, std::span<const size_t> ready, size_t num_tiles);
   std::vector<transport::FailedRow> take_failed_rows();
 
+  TraceSpan span(transport::NodeWork work, const transport::Dispatch& dispatch) const {
+    return {trace_,
+            *trace_clock_,
+            static_cast<uint8_t>(work),
+            dispatch.names.dispatch.value,
+            static_cast<int32_t>(dispatch.names.layer),
+            dispatch.num_rows};
+  }
+
   ThreadTeam& team_;
   storage::TileStore& tiles_;
   const size_t piece_bytes_;
+  const SteadyClock steady_clock_;
+  TraceRing* trace_ = nullptr;
+  const Clock* trace_clock_ = &steady_clock_;
   TilePhases phases_;
 
   std::vector<ExpertRows> experts_;

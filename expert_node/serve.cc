@@ -143,7 +143,8 @@ void ExpertNode::take(transport::PeerId peer, std::unique_ptr<transport::Message
                          fmt::format("{} has {} dispatches of this coordinator waiting already",
                                      options_.name, kDispatchesQueued)});
   }
-  waiting_.push(session->id, {std::move(message), std::move(frame->dispatch)});
+  waiting_.push(session->id, {std::move(message), std::move(frame->dispatch),
+                              trace_.is_on() ? clock_.now() : Clock::TimePoint()});
 }
 
 // False if nothing waits.
@@ -151,7 +152,7 @@ bool ExpertNode::compute_next() {
   if (waiting_.empty()) return false;
   const auto [id, waiting] = waiting_.pop();
   const auto start = clock_.now();
-  if (const auto session = open_session(id)) compute(*session, waiting.dispatch);
+  if (const auto session = open_session(id)) compute(*session, waiting.dispatch, waiting.arrived);
   waiting_.charge(id, seconds_between(start, clock_.now()));
   return true;
 }
@@ -173,18 +174,31 @@ void ExpertNode::take_note(Session& session, const transport::StepNote& note) {
             note.names.dispatch.value, note.text);
 }
 
-void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) {
+void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch,
+                         Clock::TimePoint arrived) {
   if (!plan_is_loaded()) {
     return send_refusal(
         session, dispatch.names,
         {ErrorCode::kUnavailable, fmt::format("{} has no plan loaded yet", options_.name)});
   }
   const auto start = clock_.now();
+  const auto trace = [&](transport::NodeWork work, Clock::TimePoint begin, Clock::TimePoint end) {
+    trace_.add({trace_ns(begin), trace_ns(end), dispatch.names.dispatch.value,
+                static_cast<int32_t>(dispatch.names.layer), dispatch.num_rows, 0,
+                static_cast<uint8_t>(work)});
+  };
+  // Tracing may have begun since it was taken from the transport.
+  if (arrived != Clock::TimePoint()) trace(transport::NodeWork::kQueue, arrived, start);
   uint64_t bytes_out = 0;
-  auto counts =
-      run(dispatch, [&](const Piece& piece) { bytes_out += send_piece(session, dispatch, piece); });
+  auto counts = run(dispatch, [&](const Piece& piece) {
+    const auto begin = trace_.is_on() ? clock_.now() : start;
+    bytes_out += send_piece(session, dispatch, piece);
+    if (trace_.is_on()) trace(transport::NodeWork::kSend, begin, clock_.now());
+  });
   if (!counts) return send_refusal(session, dispatch.names, counts.error());
 
+  const auto end = clock_.now();
+  trace(transport::NodeWork::kDispatch, start, end);
   std::lock_guard lock(mutex_);
   transport::NodeStats& stats = session.stats;
   if (stats.links.empty()) stats.links = transport_.selected_links(*session.peer);
@@ -196,7 +210,7 @@ void ExpertNode::compute(Session& session, const transport::Dispatch& dispatch) 
                                                        dispatch.top_k, dispatch.row_type)
                         .bytes;
   stats.bytes_out += bytes_out;
-  stats.compute_seconds += seconds_between(start, clock_.now());
+  stats.compute_seconds += seconds_between(start, end);
 }
 
 // Memory that is short ends the dispatch, not the node: another one may have it.
@@ -407,6 +421,7 @@ ExpertNode::ExpertNode(NodeOptions options, ThreadTeam& team, storage::TileStore
       clock_(options_.clock != nullptr ? *options_.clock : steady_clock_),
       executor_(team, tiles, options_.piece_bytes) {
   executor_.reserve(step_limits(options_, tiles.catalog()));
+  executor_.set_trace(&trace_, &clock_);
 }
 
 ExpertNode::~ExpertNode() {
@@ -632,6 +647,21 @@ transport::NodeStats ExpertNode::stats(SessionId session) {
       found == sessions_.end() ? transport::NodeStats{} : found->second->stats;
   stats.cache = tiles_.stats();
   return stats;
+}
+
+Result<transport::NodeTrace> ExpertNode::trace(SessionId /*session*/,
+                                               const transport::TraceAsk& ask) {
+  transport::NodeTrace trace;
+  trace.now_ns = trace_ns(clock_.now());
+  if (ask.on) {
+    trace_.start();
+  } else {
+    trace_.stop();
+  }
+  TraceRing::Taken taken = trace_.take(ask.events_max);
+  trace.events = std::move(taken.events);
+  trace.lost = taken.lost;
+  return trace;
 }
 
 void ExpertNode::close_session(SessionId session) {

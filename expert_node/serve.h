@@ -65,6 +65,7 @@ class ExpertNode final : public transport::NodeControl {
   Status apply_plan(SessionId session, const transport::Plan& plan) override;
   transport::NodeState state(SessionId session) override;
   transport::NodeStats stats(SessionId session) override;
+  Result<transport::NodeTrace> trace(SessionId session, const transport::TraceAsk& ask) override;
   void close_session(SessionId session) override;
   void stop() override;
 
@@ -78,6 +79,7 @@ class ExpertNode final : public transport::NodeControl {
   struct Waiting {
     std::unique_ptr<transport::Message> message;
     transport::Dispatch dispatch;
+    Clock::TimePoint arrived;  // of a trace
   };
   struct Session {
     SessionId id;
@@ -104,7 +106,7 @@ class ExpertNode final : public transport::NodeControl {
   void take_hint(const transport::Hint& hint);
   void take_note(Session& session, const transport::StepNote& note);
   bool plan_is_loaded();
-  void compute(Session& session, const transport::Dispatch& dispatch);
+  void compute(Session& session, const transport::Dispatch& dispatch, Clock::TimePoint arrived);
   Result<ExecutorCounts> run(const transport::Dispatch& dispatch,
                              const std::function<void(const Piece&)>& sink);
   size_t send_piece(Session& session, const transport::Dispatch& dispatch, const Piece& piece);
@@ -132,6 +134,7 @@ class ExpertNode final : public transport::NodeControl {
   const SteadyClock steady_clock_;
   const Clock& clock_;
   Executor executor_;
+  TraceRing trace_;  // of the data-plane thread
   // Data-plane thread:
   FairQueue<SessionId, Waiting> waiting_;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them

@@ -257,6 +257,42 @@ TEST_F(ServeTest, a_dispatch_before_the_plan_is_loaded_is_refused_and_one_after_
   EXPECT_EQ(stats.bytes_out, kHidden * 6u);
 }
 
+TEST_F(ServeTest, traces_what_it_does_with_a_dispatch_while_it_is_asked_to) {
+  using transport::NodeWork;
+  open_session();
+  load_plan({{0, 4}});
+  send_dispatch(kSession, 2);
+  (void)receive();
+  auto trace = node_->trace(kSession, {.on = true, .events_max = 100});
+  ASSERT_TRUE(trace);
+  EXPECT_TRUE(trace->events.empty());  // it was off
+  const int64_t before = trace->now_ns;
+  send_dispatch(kSession, 3);
+  (void)receive();
+  trace = node_->trace(kSession, {.on = false, .events_max = 100});
+  ASSERT_TRUE(trace);
+  std::map<NodeWork, int64_t> seconds;
+  int64_t whole = 0, within = 0;
+  for (const TraceEvent& event : trace->events) {
+    EXPECT_EQ(event.id, 3u);
+    EXPECT_EQ(event.layer, 1);
+    EXPECT_EQ(event.rows, 1u);
+    EXPECT_GE(event.begin_ns, before);
+    EXPECT_LE(event.end_ns, trace->now_ns);
+    const auto work = static_cast<NodeWork>(event.kind);
+    seconds[work] += event.end_ns - event.begin_ns;
+    if (work == NodeWork::kDispatch) whole += event.end_ns - event.begin_ns;
+    if (work != NodeWork::kDispatch && work != NodeWork::kQueue) {
+      within += event.end_ns - event.begin_ns;
+    }
+  }
+  EXPECT_EQ(seconds.size(), transport::kNumNodeWorks);
+  EXPECT_LE(within, whole);
+  send_dispatch(kSession, 4);
+  (void)receive();
+  EXPECT_TRUE(node_->trace(kSession, {.on = false, .events_max = 100})->events.empty());
+}
+
 TEST_F(ServeTest, log_lines_of_a_dispatch_name_the_requests_that_it_was_for) {
   open_session();
   std::vector<std::byte> header;
