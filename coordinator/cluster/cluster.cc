@@ -488,6 +488,22 @@ std::vector<Cluster::NodeStatus> Cluster::status() const {
   return all;
 }
 
+std::vector<Cluster::Control> Cluster::controls() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<Control> all;
+  for (const auto& node : nodes_) {
+    if (node->control) all.push_back({node->name, node->control, node->session});
+  }
+  return all;
+}
+
+std::vector<std::string> Cluster::node_names() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> names;
+  for (const auto& node : nodes_) names.push_back(node->name);
+  return names;
+}
+
 std::vector<Cluster::NamedStats> Cluster::stats() {
   std::vector<NamedStats> all;
   size_t num_nodes = 0;

@@ -122,6 +122,14 @@ class Cluster final : public NodeWatch {
     transport::NodeStats stats;
   };
   // Nodes that don't answer are left out, with a log line when one begins not to.
+  // The control connections to all nodes that are there.
+  struct Control {
+    std::string name;
+    std::shared_ptr<transport::NodeClient> client;
+    SessionId session;
+  };
+  std::vector<Control> controls() const;
+  std::vector<std::string> node_names() const;  // [node] in the dispatcher's order
   std::vector<NamedStats> stats();
   // Watches no more, closes the session at every node and, if they are ours, ends them.
   enum class Nodes : uint8_t { kKeep, kStop };

@@ -454,7 +454,13 @@ void Dispatcher::take_second(DispatchInFlight& flight, Share& share, size_t leg,
 // that was overtaken it is known that it takes no less than this.
 void Dispatcher::end_share(DispatchInFlight& flight, Share& share) {
   flight.end_second(share);
-  share.took = clock_.now() - share.sent;
+  const auto now = clock_.now();
+  share.took = now - share.sent;
+  if (trace_ && trace_->is_on()) {
+    trace_->add({trace_ns(share.sent), trace_ns(now), share.id.value, flight.layer(),
+                 static_cast<uint32_t>(flight.num_rows()), static_cast<uint16_t>(share.node),
+                 trace_kind_});
+  }
   if (share.asked && placement_.keeps(share.node, share.tiles)) {
     states_[share.node].times.observe(flight.num_rows(), count_tiles(share.tiles), share.took);
   }

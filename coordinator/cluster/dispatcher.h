@@ -24,6 +24,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "base/thread_team.h"
+#include "base/trace_ring.h"
 #include "coordinator/cluster/answer_times.h"
 #include "coordinator/cluster/dispatch_in_flight.h"
 #include "coordinator/cluster/node_watch.h"
@@ -100,6 +101,11 @@ class Dispatcher {
              DispatcherOptions options, std::vector<NodeLink> nodes, NodeWatch* watch = nullptr);
 
   const transport::WireLimits& limits() const { return options_.limits; }
+  // Is told of every share that is whole, as an event of `kind`; borrowed.
+  void set_trace(TraceRing* ring, uint8_t kind) {
+    trace_ = ring;
+    trace_kind_ = kind;
+  }
 
   // Starts one layer's dispatch; fewer than kInFlightMax are in flight. What is returned must be
   // gone before this is.
@@ -221,6 +227,8 @@ class Dispatcher {
   std::vector<NodeTraffic> traffic_;
   std::set<std::string> logged_refusals_;
   uint64_t next_id_ = 1;
+  TraceRing* trace_ = nullptr;
+  uint8_t trace_kind_ = 0;
   std::vector<transport::SharedBuffer> buffers_;  // reused when nobody reads them any more
   Clock::TimePoint listening_since_{};            // before that, answers may lie unread
   SpeedMeter speeds_;

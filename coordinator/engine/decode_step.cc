@@ -32,7 +32,7 @@ Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
   load_.begin_step();
   if (recorder_) recorder_->begin_step();
   const Status status = run_layers(sink, observer);
-  timer_.end_step();
+  timer_.end_step(static_cast<uint32_t>(rows.size()));
   if (!status) return status;
   ++timer_.times().steps;
   timer_.times().rows += rows.size();

@@ -49,10 +49,24 @@ StepTimes StepTimes::since(const StepTimes& before) const {
 void StageTimer::begin_step() {
   stage_ = Stage::kOther;
   layer_ = -1;
-  since_ = clock_.now();
+  since_ = step_begin_ = clock_.now();
 }
 
-void StageTimer::end_step() { enter(Stage::kOther); }
+void StageTimer::end_step(uint32_t rows) {
+  enter(Stage::kOther);
+  if (sink_) sink_->on_step(rows, step_begin_, since_);
+}
+
+void StageTracer::on_stage(Stage stage, int64_t layer, Clock::TimePoint begin,
+                           Clock::TimePoint end) {
+  if (!ring_.is_on()) return;
+  ring_.add({trace_ns(begin), trace_ns(end), 0, static_cast<int32_t>(layer), 0, 0,
+             static_cast<uint8_t>(stage)});
+}
+
+void StageTracer::on_step(uint32_t rows, Clock::TimePoint begin, Clock::TimePoint end) {
+  if (ring_.is_on()) ring_.add({trace_ns(begin), trace_ns(end), 0, -1, rows, 0, kTraceStep});
+}
 
 Stage StageTimer::enter(Stage stage) {
   const Stage left = stage_;

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "base/clock.h"
+#include "base/trace_ring.h"
 
 namespace atl::coordinator {
 
@@ -38,6 +39,20 @@ class StageSink {
   // layer: -1 outside of layers.
   virtual void on_stage(Stage stage, int64_t layer, Clock::TimePoint begin,
                         Clock::TimePoint end) = 0;
+  // A step is over.
+  virtual void on_step(uint32_t /*rows*/, Clock::TimePoint /*begin*/, Clock::TimePoint /*end*/) {}
+};
+
+// Puts what it hears into a ring: Stage as the kind, steps as kTraceStep.
+class StageTracer final : public StageSink {
+ public:
+  static constexpr uint8_t kTraceStep = 65;
+  explicit StageTracer(TraceRing& ring) : ring_(ring) {}
+  void on_stage(Stage stage, int64_t layer, Clock::TimePoint begin, Clock::TimePoint end) override;
+  void on_step(uint32_t rows, Clock::TimePoint begin, Clock::TimePoint end) override;
+
+ private:
+  TraceRing& ring_;
 };
 
 // Seconds of each stage, added up over steps.
@@ -64,7 +79,7 @@ class StageTimer {
   // Another listener beside times(); null: none. Borrowed.
   void set_sink(StageSink* sink) { sink_ = sink; }
   void begin_step();
-  void end_step();
+  void end_step(uint32_t rows);
   void set_layer(int64_t layer) { layer_ = layer; }
 
   const StepTimes& times() const { return times_; }
@@ -79,7 +94,7 @@ class StageTimer {
   StepTimes times_;
   Stage stage_ = Stage::kOther;
   int64_t layer_ = -1;
-  Clock::TimePoint since_{};
+  Clock::TimePoint since_{}, step_begin_{};
 };
 
 // The step is in `stage` as long as this lives, and then again where it was.

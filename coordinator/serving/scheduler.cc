@@ -228,6 +228,8 @@ void Scheduler::run() {
 }
 
 bool Scheduler::step() {
+  const bool is_traced = options_.trace != nullptr && options_.trace->is_on();
+  const auto begin = is_traced ? clock_.now() : Clock::TimePoint();
   take_messages();
   drop_expired();
   sample_held();
@@ -239,6 +241,10 @@ bool Scheduler::step() {
   deliver();
   if (options_.after_step) options_.after_step();
   check_state();
+  if (is_traced && computed) {
+    options_.trace->add(
+        {trace_ns(begin), trace_ns(clock_.now()), 0, -1, 0, 0, options_.trace_kind});
+  }
   return computed;
 }
 

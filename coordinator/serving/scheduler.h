@@ -30,6 +30,7 @@
 #include "base/clock.h"
 #include "base/thread_team.h"
 #include "base/threads.h"
+#include "base/trace_ring.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/serving/generation.h"
 #include "coordinator/serving/mask_worker.h"
@@ -46,6 +47,8 @@ struct SchedulerOptions {
   int32_t vocab_limit = 0;           // ids from here on have no token and are never chosen
   std::vector<uint8_t> allowed;      // [vocab_limit], 0 for ids without a token; empty: all
   StepObserver* observer = nullptr;  // borrowed
+  TraceRing* trace = nullptr;        // of the engine's thread, borrowed: step() with its sampling
+  uint8_t trace_kind = 0;            // as events of this kind
   std::function<void()> after_step;  // on the engine's thread, e.g. to copy its statistics
   // Called on the engine's thread about every idle_every while there is nothing to compute.
   std::function<void()> while_idle;
