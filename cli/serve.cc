@@ -25,7 +25,9 @@
 #include "cli/stop_signals.h"
 #include "coordinator/api/api.h"
 #include "coordinator/api/experts_json.h"
+#include "coordinator/api/trace_route.h"
 #include "coordinator/cluster/cluster_monitor.h"
+#include "coordinator/cluster/trace_collector.h"
 #include "coordinator/serving/scheduler.h"
 #include "http/http_server.h"
 #include "kernels/attention.h"
@@ -323,6 +325,14 @@ void serve(ServeOptions options) {
     deployment.engine().set_routing_recorder(&*recorder);
   }
   coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
+  TraceRing engine_trace, http_trace;
+  coordinator::StageTracer stages(engine_trace);
+  deployment.engine().set_stage_sink(&stages);
+  deployment.trace_shares(&engine_trace, coordinator::kTraceShare);
+  settings.trace = &engine_trace;
+  settings.trace_kind = coordinator::kTraceTurn;
+  coordinator::TraceCollector collector(deployment.cluster(),
+                                        {{"engine", &engine_trace}, {"http", &http_trace}}, clock);
   settings.after_step = [&monitor] { monitor.after_step(); };
   settings.while_idle = [&deployment, &monitor] {
     deployment.poll_nodes();
@@ -332,7 +342,9 @@ void serve(ServeOptions options) {
   coordinator::Scheduler scheduler(
       deployment.engine(), deployment.team(), clock, settings,
       [&](std::vector<coordinator::GenerationEvent> events) {
-        server.post([&api, events = std::make_shared<decltype(events)>(std::move(events))] {
+        server.post([&, events = std::make_shared<decltype(events)>(std::move(events))] {
+          const TraceSpan span(&http_trace, clock, coordinator::kTraceAnswers, 0, -1,
+                               static_cast<uint32_t>(events->size()));
           api->on_events(std::move(*events));
         });
       });
@@ -344,6 +356,7 @@ void serve(ServeOptions options) {
                                    {api_settings.model_name, deployment.checkpoint_fingerprint(),
                                     config.n_routed_experts, config.num_experts_per_tok},
                                    deployment.engine().expert_load());
+    coordinator::add_trace_route(server, collector);
   });
   loading = false;
   if (admin) admin->begin(deployment, [&monitor] { return monitor.snapshot(); });

@@ -104,6 +104,8 @@ class Deployment {
   };
   Reload reload();
   const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
+  // Before the first step; as Dispatcher::set_trace().
+  void trace_shares(TraceRing* ring, uint8_t kind) { dispatcher_->set_trace(ring, kind); }
   // What each node did so far, with the traffic seen from here.
   struct NodeReport {
     std::string name;
