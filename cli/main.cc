@@ -37,6 +37,8 @@ void add_commands(CLI::App& app, int* exit_code) {
   add_node_command(app, exit_code);
   add_cluster_command(app, exit_code);
   add_experts_command(app, exit_code);
+  add_trace_command(app, exit_code);
+  add_explain_command(app, exit_code);
   add_config_command(app, exit_code);
   add_keys_command(app, exit_code);
   add_pack_command(app, exit_code);
