@@ -25,6 +25,7 @@ void add_topology_command(CLI::App& app, int* exit_code);
 void add_synth_command(CLI::App& app, int* exit_code);
 void add_cluster_command(CLI::App& app, int* exit_code);
 void add_experts_command(CLI::App& app, int* exit_code);
+void add_top_command(CLI::App& app, int* exit_code);
 void add_trace_command(CLI::App& app, int* exit_code);
 void add_explain_command(CLI::App& app, int* exit_code);
 void add_plan_command(CLI::App& app, int* exit_code);

@@ -37,6 +37,7 @@ void add_commands(CLI::App& app, int* exit_code) {
   add_node_command(app, exit_code);
   add_cluster_command(app, exit_code);
   add_experts_command(app, exit_code);
+  add_top_command(app, exit_code);
   add_trace_command(app, exit_code);
   add_explain_command(app, exit_code);
   add_config_command(app, exit_code);

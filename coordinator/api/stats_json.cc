@@ -39,7 +39,11 @@ Json node_json(const ClusterSnapshot::Node& node) {
           {"hits", cache.hits},
           {"misses", cache.misses},
           {"bytes_read", cache.bytes_read},
-          {"resident_bytes", cache.slots_used * cache.slot_bytes}};
+          {"resident_bytes", cache.slots_used * cache.slot_bytes},
+          {"slot_bytes", cache.slot_bytes},
+          {"tiles_computed", node.stats.tiles_computed},
+          {"compute_seconds", node.stats.compute_seconds},
+          {"link", node.stats.links}};
 }
 
 Json quantiles_json(const RecentTimes::Quantiles& times) {
