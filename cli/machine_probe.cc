@@ -20,6 +20,7 @@
 #include "base/thread_team.h"
 #include "base/units.h"
 #include "cli/expert_runner.h"
+#include "cli/progress_bar.h"
 #include "cli/thread_options.h"
 #include "kernels/attention.h"
 #include "kernels/cpu/dispatch.h"
@@ -203,6 +204,29 @@ DriveRate measure_drive(const fs::path& directory) {
   return {directory, kExtentBytes, median(rates)};
 }
 
+// On a terminal one line that tells what is being measured and is gone afterwards.
+class MeasuringLine {
+ public:
+  explicit MeasuringLine(int num_steps)
+      : num_steps_(num_steps), is_terminal_(stderr_progress_style().terminal) {}
+  ~MeasuringLine() {
+    if (is_terminal_) fmt::print(stderr, "\r\x1b[K");
+  }
+  void next(std::string_view what) {
+    ++step_;
+    if (is_terminal_) {
+      fmt::print(stderr, "\rmeasuring this machine: {} of {}, {}\x1b[K", step_, num_steps_, what);
+    } else {
+      log_debug("measuring this machine: {} of {}, {}", step_, num_steps_, what);
+    }
+  }
+
+ private:
+  const int num_steps_;
+  const bool is_terminal_;
+  int step_ = 0;
+};
+
 std::string simd_target() { return kernels::cpu_targets().front(); }
 
 MeasuredMachine measure(const topology::Machine& machine, const ProbeOptions& options) {
@@ -217,19 +241,29 @@ MeasuredMachine measure(const topology::Machine& machine, const ProbeOptions& op
   const auto pin = team.pin_caller();
   MachineRates& rates = measured.rates;
   rates.cores = plan.num_threads;
+  const bool with_drive = !options.drive_dir.empty();
+  MeasuringLine line(4 + topology::kNumKernels + (with_drive ? 1 : 0));
+  line.next("memory and arithmetic");
   {
     const topology::MachineLimit limit = topology::MachineProbe(team).measure();
     rates.read_bytes_per_second = limit.read_bytes_per_second;
     rates.fma_flop_per_second = limit.fma_flop_per_second;
     rates.int8_op_per_second = limit.int8_op_per_second;
   }
+  line.next("attention");
   rates.attention_flop_per_second = measure_attention(team);
+  line.next("starting threads");
   rates.step_overhead_seconds = measure_overhead(team);
   for (int kernel = 0; kernel < topology::kNumKernels; ++kernel) {
+    line.next(fmt::format("experts in {}", topology::to_string(static_cast<Kernel>(kernel))));
     rates.measured[static_cast<size_t>(kernel)] = measure_kernel(team, static_cast<Kernel>(kernel));
   }
+  line.next("NUMA domains");
   measured.domains = measure_domains(machine, rates.read_bytes_per_second);
-  if (!options.drive_dir.empty()) measured.drive = measure_drive(options.drive_dir);
+  if (with_drive) {
+    line.next("the drive");
+    measured.drive = measure_drive(options.drive_dir);
+  }
   return measured;
 }
 
@@ -288,6 +322,35 @@ double fastest_nic(const MachineFacts& facts) {
     if (nic.is_up) fastest = std::max(fastest, nic.bytes_per_second);
   }
   return fastest;
+}
+
+// What the file has; nothing if it isn't there. A file that is damaged, or somebody else's, is not
+// written over unless that is asked for.
+std::optional<MeasuredMachine> kept_figures(const fs::path& file) {
+  std::error_code error;
+  if (!fs::exists(file, error)) return {};
+  const std::string text = storage::read_whole_file(file, kFileBytesMax);
+  if (auto kept = parse_measured(text)) return kept;
+  throw LoadError(fmt::format(
+      "{}: {} that are no whole file of `atoll probe` of version {}: expected its JSON; "
+      "`atoll probe --remeasure` writes it anew",
+      file.string(), format_bytes(text.size()), kVersion));
+}
+
+// Whether they are this machine's as it runs now.
+bool suits(const MeasuredMachine& kept, const ProbeOptions& options) {
+  const auto differs = [](const char* what, const auto& then, const auto& now) {
+    if (then == now) return false;
+    log_info("the kept figures are of another {} ({}, now {}): measured anew", what, then, now);
+    return true;
+  };
+  if (differs("machine", kept.machine_id, machine_id()) ||
+      differs("kernel", kept.kernel, kernel_release()) ||
+      differs("SIMD target", kept.simd, simd_target()) ||
+      differs("number of threads", kept.threads, plan_threads({}).num_threads)) {
+    return false;
+  }
+  return options.drive_dir.empty() || (kept.drive && kept.drive->directory == options.drive_dir);
 }
 
 }  // namespace
@@ -353,21 +416,16 @@ MachineFacts probe_machine(const ProbeOptions& options) {
   facts.drives = topology::drive_facts(topology::read_system_file, topology::list_system_names);
   facts.bounds = topology::memory_bounds();
   facts.cache_file = options.cache_file.empty() ? default_probe_file() : options.cache_file;
-  std::error_code error;
-  if (!options.remeasure && fs::is_regular_file(facts.cache_file, error) &&
-      fs::file_size(facts.cache_file, error) <= kFileBytesMax) {
-    const auto kept = parse_measured(storage::read_whole_file(facts.cache_file, kFileBytesMax));
-    const bool has_drive = options.drive_dir.empty() ||
-                           (kept && kept->drive && kept->drive->directory == options.drive_dir);
-    if (kept && kept->machine_id == machine_id() && kept->kernel == kernel_release() &&
-        kept->simd == simd_target() && kept->threads == plan_threads({}).num_threads && has_drive) {
-      facts.measured = *kept;
+  if (!options.remeasure) {
+    if (auto kept = kept_figures(facts.cache_file); kept && suits(*kept, options)) {
+      facts.measured = std::move(*kept);
       facts.from_cache = true;
       return facts;
     }
   }
   log_info("measuring this machine, about half a minute; kept in {}", facts.cache_file.string());
   facts.measured = measure(facts.machine, options);
+  std::error_code error;
   fs::create_directories(facts.cache_file.parent_path(), error);
   try {
     storage::write_file_atomically(facts.cache_file, measured_json(facts.measured));

@@ -56,7 +56,7 @@ std::filesystem::path default_probe_file();
 
 // Looks at the machine, and measures unless the file has the figures of this machine, kernel, SIMD
 // target and number of threads. A file that can't be written is a warning. LoadError if there is no
-// memory to measure with.
+// memory to measure with, or if the file is damaged or none of ours (it stays as it is).
 MachineFacts probe_machine(const ProbeOptions& options);
 
 // One object, as `atoll probe --json` prints it; and a machine as a cluster file describes it.

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <string>
 
 #include "base/units.h"
@@ -49,6 +50,17 @@ TEST(MachineProbe, a_file_that_is_not_ours_is_measured_anew) {
   std::string zero = good;
   zero.replace(zero.find("100000000000.0"), 14, "0");
   EXPECT_FALSE(parse_measured(zero).has_value());
+}
+
+TEST(MachineProbe, a_damaged_file_is_said_and_stays) {
+  const test::TempDir dir;
+  const std::string good = measured_json(some_machine());
+  std::ofstream(dir / "probe.json") << good.substr(0, good.size() / 2);
+  ProbeOptions options;
+  options.cache_file = dir / "probe.json";
+  EXPECT_THAT(test::message_of<LoadError>(dir.path(), [&] { (void)probe_machine(options); }),
+              testing::HasSubstr("DIR/probe.json: "));
+  EXPECT_EQ(std::filesystem::file_size(dir / "probe.json"), good.size() / 2);
 }
 
 TEST(MachineProbe, is_described_as_a_node) {
