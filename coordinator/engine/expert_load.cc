@@ -67,6 +67,7 @@ uint64_t ExpertLoad::bytes(const model::ModelConfig& config) {
 
 void ExpertLoad::begin_step() {
   place_before_ = -1;
+  counts_pairs_ = steps_++ % kPairEvery == 0;
   const Clock::TimePoint now = clock_.now();
   if (now < window_end_) return;
   window_end_ = now + kWindow;
@@ -97,6 +98,7 @@ void ExpertLoad::count(int64_t layer, std::span<const int32_t> ids) {
     to.small_rows.add(rows);
     to.small_distinct.add(distinct);
   }
+  if (!counts_pairs_) return;
   // The last layer may have fewer rows: those that get logits.
   if (place_before_ >= 0 && place_before_ + 1 == place && before_.size() == ids.size()) {
     count_pairs(*layers_[static_cast<size_t>(place_before_)], ids);

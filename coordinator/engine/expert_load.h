@@ -7,7 +7,8 @@
 //
 // Windows: at the first step after kWindow the sums so far are put aside, kWindowsMax of them; what
 // happened in a window is the difference of two. Pairs of experts of neighbouring layers are
-// counted for kPairRowsMax rows of a step, so that long prompts cost no more than a few tokens do.
+// counted in one of kPairEvery steps, for kPairRowsMax of its rows: they lie all over 15 MiB (of
+// V3), so that counting a row's 64 of a layer costs more than all the rest of the step's counting.
 #pragma once
 
 #include <atomic>
@@ -62,6 +63,7 @@ class ExpertLoad {
   static constexpr size_t kWindowsMax = 10;
   static constexpr int64_t kSmallStepRows = 16;
   static constexpr int64_t kPairRowsMax = 4;
+  static constexpr uint64_t kPairEvery = 8;
   static constexpr size_t kFollowers = 4;
 
   // `clock` is borrowed and outlives this.
@@ -120,6 +122,8 @@ class ExpertLoad {
   uint64_t visit_ = 0;           // of a layer by a step
   std::vector<int32_t> before_;  // ids of the layer before, of the same rows
   int place_before_ = -1;
+  uint64_t steps_ = 0;
+  bool counts_pairs_ = false;  // in this step
   Clock::TimePoint window_end_;
 
   mutable std::mutex mutex_;  // of marks_

@@ -58,7 +58,7 @@ TEST(ExpertsFile, reads_what_the_server_says) {
   EXPECT_THAT(file.layers[0].uses, ElementsAre(3, 2, 2, 0));
   EXPECT_EQ(file.layers[0].rows, 7u);
   EXPECT_EQ(file.layers[0].small_distinct, 7u);
-  EXPECT_THAT(file.layers[0].follows, ElementsAre(1, 1, 1, 0));
+  EXPECT_THAT(file.layers[0].follows, ElementsAre(1, 0, 0, 0));
   EXPECT_THAT(file.layers[1].follows, SizeIs(0));
   ASSERT_THAT(file.windows, SizeIs(2));
   EXPECT_THAT(file.windows[0].layers[0].uses, ElementsAre(3, 2, 1, 0));

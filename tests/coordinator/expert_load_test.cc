@@ -101,6 +101,11 @@ TEST(ExpertLoad, tells_what_rows_of_an_expert_choose_in_the_next_layer) {
     load.count(1, std::vector<int32_t>{0, 1});
     load.count(2, std::vector<int32_t>{2, i == 0 ? 0 : 3});
     load.count(3, std::vector<int32_t>{1, 0});
+    for (uint64_t step = 1; step < ExpertLoad::kPairEvery; ++step) {  // not counted
+      load.begin_step();
+      load.count(1, std::vector<int32_t>{2, 3});
+      load.count(2, std::vector<int32_t>{0, 1});
+    }
   }
   load.begin_step();  // the row of layer 3 has no layer before it in this step
   load.count(3, std::vector<int32_t>{2, 3});
