@@ -118,6 +118,7 @@ void TraceLines::take_events(const TraceJson& line) {
   const std::string process = trace_text(line, "process");
   Trace::Thread& thread = thread_of(trace_, process, trace_text(line, "thread"));
   trace_.lost += static_cast<uint64_t>(trace_int(line, "lost"));
+  const int64_t base = trace_int(line, "base_ns");
   for (const TraceJson& from : line.value("events", TraceJson::array())) {
     const bool is_whole = from.is_array() && from.size() == 7 &&
                           std::all_of(from.begin(), from.end(), [](const TraceJson& number) {
@@ -127,7 +128,7 @@ void TraceLines::take_events(const TraceJson& line) {
     Trace::Event event;
     const bool is_coordinator = process == kCoordinator;
     event.what = name_of(is_coordinator, from[0].get<int64_t>());
-    event.begin = from[1].get<int64_t>();
+    event.begin = base + from[1].get<int64_t>();
     event.length = std::max<int64_t>(0, from[2].get<int64_t>());
     event.layer = from[3].get<int64_t>();
     event.rows = from[4].get<int64_t>();

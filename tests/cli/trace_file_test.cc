@@ -31,8 +31,8 @@ constexpr const char* kEngine =
     R"([2,2003000,6000,3,0,0,0],[65,2000000,9000,-1,1,0,0],[64,1999500,10000,-1,0,0,0]]})";
 // By the coordinator's clock, 2003500: read 2000 ns, gate_up 1000 ns.
 constexpr const char* kNode =
-    R"({"process":"n1","thread":"data plane","lost":0,"events":[)"
-    R"([1,3004501,2000,3,1,77,0],[2,3006502,1000,3,1,77,0],[5,3004501,3500,3,1,77,0]]})";
+    R"({"process":"n1","thread":"data plane","lost":0,"base_ns":3000000,"events":[)"
+    R"([1,4501,2000,3,1,77,0],[2,6502,1000,3,1,77,0],[5,4501,3500,3,1,77,0]]})";
 
 Trace whole_trace() {
   TraceLines lines;
