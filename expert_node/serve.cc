@@ -664,6 +664,10 @@ Result<transport::NodeTrace> ExpertNode::trace(SessionId /*session*/,
   return trace;
 }
 
+Result<std::string> ExpertNode::inspect(const std::string& what) {
+  return options_.inspect ? options_.inspect(what) : NodeControl::inspect(what);
+}
+
 void ExpertNode::close_session(SessionId session) {
   {
     std::lock_guard lock(mutex_);

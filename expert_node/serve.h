@@ -36,8 +36,10 @@ struct NodeOptions {
   transport::WireRowType row_type = transport::WireRowType::kBf16;
   uint32_t rows_max = 512;                     // of a Dispatch: larger ones are not agreed on
   size_t piece_bytes = Executor::kPieceBytes;  // of an answer, about
-  const Clock* clock = nullptr;                // borrowed; nullptr: a steady one
-  Threads* threads = &system_threads();        // borrowed
+  // What inspect() answers; control thread, and it must not take long. Empty: nothing.
+  std::function<Result<std::string>(const std::string& what)> inspect = {};
+  const Clock* clock = nullptr;          // borrowed; nullptr: a steady one
+  Threads* threads = &system_threads();  // borrowed
 };
 
 // RAM that a node takes beside the tiles and what the tile store tells: the buffers of one Dispatch
@@ -66,6 +68,7 @@ class ExpertNode final : public transport::NodeControl {
   transport::NodeState state(SessionId session) override;
   transport::NodeStats stats(SessionId session) override;
   Result<transport::NodeTrace> trace(SessionId session, const transport::TraceAsk& ask) override;
+  Result<std::string> inspect(const std::string& what) override;
   void close_session(SessionId session) override;
   void stop() override;
 

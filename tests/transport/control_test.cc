@@ -102,6 +102,12 @@ TEST_F(ControlTest, a_session_from_hello_to_stop) {
   EXPECT_EQ(node.closed.size(), 1u);  // not closed twice
 }
 
+TEST_F(ControlTest, a_look_needs_no_hello_but_the_secret) {
+  const auto told = dial()->inspect("doctor");
+  ASSERT_TRUE(told.has_value()) << told.error().message;
+  EXPECT_EQ(*told, "{\"doctor\":1}");
+}
+
 TEST_F(ControlTest, refuses_whoever_differs_and_names_both_values) {
   auto client = dial();
   Hello hello = test_hello();

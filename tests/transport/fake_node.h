@@ -76,6 +76,7 @@ class FakeNode final : public NodeControl {
     trace.lost = uint64_t{1} << 40;
     return trace;
   }
+  Result<std::string> inspect(const std::string& what) override { return "{\"" + what + "\":1}"; }
   void close_session(SessionId session) override {
     std::lock_guard lock(mutex);
     open.erase(session);

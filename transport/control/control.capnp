@@ -129,4 +129,7 @@ interface Node {
   ping @6 () -> ();    # a heartbeat: answered by the thread of control, however busy the node is
   # Switches the trace of the data plane on or off and takes at most so many of its events.
   trace @7 (session :UInt64, on :Bool, eventsMax :UInt32) -> (error :Error, trace :Trace);
+  # Before or after a hello, of whoever has a certificate or the secret: what the node's machine is
+  # ("probe") or what is wrong with it ("doctor"), as JSON.
+  inspect @8 (secret :Text, what :Text) -> (error :Error, answer :Text);
 }

@@ -127,6 +127,8 @@ class NodeControl {
   virtual NodeStats stats(SessionId session) = 0;
   // kUnsupported unless it is a node that traces.
   virtual Result<NodeTrace> trace(SessionId session, const TraceAsk& ask);
+  // JSON about the node's machine; what: "doctor" or "probe". kUnsupported: of nothing else.
+  virtual Result<std::string> inspect(const std::string& what);
   // Also called when the connection that opened the session breaks.
   virtual void close_session(SessionId session) = 0;
   virtual void stop() = 0;
@@ -181,6 +183,8 @@ class NodeClient {
   virtual Result<NodeStats> stats(SessionId session) = 0;
   // kUnsupported: an older node, which knows no traces.
   virtual Result<NodeTrace> trace(SessionId session, const TraceAsk& ask);
+  // Needs no hello; as NodeControl::inspect().
+  virtual Result<std::string> inspect(const std::string& what);
   virtual Status close_session(SessionId session) = 0;
   virtual Status stop() = 0;
 

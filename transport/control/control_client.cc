@@ -144,6 +144,19 @@ class Client final : public NodeClient {
     });
   }
 
+  Result<std::string> inspect(const std::string& what) override {
+    return run<std::string>("looking at", [&]() -> kj::Promise<Result<std::string>> {
+      auto request = connection_->node.inspectRequest();
+      request.setSecret(security_.secret.c_str());
+      request.setWhat(what.c_str());
+      return request.send().then([](auto&& response) -> Result<std::string> {
+        if (response.hasError()) return read_error(response.getError());
+        const auto answer = response.getAnswer();
+        return std::string(answer.begin(), answer.size());
+      });
+    });
+  }
+
   Result<NodeTrace> trace(SessionId session, const TraceAsk& ask) override {
     return run<NodeTrace>("trace of", [&]() -> kj::Promise<Result<NodeTrace>> {
       auto request = connection_->node.traceRequest();

@@ -367,6 +367,14 @@ Result<NodeTrace> NodeClient::trace(SessionId /*session*/, const TraceAsk& /*ask
   return Error{ErrorCode::kUnsupported, "this node knows no traces"};
 }
 
+Result<std::string> NodeControl::inspect(const std::string& what) {
+  return Error{ErrorCode::kUnsupported, "this node tells nothing of \"" + what + "\""};
+}
+
+Result<std::string> NodeClient::inspect(const std::string& what) {
+  return Error{ErrorCode::kUnsupported, "this node tells nothing of \"" + what + "\""};
+}
+
 Status check_control_version(uint32_t theirs) {
   if (theirs == kControlVersion) return {};
   return invalid(fmt::format(

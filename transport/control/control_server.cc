@@ -61,6 +61,8 @@ void set_keepalive(kj::AsyncIoStream& stream) {
   set(IPPROTO_TCP, TCP_KEEPCNT, 3);
 }
 
+constexpr size_t kInspectBytesMax = 64;  // of what is asked for
+
 // Takes as long wherever they differ.
 bool is_same(std::string_view ours, std::string_view theirs) {
   if (ours.size() != theirs.size()) return false;
@@ -94,10 +96,7 @@ class NodeServer final : public schema::Node::Server {
   // Before anything else is looked at: the secret.
   kj::Promise<void> hello(HelloContext context) override {
     const schema::Hello::Reader told = context.getParams().getHello();
-    const auto theirs = told.getSecret();
-    const std::string& ours = shared_.security.secret;
-    if (!ours.empty() && !is_same(ours, {theirs.begin(), theirs.size()})) {
-      log_warn("control: refused a hello that {} secret", theirs.size() ? "has another" : "has no");
+    if (!knows_secret("a hello", told.getSecret())) {
       write_error(context.getResults().initError(), {ErrorCode::kInvalid, "refused"});
       return kj::READY_NOW;
     }
@@ -136,6 +135,24 @@ class NodeServer final : public schema::Node::Server {
       write_error(context.getResults().initError(), status.error());
     else
       write_stats(context.getResults().initStats(), shared_.node.stats(session));
+    return kj::READY_NOW;
+  }
+
+  kj::Promise<void> inspect(InspectContext context) override {
+    const auto params = context.getParams();
+    if (!knows_secret("a look", params.getSecret())) {
+      write_error(context.getResults().initError(), {ErrorCode::kInvalid, "refused"});
+      return kj::READY_NOW;
+    }
+    ++calls_;
+    const auto what = params.getWhat();
+    const auto answer = what.size() > kInspectBytesMax
+                            ? Result<std::string>(Error{ErrorCode::kInvalid, "too long"})
+                            : shared_.node.inspect(std::string(what.begin(), what.size()));
+    if (answer)
+      context.getResults().setAnswer(answer->c_str());
+    else
+      write_error(context.getResults().initError(), answer.error());
     return kj::READY_NOW;
   }
 
@@ -182,6 +199,14 @@ class NodeServer final : public schema::Node::Server {
   }
 
  private:
+  // Whoever has a certificate of the right name needs none.
+  bool knows_secret(const char* asking, capnp::Text::Reader theirs) const {
+    const std::string& ours = shared_.security.secret;
+    if (ours.empty() || is_same(ours, {theirs.begin(), theirs.size()})) return true;
+    log_warn("control: refused {} that {} secret", asking,
+             theirs.size() ? "has another" : "has no");
+    return false;
+  }
   Result<HelloReply> open(const Hello& hello) {
     if (shared_.sessions.contains(hello.session))
       return Error{ErrorCode::kInvalid,
