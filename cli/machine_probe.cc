@@ -353,6 +353,16 @@ bool suits(const MeasuredMachine& kept, const ProbeOptions& options) {
   return options.drive_dir.empty() || (kept.drive && kept.drive->directory == options.drive_dir);
 }
 
+MachineFacts look_at_machine(const ProbeOptions& options) {
+  MachineFacts facts;
+  facts.machine = topology::this_machine(topology::Devices::kFind);
+  facts.nics = topology::nic_facts(topology::read_system_file, topology::list_system_names);
+  facts.drives = topology::drive_facts(topology::read_system_file, topology::list_system_names);
+  facts.bounds = topology::memory_bounds();
+  facts.cache_file = options.cache_file.empty() ? default_probe_file() : options.cache_file;
+  return facts;
+}
+
 }  // namespace
 
 fs::path default_probe_file() {
@@ -409,13 +419,19 @@ std::optional<MeasuredMachine> parse_measured(const std::string& text) {
   }
 }
 
+MachineFacts kept_probe() {
+  MachineFacts facts = look_at_machine({});
+  auto kept = kept_figures(facts.cache_file);
+  if (!kept || !suits(*kept, {})) {
+    throw LoadError("this machine was not measured yet: run `atoll probe` on it");
+  }
+  facts.measured = std::move(*kept);
+  facts.from_cache = true;
+  return facts;
+}
+
 MachineFacts probe_machine(const ProbeOptions& options) {
-  MachineFacts facts;
-  facts.machine = topology::this_machine(topology::Devices::kFind);
-  facts.nics = topology::nic_facts(topology::read_system_file, topology::list_system_names);
-  facts.drives = topology::drive_facts(topology::read_system_file, topology::list_system_names);
-  facts.bounds = topology::memory_bounds();
-  facts.cache_file = options.cache_file.empty() ? default_probe_file() : options.cache_file;
+  MachineFacts facts = look_at_machine(options);
   if (!options.remeasure) {
     if (auto kept = kept_figures(facts.cache_file); kept && suits(*kept, options)) {
       facts.measured = std::move(*kept);

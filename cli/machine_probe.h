@@ -59,6 +59,10 @@ std::filesystem::path default_probe_file();
 // memory to measure with, or if the file is damaged or none of ours (it stays as it is).
 MachineFacts probe_machine(const ProbeOptions& options);
 
+// Looks, and takes the figures that are kept; nothing is measured. LoadError: there are none of
+// this machine as it is now.
+MachineFacts kept_probe();
+
 // One object, as `atoll probe --json` prints it; and a machine as a cluster file describes it.
 std::string probe_json(const MachineFacts& facts);
 std::string probe_text(const MachineFacts& facts);

@@ -22,6 +22,7 @@
 #include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
 #include "cli/memory_options.h"
+#include "cli/node_looks.h"
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
@@ -133,6 +134,9 @@ void serve(const NodeCommandOptions& options) {
   node_options.identity = deployment::identity_of(*model, numerics);
   node_options.row_type = deployment::wire_row_type(numerics.wire);
   node_options.rows_max = options.rows_max;
+  node_options.inspect = [file = options.cluster_file](const std::string& what) {
+    return look_at_this_node(what, file);
+  };
   deployment::MemoryNeed need;
   need.buffers = expert_node::node_buffer_bytes(node_options, model->catalog, team.num_threads());
   deployment::TileStorePlan plan{options.memory, need.buffers, team.num_threads(), {}};

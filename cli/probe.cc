@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/machine_probe.h"
+#include "cli/node_looks.h"
 #include "cli/output.h"
 
 namespace atl::cli {
@@ -13,6 +14,7 @@ namespace {
 struct ProbeCommand {
   ProbeOptions probe;
   std::string describe;
+  ClusterFileOption cluster;
   bool json = false;
 };
 
@@ -45,7 +47,18 @@ void add_probe_command(CLI::App& app, int* exit_code) {
   command->footer(
       "Measuring takes about half a minute of all cores, once for each machine and kernel.\n\n"
       "Example:\n  atoll probe --drive /nvme0\n  atoll probe --describe n1 > n1.yaml");
+  command
+      ->add_option("--nodes-of", options->cluster.path,
+                   "Cluster file: what its nodes tell of their machines, as JSON, in place of this "
+                   "one; nothing is measured there")
+      ->check(CLI::ExistingFile)
+      ->type_name("FILE");
   command->callback([options, exit_code] {
+    if (options->cluster.is_given()) {
+      write_stdout(probes_of_nodes(options->cluster));
+      *exit_code = 0;
+      return;
+    }
     const MachineFacts facts = probe_machine(options->probe);
     write_stdout(options->json                ? probe_json(facts)
                  : !options->describe.empty() ? probe_yaml(facts, options->describe)

@@ -1,5 +1,6 @@
 // atoll doctor on this machine: faults that can be planted here are found.
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -10,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "base/child_process.h"
 #include "tests/support/command.h"
+#include "tests/support/golden.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl {
@@ -72,6 +75,57 @@ TEST(DoctorCommand, finds_a_taken_port_missing_model_open_keys_and_few_files) {
   EXPECT_EQ(find(report, "model " + (dir / "gone").string())["verdict"], "blocker");
   EXPECT_EQ(find(report, "keys " + (dir / "keys").string())["verdict"], "warning");
   EXPECT_EQ(find(report, "open files")["verdict"], "blocker");
+}
+
+// A port that was free a moment ago.
+uint16_t free_port() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), length), 0);
+  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length);
+  close(fd);
+  return ntohs(address.sin_port);
+}
+
+TEST(DoctorCommand, asks_the_nodes_that_run_and_says_which_do_not) {
+  const test::TempDir dir;
+  const std::string file = (dir / "c.yaml").string();
+  test::write_file(dir / "c.yaml",
+                   fmt::format("model: {}\nsecurity: {{secret_file: {}}}\nnodes:\n"
+                               "  - {{name: a, control: '127.0.0.1:{}', tiles: 4}}\n"
+                               "  - {{name: b, control: '127.0.0.1:{}'}}\n",
+                               (test::tests_dir() / "models/tiny-fp8").string(),
+                               (dir / "secret").string(), free_port(), free_port()));
+  const Json before = Json::parse(doctor({file, "--json"}).out);
+  EXPECT_THAT(find(before, "node a: reachable")["what"].get<std::string>(),
+              HasSubstr("nothing was started yet"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "secret"));  // looking makes no secret
+  ChildOptions child;
+  child.argv = {ATOLL_BINARY, "node", "--config", file, "--name", "a", "--log-level", "warn"};
+  child.pipe_stdout = true;
+  ChildProcess node = ChildProcess::start(child);
+  ASSERT_TRUE(node.read_line(std::chrono::seconds(60)));
+  const Json report = Json::parse(doctor({file, "--json", "--running"}).out);
+  for (const char* name : {"reachable", "version", "clock", "round trip"}) {
+    EXPECT_NE(find(report, std::string("node a: ") + name), nullptr) << name;
+  }
+  EXPECT_EQ(find(report, "node a: version")["verdict"], "ok");
+  EXPECT_EQ(find(report, "node a: memory limit")["verdict"], "ok");
+  EXPECT_EQ(find(report, "node b: reachable")["verdict"], "warning");
+  EXPECT_EQ(
+      find(Json::parse(doctor({file, "--json", "--running", "--here"}).out), "node a: reachable"),
+      nullptr);
+  const CommandResult probes =
+      test::run_command({ATOLL_BINARY, "probe", "--nodes-of", file},
+                        {.environment = {"XDG_CACHE_HOME=" + dir.path().string()}});
+  const Json nodes = Json::parse(probes.out).at("nodes");
+  ASSERT_EQ(nodes.size(), 2u) << probes.err;
+  EXPECT_EQ(nodes[0]["name"], "a");
+  EXPECT_TRUE(nodes[0].contains("probe") || nodes[0].contains("error"));
+  EXPECT_TRUE(nodes[1].contains("error"));
 }
 
 }  // namespace
