@@ -99,7 +99,8 @@ void add_repeats_option(CLI::App& command, RepeatOptions* repeats) {
 void add_bench_command(CLI::App& app, int* exit_code) {
   CLI::App* bench = app.add_subcommand(
       "bench",
-      "Measure speed beside what this machine can do: kernels, decode, prefill, disk, serve, compare");
+      "Measure speed beside what this machine can do: kernels, decode, prefill, disk, serve, "
+      "compare, net");
   bench->require_subcommand(1);
   add_bench_kernels_command(*bench, exit_code);
   add_bench_decode_command(*bench, exit_code);
@@ -107,6 +108,7 @@ void add_bench_command(CLI::App& app, int* exit_code) {
   add_bench_disk_command(*bench, exit_code);
   add_bench_serve_command(*bench, exit_code);
   add_bench_compare_command(*bench, exit_code);
+  add_bench_net_command(*bench, exit_code);
   // So that common options may stand behind these names, too.
   for (CLI::App* command : bench->get_subcommands({})) command->fallthrough();
   bench->footer(

@@ -86,5 +86,6 @@ void add_bench_prefill_command(CLI::App& bench, int* exit_code);
 void add_bench_disk_command(CLI::App& bench, int* exit_code);
 void add_bench_serve_command(CLI::App& bench, int* exit_code);
 void add_bench_compare_command(CLI::App& bench, int* exit_code);
+void add_bench_net_command(CLI::App& bench, int* exit_code);
 
 }  // namespace atl::cli

@@ -114,6 +114,10 @@ void ServerClient::get_events(const std::string& path,
   ask(url_, {.path = path}, [&](std::string_view data, Clock::TimePoint) { on_event(data); });
 }
 
+std::string ServerClient::post(const std::string& path, const std::string& body) const {
+  return ask(url_, {.method = "POST", .path = path, .body = body}, {}).body;
+}
+
 nlohmann::ordered_json ServerClient::post_admin(const std::string& path,
                                                 const std::string& body) const {
   if (!admin_) {

@@ -42,6 +42,8 @@ class ServerClient {
   // The events of the answer, one after the other, as they come. LoadError likewise.
   void get_events(const std::string& path,
                   const std::function<void(std::string_view data)>& on_event) const;
+  // Sends a JSON body; the answer with status 200. LoadError likewise.
+  std::string post(const std::string& path, const std::string& body) const;
   // Of the admin address in the cluster file. LoadError: there is none.
   nlohmann::ordered_json post_admin(const std::string& path, const std::string& body) const;
   bool has_admin() const { return admin_.has_value(); }
