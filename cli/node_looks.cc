@@ -52,8 +52,8 @@ Verdict verdict_of(const std::string& text) {
   throw LoadError("a verdict is \"" + one_line(text) + "\"");
 }
 
-Look look_at(const config::NodeConfig& node, const transport::ControlSecurity& security,
-             const std::string& what) {
+Look ask_node(const config::NodeConfig& node, const transport::ControlSecurity& security,
+              const std::string& what) {
   Look look{node.name, node.control.text()};
   auto client = transport::dial_node(look.address, node.name, security, kLookTime);
   if (!client) {
@@ -113,7 +113,7 @@ std::vector<Look> look_at_all(const ClusterFileOption& file, const std::string& 
     if (node.control.port == 0) continue;  // only planned
     if (security) {
       asked.push_back(
-          std::async(std::launch::async, look_at, std::cref(node), std::cref(*security), what));
+          std::async(std::launch::async, ask_node, std::cref(node), std::cref(*security), what));
     } else {
       looks.push_back({node.name, node.control.text(), security.error()});
     }
