@@ -18,6 +18,7 @@ namespace {
 using TraceJson = nlohmann::ordered_json;
 
 constexpr const char* kCoordinator = "coordinator";
+constexpr size_t kLineMemoryMax = 16 << 20;  // of the 8192 events of a line: 300 bytes each
 
 int64_t trace_int(const TraceJson& json, const char* key, int64_t otherwise = 0) {
   const auto found = json.find(key);
@@ -61,7 +62,7 @@ const Trace::Thread* Trace::find(std::string_view process, std::string_view thre
 // ---- From a server -----------------------------------------------------------------------------
 
 void TraceLines::take(std::string_view line) {
-  const auto json = read_json(line, bounds_of_file(line.size()));
+  const auto json = read_json(line, {.bytes_max = kLineMemoryMax});
   if (!json || !json->is_object()) {
     throw LoadError(
         fmt::format("a line of the trace is no JSON object: {}", json ? "" : json.error().message));

@@ -19,8 +19,9 @@ constexpr uint64_t kFileBytesMax = 64 * kMiB;
 constexpr int kVersion = 1;
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& why) {
-  throw LoadError(fmt::format("{}: {}: remove the file or name another one with --usage-file or --usage",
-                              path.string(), why));
+  throw LoadError(
+      fmt::format("{}: {}: remove the file or name another one with --usage-file or --usage",
+                  path.string(), why));
 }
 
 }  // namespace
@@ -28,7 +29,8 @@ constexpr int kVersion = 1;
 std::vector<double> read_usage_file(const std::filesystem::path& path, const ExpertCatalog& catalog,
                                     const std::string& checkpoint_fingerprint) {
   const std::string text = read_whole_file(path, kFileBytesMax);
-  const auto read = read_json(text, bounds_of_file(text.size()));
+  // Lists of small numbers: two bytes each here, and 32 in memory.
+  const auto read = read_json(text, {.bytes_max = (size_t{1} << 20) + 18 * text.size()});
   if (!read) {
     refuse(path, fmt::format("not an expert usage file of version {}: {}", kVersion,
                              read.error().message));

@@ -65,6 +65,21 @@ TEST(ExpertsFile, reads_what_the_server_says) {
   EXPECT_THAT(file.windows[1].layers[0].uses, ElementsAre(0, 0, 1, 0));
 }
 
+TEST(ExpertsFile, reads_a_large_model_of_which_little_is_known_yet) {
+  ManualClock clock;
+  coordinator::ExpertLoad load(model_config(58, 256, 8), clock);
+  for (size_t i = 0; i <= coordinator::ExpertLoad::kWindowsMax; ++i) {
+    load.begin_step();
+    for (int layer = 0; layer < 58; ++layer) {
+      load.count(layer, std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7});
+    }
+    clock.advance(coordinator::ExpertLoad::kWindow);
+  }
+  const std::string text = coordinator::experts_json(
+      {"m", "abc", 256, 8}, load.snapshot(coordinator::ExpertLoad::With::kAll));
+  EXPECT_EQ(parse_experts_file(text, "f").layers.size(), 58u);
+}
+
 TEST(ExpertsFile, hit_rate_is_of_those_that_were_used_most) {
   const ExpertsFile file = parse_experts_file(document(), "f");
   const auto at = [&](double share) { return hit_rate(file.layers, file.layers, share); };
