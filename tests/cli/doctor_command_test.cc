@@ -118,9 +118,10 @@ TEST(DoctorCommand, asks_the_nodes_that_run_and_says_which_do_not) {
   EXPECT_EQ(
       find(Json::parse(doctor({file, "--json", "--running", "--here"}).out), "node a: reachable"),
       nullptr);
+  test::CommandOptions options;
+  options.environment = {"XDG_CACHE_HOME=" + dir.path().string()};
   const CommandResult probes =
-      test::run_command({ATOLL_BINARY, "probe", "--nodes-of", file},
-                        {.environment = {"XDG_CACHE_HOME=" + dir.path().string()}});
+      test::run_command({ATOLL_BINARY, "probe", "--nodes-of", file}, options);
   const Json nodes = Json::parse(probes.out).at("nodes");
   ASSERT_EQ(nodes.size(), 2u) << probes.err;
   EXPECT_EQ(nodes[0]["name"], "a");

@@ -108,8 +108,12 @@ TEST(TraceFile, explains_where_a_steps_time_went) {
   ASSERT_THAT(waiting.of, SizeIs(3));
   EXPECT_NEAR(waiting.of[0].seconds + waiting.of[1].seconds + waiting.of[2].seconds, 5e-6, 1e-12);
   for (const Explanation::Part& part : waiting.of) {
-    if (part.what == "gate_up") EXPECT_NEAR(part.seconds, 1e-6, 1e-12);
-    if (part.what == "read") EXPECT_NEAR(part.seconds, 2e-6, 1e-12);
+    if (part.what == "gate_up") {
+      EXPECT_NEAR(part.seconds, 1e-6, 1e-12);
+    }
+    if (part.what == "read") {
+      EXPECT_NEAR(part.seconds, 2e-6, 1e-12);
+    }
   }
   EXPECT_EQ(explanation.parts[1].what, "attention");
   EXPECT_THAT(explanation_text(explanation), HasSubstr(" 50.0 %      0.005 ms  waiting for n1"));
