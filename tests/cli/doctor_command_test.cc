@@ -95,7 +95,7 @@ TEST(DoctorCommand, asks_the_nodes_that_run_and_says_which_do_not) {
   const std::string file = (dir / "c.yaml").string();
   test::write_file(dir / "c.yaml",
                    fmt::format("model: {}\nsecurity: {{secret_file: {}}}\nnodes:\n"
-                               "  - {{name: a, control: '127.0.0.1:{}', tiles: 4}}\n"
+                               "  - {{name: a, control: '127.0.0.1:{}'}}\n"
                                "  - {{name: b, control: '127.0.0.1:{}'}}\n",
                                (test::tests_dir() / "models/tiny-fp8").string(),
                                (dir / "secret").string(), free_port(), free_port()));
