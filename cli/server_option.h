@@ -3,11 +3,11 @@
 
 #include <chrono>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "base/json_reader.h"
 #include "http/http_client.h"
 
 namespace CLI {
