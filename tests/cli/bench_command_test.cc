@@ -352,7 +352,7 @@ TEST(BenchCommandLine, mistakes_end_with_one_line_that_names_the_inner_command) 
     std::string about;
   } kCases[] = {
       {{"bench"},
-       "a command is required: one of kernels, decode, prefill, disk, serve, compare (see "
+       "a command is required: one of kernels, decode, prefill, disk, serve, compare, net (see "
        "'atoll bench --help')"},
       {{"bench", "kernel"},
        "unknown command 'kernel'; did you mean 'kernels'? (see 'atoll bench --help')"},
