@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 from world import ADMIN_PORT, CONTROL_PORT, HTTP_PORT, NODES, Cgroup, run
@@ -245,6 +246,18 @@ def garbage(world):
                         peer.recv(100)
                 except OSError:
                     pass
+
+
+@fault("flood", quick=True)
+def flood(world):
+    """Connections to every control port, opened and closed as fast as one process for each can."""
+    program = ("import socket,sys,time\nend=time.time()+5\nwhile time.time()<end:\n"
+               " try: socket.create_connection((sys.argv[1],int(sys.argv[2])),3).close()\n"
+               " except OSError: pass\n")
+    floods = [subprocess.Popen([sys.executable, "-c", program, world.hosts[name], str(CONTROL_PORT)])
+              for name in NODES]
+    for process in floods:
+        process.wait()
 
 
 @fault("port-scan")

@@ -30,6 +30,10 @@ constexpr int kNestingMax = 16;
 constexpr int kConnectionsMax = 64;
 // In their handshake: nobody yet, and cheap to be. More than coordinators ever are at once.
 constexpr size_t kHandshakesMax = 32;
+// New connections that are taken at once, and then one so often. Who connects over and over waits
+// in the kernel's queue: the thread that takes them also answers heartbeats.
+constexpr int kAcceptedAtOnce = 32;
+constexpr auto kAcceptEvery = 10 * kj::MILLISECONDS;
 constexpr auto kHelloTimeMax = 10 * kj::SECONDS;
 // A coordinator pings all the time; TCP alone would hold the sessions of one that hangs for ever.
 constexpr auto kSilenceMax = 60 * kj::SECONDS;
@@ -287,7 +291,17 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
               log_warn("control: accept: {}", e.getDescription().cStr());
               return timer_.afterDelay(100 * kj::MILLISECONDS);
             })
+        .then([this] { return paced(); })
         .then([this] { return accept(); });
+  }
+
+  // Resolves when another connection may be taken.
+  kj::Promise<void> paced() {
+    const kj::TimePoint now = timer_.now();
+    paid_until_ = kj::max(paid_until_, now) + kAcceptEvery;
+    const kj::TimePoint due = paid_until_ - kAcceptedAtOnce * kAcceptEvery;
+    if (due <= now) return kj::READY_NOW;
+    return timer_.atTime(due);
   }
 
   // From TLS's handshake on; ends early when its time is over or newer ones need its place.
@@ -347,6 +361,7 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
   Shared shared_;
   kj::ConnectionReceiver& receiver_;
   kj::Timer& timer_;
+  kj::TimePoint paid_until_ = timer_.now();  // one kAcceptEvery for each that was taken
   uint64_t next_handshake_ = 0;
   std::map<uint64_t, kj::Own<kj::PromiseFulfiller<void>>> handshakes_;  // each ends its own
   StrangerLog strangers_{"control"};
