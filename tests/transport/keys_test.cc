@@ -1,4 +1,6 @@
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <filesystem>
@@ -80,6 +82,21 @@ TEST_F(Keys, are_never_overwritten_and_members_can_be_added) {
   EXPECT_TRUE(make({"n1", "n2"}).made.empty());
   expect_contains(problem_of([&] { make({"n3"}); }), {"ca.pem is there", "ca.key is not"});
   EXPECT_FALSE(fs::exists(dir / "n3.key"));
+}
+
+// A limit of the process's files stands for a full drive.
+TEST_F(Keys, that_cannot_be_written_whole_leave_nothing_behind) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{16, before.rlim_max};
+  const auto handler = ::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string error = problem_of([&] { make({"n1"}); });
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, handler);
+  expect_contains(error, {"keys: cannot write", "ca.key"});
+  EXPECT_TRUE(fs::is_empty(dir));
+  make({"n1"});
 }
 
 TEST_F(Keys, of_which_one_half_is_there_are_refused) {

@@ -60,8 +60,10 @@ void write_new(const std::filesystem::path& file, BIO& text, mode_t mode) {
   const bool written = out.get() >= 0 && ::fchmod(out.get(), mode) == 0 &&
                        ::write(out.get(), data, bytes) == static_cast<ssize_t>(bytes) &&
                        ::fsync(out.get()) == 0;
-  if (!written)
-    throw LoadError(fmt::format("keys: cannot write {}: {}", file.string(), std::strerror(errno)));
+  if (written) return;
+  const int error = errno;
+  if (out.get() >= 0) ::unlink(file.c_str());  // half a key would be taken for one
+  throw LoadError(fmt::format("keys: cannot write {}: {}", file.string(), std::strerror(error)));
 }
 
 }  // namespace
