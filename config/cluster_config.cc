@@ -234,6 +234,13 @@ void check_nodes(const Values& values, const std::vector<std::string>& of_coordi
   std::map<std::string, int> addresses;
   const size_t with_tiles = std::count_if(config.nodes.begin(), config.nodes.end(),
                                           [](const NodeConfig& n) { return n.tiles.has_value(); });
+  const bool nobody =
+      std::all_of(config.nodes.begin(), config.nodes.end(),
+                  [](const NodeConfig& n) { return n.tiles ? *n.tiles == 0 : n.share <= 0; });
+  if (nobody && !config.nodes.empty()) {
+    values.fail(with_tiles > 0 ? "nodes[0].tiles" : "nodes[0].share",
+                "0, as every node's: nobody would keep a tile");
+  }
   for (size_t n = 0; n < config.nodes.size(); ++n) {
     const NodeConfig& node = config.nodes[n];
     const std::string path = fmt::format("nodes[{}].", n);

@@ -155,6 +155,10 @@ TEST(ClusterConfig, refuses_what_does_not_go_together) {
   EXPECT_THAT(error_of(nodes("{name: a, control: '127.0.0.1:1', tiles: 2}, "
                              "{name: b, control: '127.0.0.1:2'}")),
               HasSubstr("b has no `tiles` and another node has: expected all or none"));
+  EXPECT_THAT(error_of(nodes("{name: a, control: '127.0.0.1:1', share: 0}")),
+              HasSubstr("nodes[0].share: 0, as every node's: nobody would keep a tile"));
+  EXPECT_THAT(error_of(nodes("{name: a, control: '127.0.0.1:1', tiles: 0}")),
+              HasSubstr("nodes[0].tiles: 0, as every node's"));
   EXPECT_THAT(error_of(nodes("{name: coordinator, control: '127.0.0.1:1'}")),
               HasSubstr("nodes[0].name: 'coordinator' is a coordinator's name, too"));
   EXPECT_THAT(error_of("model: /m\nnetwork: {trust: encrypted}\n"),
