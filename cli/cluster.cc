@@ -39,7 +39,8 @@ Json ask(const ClusterOptions& options, const std::string& method, const std::st
   const config::Address& admin = *config.coordinator.admin;
   http::HttpClientOptions client_options;
   client_options.connect_timeout = std::chrono::seconds(5);
-  client_options.silence_timeout = std::chrono::seconds(30);
+  // Looking takes no time; draining and reloading may plan first.
+  client_options.silence_timeout = std::chrono::seconds(method == "GET" ? 5 : 30);
   client_options.body_bytes_max = 4 << 20;
   http::HttpClient client({admin.host, admin.port, ""}, client_options);
   const auto answer = client.ask({.method = method,
@@ -48,8 +49,11 @@ Json ask(const ClusterOptions& options, const std::string& method, const std::st
                                   .body = body,
                                   .timeout = std::chrono::seconds(60)});
   if (!answer) {
-    throw LoadError(fmt::format("coordinator at {}: {}; does `atoll serve --config {}` run?",
-                                admin.text(), answer.error().message, options.file.path.string()));
+    const std::string which =
+        options.file.coordinator.empty() ? "" : " --coordinator " + options.file.coordinator;
+    throw LoadError(
+        fmt::format("coordinator at {}: {}; does `atoll serve --config {}{}` run, and answer?",
+                    admin.text(), answer.error().message, options.file.path.string(), which));
   }
   auto json = read_json(answer->body, {});
   if (!json || !json->is_object()) {
