@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <termios.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
@@ -18,12 +20,14 @@
 #include <vector>
 
 #include "base/child_process.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "cli/chat_session.h"
 #include "cli/cluster_file_option.h"
 #include "cli/commands.h"
 #include "cli/line_input.h"
 #include "cli/output.h"
+#include "cli/rolling_text.h"
 #include "cli/server_option.h"
 #include "storage/checkpoint/model_dir.h"
 
@@ -36,6 +40,7 @@ constexpr const char* kHelp =
     "/clear           begin anew, with the same system message\n"
     "/system [TEXT]   set the system message, or none\n"
     "/save FILE       write the conversation as JSON\n"
+    "/reasoning       show what the model thought before its last reply\n"
     "/quit            leave; so does Ctrl-D, and Ctrl-C twice on an empty line\n"
     "//TEXT           send a text that begins with a slash\n"
     "A line that ends with \\ goes on in the next one. Ctrl-C stops a reply; what is typed "
@@ -47,6 +52,7 @@ struct ChatCommandOptions {
   ClusterFileOption cluster_file;
   std::vector<std::string> serve_arguments;
   std::string api_key_file;
+  bool show_reasoning = false;
   ChatOptions chat;
 };
 
@@ -184,10 +190,23 @@ class KeysForLater {
   bool known_ = false;
 };
 
+int terminal_columns() {
+  winsize size{};
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+  return size.ws_col;
+}
+
+int64_t num_characters(std::string_view text) {
+  return std::count_if(text.begin(), text.end(),
+                       [](unsigned char c) { return (c & 0xC0) != 0x80; });
+}
+
 class Chat {
  public:
-  Chat(ChatSession& session, ChatSignals& signals)
+  Chat(ChatSession& session, ChatSignals& signals, bool show_reasoning)
       : session_(session), signals_(signals), input_(make_line_input()) {
+    const char* term = std::getenv("TERM");
+    folds_ = !show_reasoning && term != nullptr && std::string_view(term) != "dumb";
     interactive_ = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
     signals_.set_editing(input_->takes_ctrl_c());
     colours_ = isatty(STDOUT_FILENO) == 1 && !std::getenv("NO_COLOR");
@@ -256,6 +275,8 @@ class Chat {
       session_.set_system(rest);
     } else if (name == "/save") {
       save(rest);
+    } else if (name == "/reasoning") {
+      note(reasoning_.empty() ? "(the last reply had none)" : without_controls(reasoning_));
     } else {
       complain(
           fmt::format("{}: no such command; /help lists them, and // begins a text with a "
@@ -276,6 +297,7 @@ class Chat {
   void ask(const std::string& text) {
     at_line_start_ = true;
     dimmed_ = false;
+    reasoning_.clear();
     std::optional<KeysForLater> keys;
     if (input_->takes_ctrl_c()) keys.emplace();  // an editor will show them
     signals_.set_replying(true);
@@ -284,6 +306,7 @@ class Chat {
         [this](std::string_view piece) { show_text(piece); });
     signals_.set_replying(false);
     keys.reset();
+    fold();
     set_dimmed(false);
     if (!at_line_start_ || !interactive_) write_stdout("\n");
     if (!reply) return complain(reply.error().message);
@@ -293,10 +316,24 @@ class Chat {
 
   void show_reasoning(std::string_view text) {
     if (!interactive_) return;  // a script wants the answer
+    if (reasoning_.empty()) thinks_since_ = clock_.now();
+    reasoning_ += text;
     set_dimmed(true);
-    write(text);
+    if (!folds_) return write(text);
+    if (!thinking_) thinking_.emplace(terminal_columns(), kThinkingRows);
+    write_stdout(thinking_->add(without_controls(text)));
+  }
+  // In place of the reasoning a line that says how much there was.
+  void fold() {
+    if (!thinking_) return;
+    write_stdout(thinking_->erase());
+    thinking_.reset();
+    set_dimmed(false);
+    note(fmt::format("(thought for {:.1f} s, {} characters; /reasoning shows them)",
+                     seconds_between(thinks_since_, clock_.now()), num_characters(reasoning_)));
   }
   void show_text(std::string_view text) {
+    fold();
     if (dimmed_) {
       set_dimmed(false);
       if (!at_line_start_) write("\n");
@@ -326,9 +363,16 @@ class Chat {
     fmt::print(stderr, "atoll: error: {}\n", one_line(what));
   }
 
+  static constexpr int kThinkingRows = 6;
+
   ChatSession& session_;
   ChatSignals& signals_;
   std::unique_ptr<LineInput> input_;
+  const SteadyClock clock_;
+  bool folds_ = false;
+  std::string reasoning_;                // of the last reply
+  std::optional<RollingText> thinking_;  // while it is shown
+  Clock::TimePoint thinks_since_;
   bool interactive_ = false, colours_ = false;
   bool leaving_ = false, failed_ = false, dimmed_ = false, at_line_start_ = true;
   int interrupts_ = 0;
@@ -380,7 +424,7 @@ int run_chat(ChatCommandOptions options) {
   }
   ChatSession session(options.chat);
   const auto watched = signals.watch_session(session);
-  return Chat(session, signals).run();
+  return Chat(session, signals, options.show_reasoning).run();
 }
 
 }  // namespace
@@ -409,6 +453,9 @@ void add_chat_command(CLI::App& app, int* exit_code) {
       ->add_option("--api-key-file", options->api_key_file,
                    "File with the key; unless given, ATOLL_API_KEY's value, if any")
       ->type_name("PATH");
+  command->add_flag("--show-reasoning", options->show_reasoning,
+                    "Keep what the model thinks on the screen; else it is folded into a line once "
+                    "the reply begins");
   command->footer(
       "Lines that come through a pipe are sent one after the other; only the replies are printed "
       "then.\n\nExamples:\n  atoll chat http://127.0.0.1:8080 --system 'Be brief.'\n"

@@ -250,9 +250,28 @@ class Terminal {
   std::string shown_;
 };
 
-TEST(ChatTerminal, shows_reasoning_dimmed_and_leaves_by_quit) {
+TEST(ChatTerminal, shows_reasoning_dimmed_and_folds_it) {
   Parrot parrot;
   Terminal terminal({ATOLL_BINARY, "chat", parrot.api().url()});
+  terminal.shown_until("> ");
+  terminal.type("think\r");
+  const std::string shown = terminal.shown_until("you said think\r\n");
+  EXPECT_THAT(shown, HasSubstr("\x1b[2mhmm\r\x1b[J\x1b[0m\x1b[2m(thought for "));
+  EXPECT_THAT(shown, HasSubstr(" s, 3 characters; /reasoning shows them)\x1b[0m\r\nyou said "));
+  terminal.shown_until("> ");
+  terminal.type("/reasoning\r");
+  EXPECT_NE(terminal.shown_until("\x1b[2mhmm\x1b[0m\r\n"), "");
+  terminal.shown_until("> ");
+  terminal.type("no thought\r");
+  terminal.shown_until("you said no thought\r\n");
+  terminal.shown_until("> ");
+  terminal.type("/reasoning\r");
+  EXPECT_NE(terminal.shown_until("(the last reply had none)"), "");
+}
+
+TEST(ChatTerminal, keeps_reasoning_if_asked_to_and_leaves_by_quit) {
+  Parrot parrot;
+  Terminal terminal({ATOLL_BINARY, "chat", parrot.api().url(), "--show-reasoning"});
   EXPECT_THAT(terminal.shown_until("> "), HasSubstr("Talking to toy"));
   terminal.type("think\r");
   const std::string shown = terminal.shown_until("you said think\r\n");
