@@ -386,8 +386,7 @@ std::optional<ChildProcess> reach_cluster(const ChatCommandOptions& options, Cha
     chat->api_key = read_api_key(config.coordinator.api_keys.string());
   }
   const config::Address& listen = config.coordinator.listen;
-  const bool is_any = listen.host == "0.0.0.0" || listen.host == "::";
-  chat->url = {is_any ? "127.0.0.1" : listen.host, listen.port, ""};
+  chat->url = reachable(listen);
   http::HttpClientOptions client_options;
   client_options.connect_timeout = kReachTime;
   if (listen.port != 0 &&

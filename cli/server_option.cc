@@ -22,12 +22,12 @@ namespace {
 // The largest answer: the load of each expert, 1.5 MB of 58 layers of 256.
 constexpr size_t kAnswerBytesMax = 64 << 20;
 
+}  // namespace
+
 http::HttpUrl reachable(const config::Address& address) {
   const bool is_any = address.host == "0.0.0.0" || address.host == "::";
   return {is_any ? "127.0.0.1" : address.host, address.port, ""};
 }
-
-}  // namespace
 
 void ServerOption::add(CLI::App& command) {
   command
@@ -35,6 +35,10 @@ void ServerOption::add(CLI::App& command) {
                   "http://HOST:PORT of `atoll serve`, or the cluster file that it runs with")
       ->required()
       ->type_name("");
+  command
+      .add_option("--coordinator", coordinator,
+                  "Which of the cluster file's `coordinators`, if it has several")
+      ->type_name("NAME");
   command
       .add_option("--api-key-file", api_key_file,
                   "File with the key; unless given, ATOLL_API_KEY's value, if any")
@@ -64,11 +68,15 @@ ServerClient::ServerClient(const ServerOption& option) : api_key_(api_key_of(opt
   if (option.target.find("://") != std::string::npos) {
     const auto url = http::parse_http_url(option.target);
     if (!url) throw LoadError(url.error().message);
+    if (!option.coordinator.empty()) {
+      throw LoadError("--coordinator is about a cluster file: a URL names its server already");
+    }
     url_ = *url;
   } else if (std::filesystem::exists(option.target)) {
     ClusterFileOption file;
     file.path = option.target;
-    const config::ClusterConfig config = file.load();
+    file.coordinator = option.coordinator;
+    const config::ClusterConfig config = file.load_for_coordinator();
     url_ = reachable(config.coordinator.listen);
     if (config.coordinator.admin) admin_ = reachable(*config.coordinator.admin);
   } else {

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/json_reader.h"
+#include "config/cluster_config.h"
 #include "http/http_client.h"
 
 namespace CLI {
@@ -18,9 +19,10 @@ namespace atl::cli {
 
 struct ServerOption {
   std::string target;        // http://HOST:PORT, or a cluster file
+  std::string coordinator;   // which of the file's, if it has several
   std::string api_key_file;  // "": ATOLL_API_KEY's value, if any
 
-  // SERVER and --api-key-file; this is borrowed for the life of the program.
+  // SERVER, --coordinator and --api-key-file; this is borrowed for the life of the program.
   void add(CLI::App& command);
 };
 
@@ -29,9 +31,13 @@ std::string read_api_key(const std::string& file);
 // Of the file, or ATOLL_API_KEY's value, or "".
 std::string api_key_of(const std::string& file);
 
+// Where a coordinator of the file is asked from its own machine.
+http::HttpUrl reachable(const config::Address& address);
+
 class ServerClient {
  public:
-  // LoadError: neither a URL nor a cluster file, or a file that is wrong.
+  // LoadError: neither a URL nor a cluster file, or a file that is wrong or has several
+  // coordinators of which none was named.
   explicit ServerClient(const ServerOption& option);
 
   // The document of an answer with status 200. LoadError names the server and what it said.
