@@ -70,6 +70,8 @@ Clock::TimePoint Dispatcher::check_late() {
   auto next = Clock::TimePoint::max();
   if (options_.hedge_after == 0 && options_.overdue_after_min.count() == 0) return next;
   for (DispatchInFlight* flight : in_flight_) {
+    const auto late_for_all = options_.hedge_after > 0 ? late_for_the_last(flight->shares())
+                                                       : std::chrono::nanoseconds::max();
     for (size_t at = 0; at < flight->shares().size(); ++at) {
       const Share& share = flight->shares()[at];
       if (share.missing == 0 || !share.asked || !placement_.keeps(share.node, share.tiles))
@@ -81,7 +83,7 @@ Clock::TimePoint Dispatcher::check_late() {
         const std::chrono::nanoseconds unusual = std::max(
             usual->p99, std::chrono::nanoseconds(static_cast<int64_t>(
                             options_.hedge_after * static_cast<double>(usual->mean.count()))));
-        const auto late = std::min(unusual, late_for_the_last(flight->shares()));
+        const auto late = std::min(unusual, late_for_all);
         // What lies unread would have come within a part of that.
         const auto due = std::max(share.sent + late, listening_since_ + late / 4);
         if (now < due) {
