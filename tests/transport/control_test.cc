@@ -414,6 +414,16 @@ TEST_F(ControlTest, a_strangers_garbage_is_dropped_and_the_server_lives) {
   EXPECT_NE(dial(), nullptr);
 }
 
+// The thread that takes them answers heartbeats, too: 32 at once, then one each 10 ms.
+TEST_F(ControlTest, who_connects_over_and_over_is_taken_slowly) {
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<int> strangers;
+  for (int i = 0; i < 80; ++i) strangers.push_back(stranger(server->port()));
+  EXPECT_TRUE(is_dropped(strangers.back()));  // all have been taken, and it was too many
+  EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds((79 - 32) * 10));
+  for (const int fd : strangers) ::close(fd);
+}
+
 TEST_F(ControlTest, more_connections_than_the_limit_are_dropped_and_room_comes_back) {
   auto client = dial();
   ASSERT_TRUE(client->hello(test_hello()).has_value());
