@@ -4,8 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -22,6 +22,7 @@ namespace atl::coordinator {
 namespace {
 
 using nlohmann::json;
+using test::RawClient;
 using test::RunningServer;
 using testing::HasSubstr;
 using testing::Not;
@@ -151,9 +152,10 @@ TEST_F(PageChat, streams_an_answer_with_its_reasoning_apart) {
 }
 
 TEST_F(PageChat, stops_an_answer_and_the_server_learns_it) {
-  std::atomic<bool> gone = false;
-  answer_ = [&](const Exchange& exchange) {
-    exchange->on_gone([&, exchange] { gone = true; });
+  // The server learns it when it will, perhaps after this function.
+  const auto gone = std::make_shared<std::promise<void>>();
+  answer_ = [gone](const Exchange& exchange) {
+    exchange->on_gone([gone, exchange] { gone->set_value(); });
     exchange->begin_events();
     send(exchange, {{"content", "for ever"}});
   };
@@ -164,7 +166,7 @@ TEST_F(PageChat, stops_an_answer_and_the_server_learns_it) {
              $('send').disabled, $('stop').disabled, d.querySelectorAll('#talk .error').length);)");
   EXPECT_THAT(shown, HasSubstr("for ever|first token after "));
   EXPECT_THAT(shown, HasSubstr("stopped|false|true|0"));
-  EXPECT_TRUE(gone);
+  EXPECT_EQ(gone->get_future().wait_for(RawClient::kPatience), std::future_status::ready);
 }
 
 TEST_F(PageChat, tells_errors_before_and_within_an_answer) {
