@@ -1,5 +1,8 @@
 #include "base/threads.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <condition_variable>
 #include <thread>
 #include <utility>
@@ -22,9 +25,19 @@ class SystemCondition final : public Condition {
   std::condition_variable condition_;
 };
 
+// On Linux a priority is a thread's, and inherited: of a preferred one, too.
+void run_as_the_process() {
+  const int nice = getpriority(PRIO_PROCESS, static_cast<id_t>(getpid()));  // the main thread's
+  if (getpriority(PRIO_PROCESS, 0) < nice) setpriority(PRIO_PROCESS, 0, nice);
+}
+
 class SystemThread final : public Thread {
  public:
-  explicit SystemThread(std::function<void()> body) : thread_(std::move(body)) {}
+  explicit SystemThread(std::function<void()> body)
+      : thread_([body = std::move(body)] {
+          run_as_the_process();
+          body();
+        }) {}
   ~SystemThread() override { join(); }
   void join() override {
     if (thread_.joinable()) thread_.join();
@@ -50,5 +63,7 @@ Threads& system_threads() {
   static SystemThreads threads;
   return threads;
 }
+
+bool prefer_this_thread() { return setpriority(PRIO_PROCESS, 0, -10) == 0; }
 
 }  // namespace atl

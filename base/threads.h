@@ -55,4 +55,9 @@ class Threads {
 // The operating system's.
 Threads& system_threads();
 
+// Lets the calling thread run before those that compute (nice -10), where this process may ask for
+// it: RLIMIT_NICE or CAP_SYS_NICE. For threads by whose answers others judge whether this machine
+// lives; they take a fraction of a percent of a core. False if it may not; then all are equal.
+bool prefer_this_thread();
+
 }  // namespace atl

@@ -1,6 +1,7 @@
 #include "base/threads.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 namespace atl {
 namespace {
@@ -43,6 +44,24 @@ TEST(Threads, the_end_of_a_thread_joins_it) {
   bool ran = false;
   system_threads().start([&] { ran = true; }).reset();
   EXPECT_TRUE(ran);
+}
+
+TEST(Threads, a_preferred_thread_prefers_nobody_else) {
+  const auto nice = [] { return getpriority(PRIO_PROCESS, 0); };
+  const int usual = nice();
+  int preferred = 0, started = 0;
+  bool may = false;
+  system_threads()
+      .start([&] {
+        may = prefer_this_thread();
+        preferred = nice();
+        system_threads().start([&] { started = nice(); })->join();
+      })
+      ->join();
+  if (!may) GTEST_SKIP() << "this process may not raise a priority";
+  EXPECT_LT(preferred, usual);
+  EXPECT_EQ(started, usual);
+  EXPECT_EQ(nice(), usual);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <future>
 
 #include "base/log.h"
+#include "base/threads.h"
 
 namespace atl::transport {
 
@@ -12,6 +13,7 @@ ControlLoop::ControlLoop(Body body) {
   std::future<void> start = started.get_future();
   thread_ = std::thread([this, &started, body = std::move(body)] {
     bool is_ready = false;
+    prefer_this_thread();  // heartbeats are asked and answered here
     try {
       kj::AsyncIoContext io = kj::setupAsyncIo();
       auto stop = kj::newPromiseAndFulfiller<void>();
