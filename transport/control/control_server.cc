@@ -83,6 +83,7 @@ struct Shared {
   ControlSecurity security;      // neither keys nor secret: whoever is connected is known
   std::set<SessionId> sessions;  // open ones
   int num_connections = 0;
+  std::string last_refusal;  // of a hello; "": the last one was taken
 };
 
 // The methods of one connection. Its sessions end with it.
@@ -112,6 +113,7 @@ class NodeServer final : public schema::Node::Server {
       write_reply(context.getResults().initReply(), *reply);
     else
       write_error(context.getResults().initError(), reply.error());
+    log_refusal(hello ? hello->coordinator : peer_, reply ? "" : reply.error().message);
     return kj::READY_NOW;
   }
 
@@ -203,6 +205,15 @@ class NodeServer final : public schema::Node::Server {
   }
 
  private:
+  // On this machine, too, it is to be seen why a node does nothing. A coordinator dials again and
+  // again: what is the same is said once.
+  void log_refusal(const std::string& peer, const std::string& why) {
+    if (why != shared_.last_refusal && !why.empty()) {
+      log_warn("control: refused coordinator {}: {}", peer, why);
+    }
+    shared_.last_refusal = why;
+  }
+
   // Whoever has a certificate of the right name needs none.
   bool knows_secret(const char* asking, capnp::Text::Reader theirs) const {
     const std::string& ours = shared_.security.secret;
@@ -270,7 +281,7 @@ class Acceptor final : private kj::TaskSet::ErrorHandler {
  public:
   Acceptor(NodeControl& node, const ControlSecurity& security, kj::ConnectionReceiver& receiver,
            kj::Timer& timer)
-      : shared_{node, security, {}, 0}, receiver_(receiver), timer_(timer), tasks_(*this) {
+      : shared_{node, security, {}, 0, {}}, receiver_(receiver), timer_(timer), tasks_(*this) {
     tasks_.add(accept());
   }
 
@@ -396,7 +407,7 @@ class PairServer final : public ControlServer {
   PairServer(int fd, NodeControl& node)
       : loop_([fd, &node](kj::AsyncIoContext& io, kj::Promise<void> stopped,
                           const std::function<void()>& ready) {
-          Shared shared{node, {}, {}, 0};
+          Shared shared{node, {}, {}, 0, {}};
           std::optional<Connection> connection;
           connection.emplace(
               shared,
@@ -438,6 +449,19 @@ bool is_loopback(std::string_view host) {
          ntohl(address.s_addr) >> 24 == 127;
 }
 
+namespace {
+
+// Of kj's "bind(sockfd, &addr.generic, addrlen): Address already in use; toString() = ..." what the
+// system said.
+std::string reason_of_call(std::string_view text) {
+  const size_t call = text.find("): ");
+  if (call == std::string_view::npos) return std::string(text);
+  const std::string_view said = text.substr(call + 3);
+  return std::string(said.substr(0, said.find(';')));
+}
+
+}  // namespace
+
 std::unique_ptr<ControlServer> serve_control(const std::string& listen,
                                              const ControlSecurity& security, NodeControl& node) {
   CHECK(security.keys != nullptr || !security.secret.empty());
@@ -450,8 +474,8 @@ std::unique_ptr<ControlServer> serve_control(const std::string& listen,
   try {
     return std::make_unique<Server>(listen, security, node);
   } catch (const std::exception& e) {
-    throw LoadError(
-        fmt::format("cannot listen on {}: {}; choose another address or port", listen, e.what()));
+    throw LoadError(fmt::format("cannot listen on {}: {}; choose another address or port", listen,
+                                reason_of_call(e.what())));
   }
 }
 
