@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cctype>
 #include <fstream>
+#include <set>
+#include <string_view>
 
 #include "base/check.h"
 #include "base/nearest.h"
@@ -25,6 +27,15 @@ std::string name_of_section(const std::string& section) {
 
 std::string joined(const std::string& section, const std::string& name) {
   return section.empty() ? name : section + "." + name;
+}
+
+bool begins_like_a_section(std::string_view variable) {
+  for (const std::string_view section :
+       {"ATOLL_NUMERICS_", "ATOLL_COORDINATOR_", "ATOLL_NETWORK_", "ATOLL_SECURITY_",
+        "ATOLL_TIMEOUTS_", "ATOLL_NODE_", "ATOLL_PLAN_"}) {
+    if (variable.starts_with(section)) return true;
+  }
+  return false;
 }
 
 // "unknown key 'lisen'; did you mean 'listen'?", or all that there are.
@@ -186,7 +197,8 @@ class SettingsReader {
     return std::nullopt;
   }
 
-  // A name that begins like a section's is meant for us; ATOLL_ alone may be anybody's.
+  // A name that begins like a section's, or nearly is a key's, is meant for us; ATOLL_ alone may be
+  // anybody's.
   void take_environment() {
     std::map<std::string, const Key*> known;
     std::vector<std::string> names;
@@ -198,16 +210,11 @@ class SettingsReader {
     for (const auto& [name, value] : overrides_.environment) {
       const auto found = known.find(name);
       if (found == known.end()) {
-        for (const char* section :
-             {"ATOLL_NUMERICS_", "ATOLL_COORDINATOR_", "ATOLL_NETWORK_", "ATOLL_SECURITY_",
-              "ATOLL_TIMEOUTS_", "ATOLL_NODE_", "ATOLL_PLAN_"}) {
-          if (!name.starts_with(section)) continue;
-          const std::string meant = nearest(name, names);
-          throw LoadError(
-              fmt::format("{} is set in the environment and is no key of a cluster file{}", name,
-                          meant.empty() ? "" : fmt::format("; did you mean {}?", meant)));
-        }
-        continue;
+        const std::string meant = nearest(name, names);
+        if (meant.empty() && !begins_like_a_section(name)) continue;
+        throw LoadError(
+            fmt::format("{} is set in the environment and is no key of a cluster file{}", name,
+                        meant.empty() ? "" : fmt::format("; did you mean {}?", meant)));
       }
       const Key& key = *found->second;
       if (!key.is_of_node()) {
@@ -242,6 +249,9 @@ class SettingsReader {
       std::vector<std::string> known;
       for (const Key& other : keys()) known.push_back(other.path);
       throw LoadError("--set: " + unknown_key(path, "", known));
+    }
+    if (!flags_taken_.insert(target).second) {
+      throw LoadError(fmt::format("--set {}: given twice, expected one value", path));
     }
     override(*key, target, text, Origin::kFlag, "--set");
   }
@@ -279,6 +289,7 @@ class SettingsReader {
   const Overrides& overrides_;
   const std::string name_;  // of the file, in messages
   Settings settings_;
+  std::set<std::string> flags_taken_;  // paths that --set has given
 };
 
 std::vector<std::pair<std::string, std::string>> Overrides::from_environment() {

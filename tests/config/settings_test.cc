@@ -82,8 +82,18 @@ TEST(Settings, name_an_unknown_key_with_line_column_and_the_nearest_known_one) {
   overrides.environment = {{"ATOLL_COORDINATOR_CHUNKS", "1"}};
   EXPECT_THAT(error_of("model: /m\n", overrides),
               HasSubstr("did you mean ATOLL_COORDINATOR_CHUNK?"));
+  overrides.environment = {{"ATOLL_REDUNDANC", "2"}};  // of no section
+  EXPECT_THAT(error_of("model: /m\n", overrides), HasSubstr("did you mean ATOLL_REDUNDANCY?"));
   overrides.environment = {{"ATOLL_TOKENIZER_DATA", "somebody else's"}};
   EXPECT_EQ(error_of("model: /m\n", overrides), "no error");
+}
+
+TEST(Settings, take_one_value_of_a_flag) {
+  Overrides overrides;
+  overrides.flags = {"redundancy=1", "nodes.n1.ram=1GiB", "nodes.n2.ram=2GiB"};
+  EXPECT_EQ(parse(kTwoNodes, overrides).at("nodes[1].ram").text(), "2GiB");
+  overrides.flags.push_back("redundancy=2");
+  EXPECT_EQ(error_of(kTwoNodes, overrides), "--set redundancy: given twice, expected one value");
 }
 
 struct Mistake {
