@@ -6,6 +6,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "base/json_reader.h"
 #include "cli/admin_server.h"
@@ -91,23 +92,25 @@ void show(const ClusterOptions& options, const Json& status) {
   write_stdout(options.json ? status.dump() + "\n" : status_text(status));
 }
 
-void reload(const ClusterOptions& options) {
-  const Json report = ask(options, "POST", "/cluster/reload", "{}");
-  if (options.json) return write_stdout(report.dump() + "\n");
+std::string reload_text(const Json& report) {
   std::string text;
   for (const char* what : {"added", "removed", "moved"}) {
     for (const Json& name : report.at(what)) {
       text += fmt::format("{} {}\n", what, name.get<std::string>());
     }
   }
-  if (text.empty()) text = "the nodes are the same\n";
-  for (const Json& key : report.at("needs_restart")) {
-    text += fmt::format(
-        "not taken: {} has another value, which needs another start of the "
-        "coordinator\n",
-        key.get<std::string>());
+  return text.empty() ? "the nodes are the same\n" : text;
+}
+
+void reload(const ClusterOptions& options) {
+  const Json report = ask(options, "POST", "/cluster/reload", "{}");
+  write_stdout(options.json ? report.dump() + "\n" : reload_text(report));
+  const auto not_taken = report.at("needs_restart").get<std::vector<std::string>>();
+  if (!not_taken.empty()) {
+    throw LoadError(
+        fmt::format("not taken: another value of {}, which needs another start of the coordinator",
+                    fmt::join(not_taken, ", ")));
   }
-  write_stdout(text);
 }
 
 }  // namespace
