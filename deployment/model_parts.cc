@@ -51,7 +51,9 @@ std::unique_ptr<storage::TileStore> open_tiles(const model::OpenedModel& model,
   const uint64_t least = plan.reserved_bytes + tiles->ram_bytes_min();
   if (memory.ram_budget && *memory.ram_budget < least) {
     throw LoadError(fmt::format(
-        "--ram-budget {}: expected at least {}: {} for the buffers of a step, {} for tables, "
+        "RAM budget of {} (--ram-budget, or `ram` of the cluster file): expected at least {}: {} "
+        "for "
+        "the buffers of a step, {} for tables, "
         "reading and two tiles; fewer rows per step need less (--chunk, or --rows-max of a node)",
         format_bytes(*memory.ram_budget), format_bytes(least), format_bytes(plan.reserved_bytes),
         format_bytes(tiles->ram_bytes_min())));

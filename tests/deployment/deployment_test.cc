@@ -222,7 +222,8 @@ TEST_F(PackDeployment, refuses_a_budget_that_is_too_small_and_names_the_least) {
   };
   for (const int nodes : {0, 2}) {  // before a node is started
     EXPECT_THAT(start_error(options(nodes), budget(1000)),
-                testing::StartsWith("--ram-budget 1000 B: expected at least "));
+                testing::StartsWith("RAM budget of 1000 B (--ram-budget, or `ram` of the cluster "
+                                    "file): expected at least "));
   }
   const uint64_t least = budget_for(options(0), 0);
   EXPECT_THAT(start_error(options(0), budget(least - 1)), HasSubstr("--ram-budget"));
