@@ -33,7 +33,7 @@ struct Options {
   uint64_t budget = 0;
   uint64_t above = 64 * kMiB;
   double seconds = 60;
-  int64_t chunk = 512;
+  int64_t rows_max = 512;
 };
 
 // The group that the node is in; gone in the end.
@@ -184,12 +184,12 @@ void run(const Options& options) {
   deployment::DeploymentOptions deploy;
   deploy.model_dir = options.pack;
   deploy.nodes = 1;
-  deploy.chunk = options.chunk;
+  deploy.rows_max = options.rows_max;
   deploy.cache_tokens = 16 * 1024;
   deploy.memory.ram_budget = options.budget;
   deploy.node_program = wrapper.path();
   deployment::Deployment deployment(deploy);
-  Load load(deployment, options.chunk);
+  Load load(deployment, options.rows_max);
   const SteadyClock clock;
   const auto start = clock.now();
   double next_report = 60;
@@ -213,7 +213,7 @@ int main(int argc, char** argv) {
   std::string budget;
   app.add_option("--ram-budget", budget, "Budget of the node, such as 3GiB")->required();
   app.add_option("--seconds", options.seconds, "How long")->capture_default_str();
-  app.add_option("--chunk", options.chunk, "Tokens per step of prefill")->capture_default_str();
+  app.add_option("--chunk", options.rows_max, "Tokens per step of prefill")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {
     const atl::Result<uint64_t> bytes = atl::parse_bytes(budget);

@@ -278,7 +278,7 @@ class EngineBench {
   void prefill(int64_t sequence, int64_t end, WantLogits logits) {
     std::swap(sequences_[0], sequences_[sequence]);
     while (sequences_[0].num_tokens < end) {
-      const int64_t count = std::min(options_.deployment.chunk, end - sequences_[0].num_tokens);
+      const int64_t count = std::min(options_.deployment.rows_max, end - sequences_[0].num_tokens);
       const bool last = sequences_[0].num_tokens + count == end;
       step(1, count, last ? logits : WantLogits::kNone);
     }
@@ -503,7 +503,7 @@ EngineReport measure_decode(const EngineBenchOptions& options) {
   const int64_t end = longest + options.steps;
   check_positions(options, end, "--context with --steps");
   deployment::DeploymentOptions deployment = options.deployment;
-  deployment.chunk = std::max(deployment.chunk, rows_max);
+  deployment.rows_max = std::max(deployment.rows_max, rows_max);
   deployment.cache_tokens = rows_max * round_up(end, kernels::kAttentionBlock);
   deployment.cache_option.advice = "fewer --rows or a shorter --context";
   EngineReport report;
@@ -551,7 +551,7 @@ EngineReport measure_prefill(const EngineBenchOptions& options) {
     bench.prefill(0, options.tokens, WantLogits::kLast);
   };
   run();  // touches buffers and pages
-  const int64_t chunk = options.deployment.chunk;
+  const int64_t chunk = options.deployment.rows_max;
   report.cases.push_back(
       bench.measure(options.tokens, options.tokens, &report, run, [&](const Measured& measured) {
         StepWork work;
@@ -686,7 +686,7 @@ Json to_json(const EngineBenchOptions& options, const EngineReport& report, cons
     if (report.disk_bytes_per_second > 0) cases.back()["cold_tier"] = cold_json(c);
   }
   return {{"nodes", options.deployment.nodes},
-          {"chunk", options.deployment.chunk},
+          {"chunk", options.deployment.rows_max},
           {"limit",
            {{"read_bytes_per_second", summary_json<Json>(report.read)},
             {"fma_flop_per_second", summary_json<Json>(report.fma)},

@@ -55,7 +55,7 @@ void take_cluster_file(const CLI::App& command, const ClusterFileOption& file,
   if (is_open("--balance")) options->balance = config.balance;
   if (is_open("--threads")) options->threads = config.coordinator.threads;
   if (is_open("--device")) options->device = config.coordinator.device;
-  if (is_open("--chunk")) options->chunk = config.coordinator.chunk;
+  if (is_open("--chunk")) options->rows_max = config.coordinator.rows_max;
 }
 
 }  // namespace
@@ -127,7 +127,7 @@ void add_deployment_options(CLI::App& command, deployment::DeploymentOptions* op
           "DEVICE"))
       ->capture_default_str();
   command
-      .add_option("--chunk", options->chunk, "Tokens per step of prefill (and rows per dispatch)")
+      .add_option("--chunk", options->rows_max, "Tokens per step of prefill (and rows per dispatch)")
       ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))
       ->capture_default_str();
   add_memory_options(command, &options->memory);

@@ -141,7 +141,7 @@ void eval(const EvalOptions& options) {
   // Rows that share a step have a cache each: as many as begin in one step, and one more that goes
   // over its end.
   deployment::DeploymentOptions deployment_options = options.deployment;
-  const int64_t rows_open = options.deployment.chunk / options.row_length + 2;
+  const int64_t rows_open = options.deployment.rows_max / options.row_length + 2;
   deployment_options.cache_tokens =
       rows_open * round_up(options.row_length, kernels::kAttentionBlock);
   deployment_options.cache_option.advice = "a smaller --row-length or --chunk";
@@ -150,7 +150,7 @@ void eval(const EvalOptions& options) {
   const std::unique_ptr<ScopedThreadPin> pin = deployment.pin_engine_thread();
 
   coordinator::EvaluateOptions evaluate_options;
-  evaluate_options.chunk = options.deployment.chunk;
+  evaluate_options.rows_max = options.deployment.rows_max;
   const auto start = deployment.clock().now();
   auto result =
       coordinator::evaluate(deployment.engine(), rows, evaluate_options,

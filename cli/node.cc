@@ -216,7 +216,7 @@ void take_cluster_file(const CLI::App& command, NodeCommandOptions* options) {
   }
   take_numerics(config.numerics, command, &options->numerics);
   if (is_open("--ram-budget")) options->memory.ram_budget = node->ram_bytes;
-  if (is_open("--rows-max")) options->rows_max = static_cast<uint32_t>(config.coordinator.chunk);
+  if (is_open("--rows-max")) options->rows_max = static_cast<uint32_t>(config.coordinator.rows_max);
   if (is_open("--threads")) options->threads.num_threads = node->threads;
   if (is_open("--numa-node")) options->threads.numa_node = node->numa_node;
   options->listen = node->control.text();

@@ -90,7 +90,7 @@ Planned plan_of(const PlanOptions& options, bool with_what_if) {
   model_options.num_nodes = static_cast<int>(request.cluster.nodes.size());
   model_options.coordinator_threads = subject.coordinator_threads;
   model_options.node_threads = subject.node_threads;
-  model_options.chunk = config.coordinator.chunk;
+  model_options.rows_max = config.coordinator.rows_max;
   model_options.usage_file = config.plan.usage;
   model_options.cache_tokens = cache_tokens(config, *opened, request);
   const PlanModel model(*opened, model_options);

@@ -179,7 +179,7 @@ void PlanModel::add_memory(const model::NumericsProfile& numerics, ModelShape* s
   request.placement.tiles_of_node.resize(static_cast<size_t>(std::max(1, options_.num_nodes)));
   request.coordinator_threads = options_.coordinator_threads;
   request.node_threads = options_.node_threads;
-  request.rows_max = options_.chunk;
+  request.rows_max = options_.rows_max;
   request.cache_tokens = static_cast<int64_t>(options_.cache_tokens);
   const deployment::MemoryNeed coordinator =
       deployment::coordinator_memory_need(model_, tensors_, request);
@@ -203,7 +203,7 @@ void PlanModel::add_memory(const model::NumericsProfile& numerics, ModelShape* s
     add_work(shape->dense_ffn, shape->dense_layers);
     add_work(shape->head, 1);
     shape->device_bytes = weights + coordinator.kv_cache + kScoresBytes +
-                          coordinator::CpuCompute::buffer_bytes(model_.config, options_.chunk);
+                          coordinator::CpuCompute::buffer_bytes(model_.config, options_.rows_max);
   }
   for (int count = 0; count <= shape->num_tiles; ++count) {
     const deployment::MemoryNeed need =

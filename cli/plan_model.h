@@ -15,7 +15,7 @@ struct PlanModelOptions {
   model::NumericsProfile numerics;  // as asked for
   int num_nodes = 1;                // processes for nodes
   int coordinator_threads = 1, node_threads = 1;
-  int64_t chunk = 512;
+  int64_t rows_max = 512;
   uint64_t cache_tokens = 0;
   std::filesystem::path usage_file;  // "": all experts alike
 };

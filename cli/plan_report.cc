@@ -275,7 +275,7 @@ std::string plan_json(const PlanReport& report) {
       {"bottleneck_share", plan.bottleneck_share},
       {"changes", changes},
       {"groups", plan.groups},
-      {"chunk", plan.chunk},
+      {"chunk", plan.rows_max},
       {"redundancy", report.request.redundancy},
       {"tiles_per_expert", model.num_tiles},
       {"sequences", report.request.sequences},

@@ -107,7 +107,7 @@ class SubjectBuilder {
   PlannedCoordinator coordinator() {
     const config::CoordinatorConfig& from = config_.coordinator;
     PlannedCoordinator planned;
-    planned.chunk = static_cast<int>(from.chunk);
+    planned.rows_max = static_cast<int>(from.rows_max);
     planned.ram_bytes = from.machine.ram_bytes;
     planned.nic_bytes_per_second = from.machine.nic_bytes_per_second;
     const auto& nodes = subject_.request.cluster.nodes;

@@ -75,7 +75,7 @@ coordinator::GenerateRequest make_request(const RunOptions& options,
   if (options.chat) apply_chat_template(options.deployment.model_dir, &prompt);
   request.prompt = encode_prompt(tokenizer, config, prompt);
   request.max_tokens = options.max_tokens;
-  request.chunk = options.deployment.chunk;
+  request.rows_max = options.deployment.rows_max;
   request.sampling = options.sampling;
   if (!options.ignore_eos) request.stop_ids = config.eos_token_ids;
   request.vocab_limit =

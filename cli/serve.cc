@@ -109,7 +109,7 @@ coordinator::SchedulerOptions scheduler_options(const ServeOptions& options,
                                                 const model::ModelConfig& config,
                                                 const text::Tokenizer& tokenizer) {
   coordinator::SchedulerOptions scheduler;
-  scheduler.sequences_max = std::min(options.sequences_max, options.deployment.chunk);
+  scheduler.sequences_max = std::min(options.sequences_max, options.deployment.rows_max);
   scheduler.queue_max = options.queue_max;
   scheduler.step_target_s = options.step_target_ms / 1000;
   scheduler.prefix_cache = !options.no_prefix_cache;

@@ -139,7 +139,7 @@ CoordinatorConfig read_coordinator(const Values& values, int place) {
   coordinator.threads = static_cast<int>(values.integer(path("threads")).value_or(0));
   coordinator.kv_cache_bytes = values.bytes(path("kv_cache"));
   coordinator.context = values.integer(path("context")).value_or(0);
-  coordinator.chunk = values.integer("coordinator.chunk").value();
+  coordinator.rows_max = values.integer("coordinator.chunk").value();
   coordinator.api_keys = values.path(path("api_keys"));
   coordinator.model_name = values.text(path("model_name"));
   coordinator.machine = read_machine(values, "coordinator", false);

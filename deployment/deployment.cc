@@ -115,7 +115,7 @@ Deployment::Deployment(const DeploymentOptions& options)
   cluster_->begin();
   coordinator::EngineOptions engine_options;
   engine_options.cache_type = numerics_.cache;
-  engine_options.rows_max = options_.chunk;
+  engine_options.rows_max = options_.rows_max;
   engine_options.prefetch = options_.prefetch;
   engine_options.cache_blocks = coordinator::KvCache::blocks_for(options_.cache_tokens) + 1;
   engine_ = std::make_unique<coordinator::Engine>(
@@ -162,7 +162,7 @@ void Deployment::check_device_memory() {
 std::unique_ptr<coordinator::Compute> Deployment::make_compute(const coordinator::KvCache& cache) {
   if (!device_) return nullptr;
   auto compute =
-      coordinator::CudaCompute::make(model_->config, *weights_, cache, *device_, options_.chunk);
+      coordinator::CudaCompute::make(model_->config, *weights_, cache, *device_, options_.rows_max);
   if (compute) {
     log_info("the coordinator computes on {}", this->device());
     return std::move(*compute);
@@ -201,7 +201,7 @@ MemoryRequest Deployment::memory_request() const {
   for (const topology::TeamPlan& node : threads_.nodes) {
     request.node_threads = std::max(request.node_threads, node.num_threads);
   }
-  request.rows_max = options_.chunk;
+  request.rows_max = options_.rows_max;
   request.cache_tokens = options_.cache_tokens;
   request.prefetch = options_.prefetch;
   request.memory = options_.memory;
@@ -217,7 +217,7 @@ std::unique_ptr<coordinator::NodeSource> Deployment::local_node() {
   node_options.name = "local";
   node_options.identity = identity_of(*model_, numerics_);
   node_options.row_type = wire_row_type(numerics_.wire);
-  node_options.rows_max = static_cast<uint32_t>(options_.chunk);
+  node_options.rows_max = static_cast<uint32_t>(options_.rows_max);
   local_tiles_ = open_tiles(
       *model_, numerics_,
       {options_.memory,
@@ -249,7 +249,7 @@ std::unique_ptr<coordinator::NodeSource> Deployment::child_nodes() {
     node.transport = ucx.kind;
     node.numerics = numerics_;
     node.memory = options_.memory.of_node(node.name);
-    node.rows_max = options_.chunk;
+    node.rows_max = options_.rows_max;
     children.arguments.push_back(arguments_of_node(node));
   }
   return std::make_unique<coordinator::ChildNodes>(std::move(children));
@@ -300,7 +300,7 @@ void Deployment::join_cluster(const topology::Placement& placement,
     cluster.grace = times.grace;
     cluster.min_coverage = options_.min_coverage;
   }
-  cluster.limits.rows_max = static_cast<uint32_t>(options_.chunk);
+  cluster.limits.rows_max = static_cast<uint32_t>(options_.rows_max);
   cluster.limits.hidden_size = static_cast<uint32_t>(config.hidden_size);
   cluster.limits.top_k = static_cast<uint32_t>(config.num_experts_per_tok);
   cluster.limits.num_layers = static_cast<uint32_t>(config.num_hidden_layers);

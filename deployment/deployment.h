@@ -53,7 +53,7 @@ struct DeploymentOptions {
   int threads = 0;                                   // of the coordinator; 0: all usable cores
   topology::PinMode pin = topology::PinMode::kAuto;  // of the coordinator and child nodes
   std::string device = "auto";                       // of the coordinator: cpu, cuda:N, or auto
-  int64_t chunk = 512;                               // tokens per step
+  int64_t rows_max = 512;                            // of a step, all sequences together
   int64_t cache_tokens = 0;                          // room in the KV cache
   MemoryOptions memory;                              // of each node
   coordinator::Prefetch prefetch = coordinator::Prefetch::kOff;

@@ -30,7 +30,7 @@ Result<EvaluateResult> evaluate(Engine& engine, std::span<const std::vector<int3
   while (!failed && (next_row < rows.size() || !open.empty())) {
     // Fill the step: rows under way first, then new ones.
     std::vector<SequenceRows> work;
-    int64_t room = std::min(options.chunk, engine.options().rows_max);
+    int64_t room = std::min(options.rows_max, engine.options().rows_max);
     for (size_t i = 0; room > 0; ++i) {
       if (i == open.size()) {
         if (next_row == rows.size()) break;

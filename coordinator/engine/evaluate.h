@@ -12,7 +12,7 @@
 namespace atl::coordinator {
 
 struct EvaluateOptions {
-  int64_t chunk = 512;  // tokens per step, at most the engine's rows_max
+  int64_t rows_max = 512;  // of a step, at most the engine's rows_max
   StepObserver* observer = nullptr;
   // Tokens done so far; may be null.
   std::function<void(uint64_t)> on_progress;

@@ -42,7 +42,7 @@ Result<GenerateResult> generate(Engine& engine, const Clock& clock, const Genera
   GenerateResult result;
   std::vector<float> logits;
   const auto start = clock.now();
-  const size_t chunk = std::min(request.chunk, engine.options().rows_max);
+  const size_t chunk = std::min(request.rows_max, engine.options().rows_max);
   for (size_t at = 0; at < request.prompt.size(); at += chunk) {
     const size_t n = std::min(chunk, request.prompt.size() - at);
     const bool last = at + n == request.prompt.size();

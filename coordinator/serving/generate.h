@@ -17,7 +17,7 @@ namespace atl::coordinator {
 struct GenerateRequest {
   std::vector<int32_t> prompt;  // not empty
   int64_t max_tokens = 128;
-  int64_t chunk = 512;  // prompt tokens per step, at most the engine's rows_max
+  int64_t rows_max = 512;  // prompt tokens of a step, at most the engine's rows_max
   model::SamplingParams sampling;
   uint64_t sample = 0;            // which of several completions of one prompt this is
   std::vector<int32_t> stop_ids;  // end the text and belong to it; usually the eos ids

@@ -48,7 +48,7 @@ nodes:
   EXPECT_EQ(config.coordinator.listen, (Address{"0.0.0.0", 80}));
   EXPECT_EQ(config.coordinator.admin, (Address{"127.0.0.1", 7900}));
   EXPECT_EQ(config.coordinator.kv_cache_bytes, uint64_t{8} << 30);
-  EXPECT_EQ(config.coordinator.chunk, 64);
+  EXPECT_EQ(config.coordinator.rows_max, 64);
   EXPECT_EQ(config.security.secret_file, "/etc/atoll/secret");
   EXPECT_EQ(config.timeouts.grace, std::chrono::minutes(1));
   ASSERT_EQ(config.nodes.size(), 2u);
@@ -102,7 +102,7 @@ TEST(ClusterConfig, each_of_several_coordinators_has_its_own_and_what_is_for_all
   EXPECT_EQ(second.listen.text(), "127.0.0.1:81");
   EXPECT_FALSE(second.admin);
   EXPECT_EQ(second.threads, 5);
-  EXPECT_EQ(second.chunk, 64);
+  EXPECT_EQ(second.rows_max, 64);
   EXPECT_THAT(load_for("").coordinator_names, ElementsAre("c1", "c2"));
   EXPECT_EQ(load_for("").coordinator.name, "c1");
   EXPECT_THAT(load("model: /m\ncoordinator: {name: x}").coordinator_names, ElementsAre("x"));

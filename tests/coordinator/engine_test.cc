@@ -413,7 +413,7 @@ TEST(Generate, the_same_seed_gives_the_same_tokens_and_another_seed_others) {
   request.sampling.temperature = 1.0f;
   const auto tokens = [&](uint64_t seed, int64_t chunk) {
     request.sampling.seed = seed;
-    request.chunk = chunk;
+    request.rows_max = chunk;
     auto result =
         generate(deployment.engine(), deployment.clock(), request, sampler, [](int32_t) {});
     EXPECT_TRUE(result);

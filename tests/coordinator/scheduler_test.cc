@@ -30,7 +30,7 @@ deployment::DeploymentOptions options_for(int64_t cache_tokens, int64_t chunk, i
   deployment::DeploymentOptions options;
   options.model_dir = test::tests_dir() / "models/tiny-fp8";
   options.threads = threads;
-  options.chunk = chunk;
+  options.rows_max = chunk;
   options.cache_tokens = cache_tokens - 64;  // a deployment adds a block
   return options;
 }

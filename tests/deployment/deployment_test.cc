@@ -34,7 +34,7 @@ class PackDeployment : public ::testing::Test {
     options.nodes = nodes;
     options.threads = 1;
     options.cache_tokens = 256;
-    options.chunk = 16;
+    options.rows_max = 16;
     options.node_program = ATOLL_BINARY;
     return options;
   }
@@ -58,7 +58,7 @@ TEST(LargePackDeployment, is_warm_when_every_expert_was_read_once) {
     options.nodes = nodes;
     options.threads = 1;
     options.cache_tokens = 64;
-    options.chunk = 16;
+    options.rows_max = 16;
     options.node_program = ATOLL_BINARY;
     Deployment deployment(options);
     deployment.wait_until_warm();
@@ -118,7 +118,7 @@ Outcome decode(const DeploymentOptions& options) {
 uint64_t budget_for(const DeploymentOptions& options, double share) {
   const auto model = model::open(options.model_dir);
   expert_node::NodeOptions node;
-  node.rows_max = static_cast<uint32_t>(options.chunk);
+  node.rows_max = static_cast<uint32_t>(options.rows_max);
   const uint64_t reserved = expert_node::node_buffer_bytes(node, model->catalog, 1);
   const auto tiles = open_tiles(*model, model->settle(options.numerics), {});
   const uint64_t of_node = kAllTiles * tiles->layout(0).bytes / std::max(1, options.nodes);

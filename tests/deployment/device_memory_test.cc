@@ -45,7 +45,7 @@ TEST_F(DeviceMemory, is_what_the_loaded_weights_take) {
     options.model_dir = dir_;
     options.numerics = asked.numerics;
     options.threads = 1;
-    options.chunk = asked.rows_max;
+    options.rows_max = asked.rows_max;
     options.cache_tokens = asked.cache_tokens;
     options.device = "cpu";
     Deployment deployment(options);

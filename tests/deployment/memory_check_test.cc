@@ -151,7 +151,7 @@ TEST(MemoryNeed, is_what_the_coordinator_holds_in_every_format) {
       options.numerics.dense_format = format;
       options.threads = 1;
       options.cache_tokens = 256;
-      options.chunk = 16;
+      options.rows_max = 16;
       Deployment deployment(options);
       const auto model = model::open(options.model_dir);
       MemoryRequest request;

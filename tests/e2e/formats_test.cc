@@ -91,7 +91,7 @@ std::vector<float> logits(const deployment::DeploymentOptions& options,
   deployment::Deployment deployment(options);
   std::vector<float> all;
   coordinator::EvaluateOptions evaluate;
-  evaluate.chunk = options.chunk;
+  evaluate.rows_max = options.rows_max;
   auto result = coordinator::evaluate(deployment.engine(), rows, evaluate,
                                       [&](size_t, size_t, std::span<const float> row) {
                                         all.insert(all.end(), row.begin(), row.end());
@@ -119,9 +119,9 @@ TEST(Formats, give_the_same_bits_on_any_layout_and_in_any_chunk) {
       EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)), 0)
           << name;
     };
-    options.chunk = 1;
+    options.rows_max = 1;
     expect_same("chunks of 1");
-    options.chunk = 5;
+    options.rows_max = 5;
     options.threads = 2;
     expect_same("chunks of 5, 2 threads");
     options.nodes = 3;

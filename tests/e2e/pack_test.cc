@@ -42,7 +42,7 @@ deployment::DeploymentOptions options_of(const fs::path& dir) {
   deployment::DeploymentOptions options;
   options.model_dir = dir;
   options.cache_tokens = 256;
-  options.chunk = 4;
+  options.rows_max = 4;
   options.node_program = ATOLL_BINARY;
   return options;
 }
@@ -54,7 +54,7 @@ std::vector<float> logits(const deployment::DeploymentOptions& options,
                                                   {0, 42, 199}};
   std::vector<float> all;
   coordinator::EvaluateOptions evaluate;
-  evaluate.chunk = options.chunk;
+  evaluate.rows_max = options.rows_max;
   auto result = coordinator::evaluate(deployment.engine(), rows, evaluate,
                                       [&](size_t, size_t, std::span<const float> row) {
                                         all.insert(all.end(), row.begin(), row.end());

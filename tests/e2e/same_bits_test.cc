@@ -49,7 +49,7 @@ std::vector<float> all_logits(const deployment::DeploymentOptions& options, cons
   deployment::Deployment deployment(options);
   std::vector<float> logits;
   coordinator::EvaluateOptions evaluate;
-  evaluate.chunk = options.chunk;
+  evaluate.rows_max = options.rows_max;
   auto result = coordinator::evaluate(deployment.engine(), rows, evaluate,
                                       [&](size_t, size_t, std::span<const float> row) {
                                         logits.insert(logits.end(), row.begin(), row.end());
@@ -75,7 +75,7 @@ struct Layout {
   std::vector<std::vector<int>> scattered = {};
   TransportKind transport = TransportKind::kAuto;
   int threads = 1;
-  int64_t chunk = 512;
+  int64_t rows_max = 512;
 };
 
 void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, RowType type,
@@ -91,7 +91,7 @@ void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, 
     options.scattered_tiles = layout.scattered;
     options.transport = layout.transport;
     options.threads = layout.threads;
-    options.chunk = layout.chunk;
+    options.rows_max = layout.rows_max;
     std::vector<deployment::Deployment::NodeReport> reports;
     expect_same_bits(all_logits(options, rows, &reports), expected);
     for (const auto& report : reports) {  // every owner of tiles did its part
@@ -104,11 +104,11 @@ void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, 
 TEST(SameBits, for_any_nodes_tiles_link_threads_and_chunk) {
   const std::vector<Layout> layouts = {
       {.name = "2 threads", .threads = 2},
-      {.name = "chunks of 1", .chunk = 1},
-      {.name = "chunks of 7, 2 threads", .threads = 2, .chunk = 7},
+      {.name = "chunks of 1", .rows_max = 1},
+      {.name = "chunks of 7, 2 threads", .threads = 2, .rows_max = 7},
       {.name = "1 node", .nodes = 1},
       {.name = "2 nodes", .nodes = 2},
-      {.name = "3 nodes, chunks of 7", .nodes = 3, .chunk = 7},
+      {.name = "3 nodes, chunks of 7", .nodes = 3, .rows_max = 7},
       {.name = "4 nodes, 2 threads", .nodes = 4, .threads = 2},
       {.name = "2 nodes over shared memory", .nodes = 2, .transport = TransportKind::kShm},
       {.name = "3 nodes over TCP", .nodes = 3, .transport = TransportKind::kTcp},
@@ -132,7 +132,7 @@ TEST(SameBits, for_chunks_of_thousands_of_tokens) {
   const std::filesystem::path model = test::tests_dir() / "models/tiny-fp8";
   expect_layouts_equal(
       model, random_rows({1500, 700}, 3328), RowType::kBf16,
-      {{.name = "chunks of 2100, 2 nodes", .nodes = 2, .threads = 2, .chunk = 2100}});
+      {{.name = "chunks of 2100, 2 nodes", .nodes = 2, .threads = 2, .rows_max = 2100}});
 }
 
 TEST(SameBits, for_16_tiles_even_uneven_and_scattered) {
@@ -161,7 +161,7 @@ TEST(SameBits, for_widths_that_are_no_multiple_of_128) {
     const test::TempDir dir;
     const std::filesystem::path model = make_model(dir, 200, intermediate);
     expect_layouts_equal(model, random_rows({33}, 500), RowType::kBf16,
-                         {{.name = "4 nodes", .nodes = 4}, {.name = "chunk 5", .chunk = 5}});
+                         {{.name = "4 nodes", .nodes = 4}, {.name = "chunk 5", .rows_max = 5}});
   }
 }
 

@@ -244,7 +244,7 @@ void add_up(const StepTime& step, StepTime* sum) {
 StepTime prompt_time(const PlannedCluster& cluster, const std::vector<Share>& shares,
                      double prompt) {
   StepTime sum;
-  const double chunk = cluster.coordinator.chunk;
+  const double chunk = cluster.coordinator.rows_max;
   for (double begin = 0; begin < prompt; begin += chunk) {
     const double count = std::min(chunk, prompt - begin);
     add_up(step_time(cluster, shares, prompt_rows(begin, count, begin + count == prompt)), &sum);
@@ -323,7 +323,7 @@ Plan plan_shares(const PlanRequest& asked) {
   const ModelShape& model = request.cluster.model;
   Plan plan;
   plan.fits = true;
-  plan.chunk = request.cluster.coordinator.chunk;
+  plan.rows_max = request.cluster.coordinator.rows_max;
   choose_device(&request, &plan);
   plan.coordinator_bytes = model.coordinator_bytes;
   const uint64_t coordinator_ram = request.cluster.coordinator.ram_bytes;

@@ -65,7 +65,7 @@ struct Plan {
   uint64_t device_bytes = 0;       // 0: it computes on its CPU
   std::string device_note;         // why a GPU that is there isn't used
   int groups = 1;
-  int chunk = 0;  // rows of a step of a prompt: the fastest that fits
+  int rows_max = 0;  // of a step of a prompt: the fastest that fits
   Prediction predicted;
   std::string bottleneck;       // "n3: drives"
   double bottleneck_share = 0;  // of the step that the aim is about

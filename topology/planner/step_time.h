@@ -36,7 +36,7 @@ struct PlannedCoordinator {
   std::string device_name;
   uint64_t device_memory_bytes = 0;
   MachineRates device;
-  int chunk = 512;  // rows of a step of a prompt
+  int rows_max = 512;  // of a step of a prompt
 };
 
 // Who keeps what.
