@@ -11,6 +11,9 @@
 // Highway after its configuration.
 #include "hwy/highway.h"
 #include "hwy/targets.h"
+#if HWY_ARCH_X86
+#include <cpuid.h>
+#endif
 
 namespace atl::kernels {
 namespace {
@@ -23,12 +26,22 @@ bool has_vnni() {
 #endif
 }
 
+// CPUID leaf 7, EDX bit 25 (Intel SDM vol. 2A): __builtin_cpu_supports() of Clang 14 knows no AMX.
+bool cpu_has_amx_int8() {
+#if HWY_ARCH_X86
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 25 & 1) != 0;
+#else
+  return false;
+#endif
+}
+
 // The kernel lends the tiles' state to processes that ask for it, once for all threads.
 bool has_amx() {
 #if HWY_ARCH_X86 && defined(SYS_arch_prctl)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE
-  static const bool has = __builtin_cpu_supports("amx-int8") != 0 &&
-                          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  static const bool has =
+      cpu_has_amx_int8() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return has;
 #else
   return false;
