@@ -301,7 +301,8 @@ TEST(Serve, all_nodes_may_die_at_once_and_again) {
 class ServeDrains : public testing::TestWithParam<int> {};
 
 TEST_P(ServeDrains, what_is_under_way_and_takes_nothing_new) {
-  Server server({"--nodes", "2"});
+  // However slow the machine is.
+  Server server({"--nodes", "2", "--drain-timeout", "600"});
   auto client = server.client();
   json body = requests()[1];
   body["max_tokens"] = 300;
