@@ -178,6 +178,7 @@ std::string_view error_type(int status) {
 }
 
 Json input_of(const std::string& arguments) {
+  if (arguments.empty()) return Json::object();  // cut before them
   Json json = Json::parse(arguments, nullptr, false);
   if (json.is_object()) return json;
   return {{"invalid_json", arguments}};  // cut by max_tokens

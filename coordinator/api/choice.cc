@@ -104,7 +104,9 @@ void Choice::release_tokens(ChoiceDelta& delta) {
 
 void Choice::end(FinishReason reason, ChoiceDelta& delta) {
   ended_ = true;
-  if (!parser_.stopped()) {
+  // A character that max_tokens cut is left out, so that a mark that was cut with it is seen as
+  // such.
+  if (!parser_.stopped() && reason != FinishReason::kLength) {
     const std::string text = decoder_.flush();
     decoded_bytes_ += text.size();
     append(parser_.push(text), delta.reply);

@@ -243,19 +243,18 @@ class ResponsesFormat final : public AnswerFormat {
 
   std::string ending(const AnswerUsage& usage, bool) override {
     std::string out;
-    close(&out);
-    const bool whole = finish_reason_ != "length";
-    add(whole ? "response.completed" : "response.incomplete",
-        {{"response", response_json(whole ? "completed" : "incomplete", usage_of(usage))}}, out);
+    const std::string status = last_status();
+    close(&out, status);
+    add("response." + status, {{"response", response_json(status, usage_of(usage))}}, out);
     remember();
     return out;
   }
 
   std::string whole(const AnswerUsage& usage) override {
-    close(nullptr);
+    const std::string status = last_status();
+    close(nullptr, status);
     remember();
-    return dump(
-        response_json(finish_reason_ == "length" ? "incomplete" : "completed", usage_of(usage)));
+    return dump(response_json(status, usage_of(usage)));
   }
 
  private:
@@ -270,7 +269,12 @@ class ResponsesFormat final : public AnswerFormat {
             {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
   }
 
-  Json response_json(const char* status, Json usage) const {
+  // Of the response, and of the item that was under way when it ended.
+  std::string last_status() const {
+    return finish_reason_ == "length" ? "incomplete" : "completed";
+  }
+
+  Json response_json(const std::string& status, Json usage) const {
     Json json = {{"id", head_.id},
                  {"object", "response"},
                  {"created_at", head_.created},
@@ -280,7 +284,7 @@ class ResponsesFormat final : public AnswerFormat {
                  {"incomplete_details", nullptr},
                  {"model", head_.model},
                  {"output", output_}};
-    if (std::string_view(status) == "incomplete") {
+    if (status == "incomplete") {
       json["incomplete_details"] = {{"reason", "max_output_tokens"}};
     }
     json.update(Json::parse(request_.echo_json));
@@ -288,7 +292,7 @@ class ResponsesFormat final : public AnswerFormat {
     return json;
   }
 
-  void add(const char* type, Json fields, std::string& out) {
+  void add(const std::string& type, Json fields, std::string& out) {
     Json json = {{"type", type}, {"sequence_number", sequence_++}};
     json.update(fields);
     out += (out.empty() ? "" : "\n") + dump(json);
@@ -340,10 +344,9 @@ class ResponsesFormat final : public AnswerFormat {
             {"logprobs", Json::array()}};
   }
 
-  Json item_json(const char* status) const {
-    const Json parts = text_.empty() && status == std::string_view("in_progress")
-                           ? Json::array()
-                           : Json::array({part()});
+  Json item_json(const std::string& status) const {
+    const Json parts =
+        text_.empty() && status == "in_progress" ? Json::array() : Json::array({part()});
     switch (item_) {
       case Item::kReasoning:
         return {{"type", "reasoning"}, {"id", id_}, {"summary", Json::array()}, {"content", parts}};
@@ -375,7 +378,7 @@ class ResponsesFormat final : public AnswerFormat {
     add("response.content_part.added", std::move(fields), *out);
   }
 
-  void close(std::string* out) {
+  void close(std::string* out, const std::string& status = "completed") {
     if (item_ == Item::kNone) return;
     if (out != nullptr) {
       Json fields = place();
@@ -393,7 +396,7 @@ class ResponsesFormat final : public AnswerFormat {
         add("response.content_part.done", std::move(fields), *out);
       }
     }
-    Json item = item_json("completed");
+    Json item = item_json(status);
     if (out != nullptr) {
       add("response.output_item.done", {{"output_index", output_.size()}, {"item", item}}, *out);
     }

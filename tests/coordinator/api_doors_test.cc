@@ -141,6 +141,18 @@ TEST_F(Doors, messages_end_for_a_reason) {
   EXPECT_EQ(reason(R"("max_tokens": 99, "stop_sequences": ["STOP"])"), "stop_sequence \"STOP\"");
 }
 
+TEST_F(Doors, a_call_that_is_cut_before_its_arguments_has_none) {
+  const std::string reply = kReply;
+  server_.backend().say(reply.substr(0, reply.find('{')));
+  const Json json = Json::parse(
+      server_
+          .post(kMessages,
+                R"({"max_tokens": 99, "messages": [{"role": "user", "content": "hi"}], )" +
+                    kAnthropicTool + "}")
+          .body);
+  EXPECT_EQ(json["content"].back()["input"], Json::object()) << json;
+}
+
 TEST_F(Doors, what_messages_can_not_do_is_said_in_their_form) {
   const auto refused = [&](const std::string& body) {
     const RawResponse response = server_.post(kMessages, body);
@@ -246,6 +258,23 @@ TEST_F(Doors, a_stream_of_a_response_follows_the_grammar_of_its_events) {
   EXPECT_EQ(arguments, "{\"city\": \"Rome\"}");
   EXPECT_EQ(all.back().data["response"]["output"].size(), 3u);
   EXPECT_THAT(response.body, ::testing::Not(HasSubstr("[DONE]")));
+}
+
+TEST_F(Doors, the_item_that_a_response_was_cut_in_is_incomplete) {
+  server_.backend().say("hm</think>A long answer that is cut.");
+  for (const char* stream : {"false", "true"}) {
+    const RawResponse response =
+        server_.post(kResponses, R"({"input": "hi", "max_output_tokens": 6, "stream": )" +
+                                     std::string(stream) + "}");
+    const auto all = events(response.body);
+    const Json json = all.empty() ? Json::parse(response.body) : all.back().data["response"];
+    EXPECT_EQ(json["status"], "incomplete");
+    EXPECT_EQ(json["incomplete_details"]["reason"], "max_output_tokens");
+    EXPECT_EQ(json["output"].back()["status"], "incomplete") << json;
+    if (all.empty()) continue;
+    EXPECT_EQ(all.back().name, "response.incomplete");
+    EXPECT_EQ(all[all.size() - 2].data["item"], json["output"].back());
+  }
 }
 
 TEST_F(Doors, structured_text_of_a_response_fulfils_its_schema) {

@@ -120,9 +120,21 @@ TEST(Choice, says_nothing_after_a_stop_string) {
 TEST(Choice, a_stop_string_that_the_end_completes) {
   // The unfinished character becomes U+FFFD, which is the stop string.
   const Told told =
-      told_of({.stop = {"\xEF\xBF\xBD"}, .stop_ids = {}}, bytes("a\xE4"), FinishReason::kLength);
+      told_of({.stop = {"\xEF\xBF\xBD"}, .stop_ids = {}}, bytes("a\xE4"), FinishReason::kStop);
   EXPECT_EQ(told.content, "a");
   EXPECT_EQ(told.finish_reason, "stop");
+}
+
+TEST(Choice, a_character_that_is_cut_is_left_out) {
+  const ChoiceOptions plain{.stop_ids = {kEos}};
+  EXPECT_EQ(told_of(plain, bytes("a\xE4\xBD"), FinishReason::kLength).content, "a");
+  EXPECT_EQ(told_of(plain, bytes("a\xE4\xBD"), FinishReason::kStop).content, "a\xEF\xBF\xBD");
+  // With it the beginning of a mark.
+  ChoiceOptions calls = plain;
+  calls.reply.format = text::ReplyFormat::kDeepseekV31;
+  calls.reply.tools = {"f"};
+  EXPECT_EQ(told_of(calls, bytes("a<\xEF\xBD\x9Ctool\xE2\x96"), FinishReason::kLength).content,
+            "a");
 }
 
 TEST(Choice, counts_tokens_of_reasoning) {
@@ -191,7 +203,7 @@ TEST(Choice, tells_each_token_once_and_in_order_when_nothing_is_cut) {
       if (tokenizer().has_token(id)) ids.push_back(id);
     }
     const Told told = told_of({.stop = {"zzzz"}, .stop_ids = {kEos}, .logprobs = true}, ids,
-                              FinishReason::kLength);
+                              FinishReason::kStop);
     EXPECT_EQ(told.tokens, ids);
     EXPECT_EQ(told.content, tokenizer().decode(ids, text::SpecialTokens::kSkip));
   }
