@@ -238,9 +238,10 @@ void read_response_format(const JsonValue& format, ChatRequest& request) {
   } else if (type != "text") {
     format["type"].complain("text, json_object or json_schema");
   }
-  if (request.response_format != ResponseFormat::kText &&
-      request.tool_choice == ToolChoice::kRequired) {
-    format.refuse("response_format: not together with a forced call of a tool");
+  // It is the content's format, and beside a forced call there is no content.
+  if (request.tool_choice == ToolChoice::kRequired) {
+    request.response_format = ResponseFormat::kText;
+    request.schema_json.clear();
   }
 }
 

@@ -333,9 +333,6 @@ const Refusal kRefusals[] = {
      chat(
          R"("response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}})"),
      400, "response_format.json_schema.schema", "", ""},
-    {"format_and_forced_call", kChat,
-     with_tool(R"("tool_choice": "required", "response_format": {"type": "json_object"})"), 400,
-     "response_format", "", "forced call"},
     {"format_and_min_tokens", kChat,
      chat(R"("min_tokens": 4, "response_format": {"type": "json_object"})"), 400, "min_tokens", "",
      "response_format"},

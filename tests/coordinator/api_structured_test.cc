@@ -152,6 +152,17 @@ TEST(ApiStructured, required_calls_are_calls) {
   EXPECT_GT(most, 1u);
 }
 
+// instructor and others always send both: the format is that of a text, which isn't there then.
+TEST(ApiStructured, a_forced_call_beside_a_format_is_a_call) {
+  ApiServer server;
+  const std::string format =
+      R"(, "tool_choice": "required", "response_format": {"type": "json_schema",
+      "json_schema": {"name": "a", "schema": {"type": "object", "properties": {"b": {"const": 1}}}}})";
+  const Json choice = choice_of(server, chat(kTools + format, 1, 300));
+  EXPECT_EQ(choice["finish_reason"], "tool_calls");
+  EXPECT_TRUE(choice["message"]["content"].is_null()) << choice;
+}
+
 // Whatever the parameters say of types, a call's arguments are an object; without a word about
 // properties they are empty.
 TEST(ApiStructured, arguments_of_forced_calls_are_objects) {
