@@ -127,6 +127,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   void post_count_tokens(Exchange exchange);
   void post_tokenize(Exchange exchange);
   void post_detokenize(Exchange exchange);
+  void get_tokenizer_info(Exchange exchange);
 
   void generate(Exchange exchange, Prepare prepare);
   void prepare_on_helper(Preparing what, http::WorkLength length);
@@ -162,6 +163,7 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
   GenerationBackend& backend;
   const model::ModelConfig& config;
   const text::Tokenizer& tokenizer;
+  const text::ChatTemplate* const chat_template;  // null: none
   const Clock& clock;
   const std::function<ClusterSnapshot()> snapshot;
   const Clock::TimePoint started;
@@ -195,13 +197,14 @@ struct Api::Impl : std::enable_shared_from_this<Api::Impl> {
 
 Api::Impl::Impl(ApiOptions options_given, http::HttpServer& server_given,
                 GenerationBackend& backend_given, const model::ModelConfig& config_given,
-                const text::Tokenizer& tokenizer_given, const text::ChatTemplate* chat_template,
+                const text::Tokenizer& tokenizer_given, const text::ChatTemplate* template_given,
                 const Clock& clock_given, std::function<ClusterSnapshot()> snapshot_given)
     : options(std::move(options_given)),
       server(server_given),
       backend(backend_given),
       config(config_given),
       tokenizer(tokenizer_given),
+      chat_template(template_given),
       clock(clock_given),
       snapshot(std::move(snapshot_given)),
       started(clock.now()),
@@ -242,6 +245,7 @@ void Api::Impl::add_routes() {
   route("POST", "/v1/responses", &Impl::post_responses);
   route("POST", "/tokenize", &Impl::post_tokenize);
   route("POST", "/detokenize", &Impl::post_detokenize);
+  route("GET", "/tokenizer_info", &Impl::get_tokenizer_info);
 }
 
 // Tasks of the server may outlive the Api, so they hold on to this.
@@ -450,6 +454,21 @@ void Api::Impl::post_detokenize(Exchange exchange) {
     if (!text) return to_response(text.error());
     return json_response({{"prompt", *text}});
   });
+}
+
+// What lm-evaluation-harness's `remote` tokenizer asks for, as vLLM names it.
+void Api::Impl::get_tokenizer_info(Exchange exchange) {
+  const auto content = [&](std::optional<int32_t> id) {
+    return id && tokenizer.has_token(*id) ? Json(tokenizer.token_bytes(*id)) : Json(nullptr);
+  };
+  answer(exchange, json_response({{"bos_token", content(preparer.bos_id())},
+                                  {"eos_token", content(preparer.eos_id())},
+                                  {"add_bos_token", tokenizer.add_bos_token()},
+                                  {"model_max_length", preparer.context_tokens()},
+                                  {"vocab_size", tokenizer.vocab_size()},
+                                  {"chat_template", chat_template == nullptr
+                                                        ? Json(nullptr)
+                                                        : Json(chat_template->source())}}));
 }
 
 // --- text ---

@@ -103,7 +103,7 @@ Parsed<std::vector<int32_t>> RequestPreparer::encode_raw(const RawPrompt& prompt
   }
   auto ids = encode_text(std::get<std::string>(prompt), param, stop);
   if (!ids) return ids.error();
-  const auto bos = tokenizer_.bos_id() ? tokenizer_.bos_id() : config_.bos_token_id;
+  const auto bos = bos_id();
   // What starts with the BOS already is a rendered template.
   if (add_bos && tokenizer_.add_bos_token() && bos && (ids->empty() || ids->front() != *bos)) {
     ids->insert(ids->begin(), *bos);
@@ -469,8 +469,17 @@ Parsed<std::string> RequestPreparer::detokenize(std::string_view body) {
   return tokenizer_.decode(request->tokens, text::SpecialTokens::kKeep);
 }
 
+std::optional<int32_t> RequestPreparer::bos_id() const {
+  return tokenizer_.bos_id() ? tokenizer_.bos_id() : config_.bos_token_id;
+}
+
+std::optional<int32_t> RequestPreparer::eos_id() const {
+  if (tokenizer_.eos_id() || config_.eos_token_ids.empty()) return tokenizer_.eos_id();
+  return config_.eos_token_ids.front();
+}
+
 std::vector<int32_t> RequestPreparer::canary_prompt() const {
-  const auto bos = tokenizer_.bos_id() ? tokenizer_.bos_id() : config_.bos_token_id;
+  const auto bos = bos_id();
   if (bos && tokenizer_.has_token(*bos)) return {*bos};
   for (int32_t id = 0; id < limits_.vocab_limit; ++id) {
     if (tokenizer_.has_token(id)) return {id};

@@ -83,6 +83,9 @@ class RequestPreparer {
   Parsed<std::string> detokenize(std::string_view body);
 
   int64_t context_tokens() const { return context_tokens_; }
+  // The tokenizer's, else the model's.
+  std::optional<int32_t> bos_id() const;
+  std::optional<int32_t> eos_id() const;
   // One token to go on from, for the canary.
   std::vector<int32_t> canary_prompt() const;
 

@@ -773,6 +773,15 @@ TEST(ApiPaths, tokenize_and_back) {
   EXPECT_EQ(server.post("/detokenize", R"({"tokens": []})").body, R"({"prompt":""})");
 }
 
+TEST(ApiPaths, the_tokenizer_is_told) {
+  ApiServer server;
+  const Json info = Json::parse(server.get("/tokenizer_info").body);
+  EXPECT_EQ(info["bos_token"], kBos);
+  EXPECT_EQ(info["eos_token"], "<｜end▁of▁sentence｜>");
+  EXPECT_EQ(info["model_max_length"], 2048);
+  EXPECT_THAT(info["chat_template"].get<std::string>(), HasSubstr("add_generation_prompt"));
+}
+
 TEST(ApiPaths, tokenize_renders_messages) {
   ApiServer server;
   const auto tokens = [&](const std::string& fields) {
@@ -792,7 +801,7 @@ TEST(ApiKeysOverHttp, are_asked_for_wherever_there_is_data) {
   ApiServerOptions options;
   options.api.keys = {{.name = "a", .key = "sk-0123456789"}, {.name = "b", .key = "sk-9876543210"}};
   ApiServer server(options);
-  for (const char* path : {"/v1/models", "/models", "/metrics", "/stats"}) {
+  for (const char* path : {"/v1/models", "/models", "/metrics", "/stats", "/tokenizer_info"}) {
     EXPECT_EQ(server.get(path).status, 401) << path;
     EXPECT_EQ(server.get(path, "Authorization: Bearer sk-9876543210\r\n").status, 200) << path;
   }
