@@ -546,9 +546,11 @@ void Cluster::close(Nodes nodes) {
   for (size_t n = 0; n < nodes_.size(); ++n) {
     Node& node = *nodes_[n];
     if (!node.keeper) continue;
-    // One that is being joined may hang: its calls end with it.
+    // One that is being joined, or that others start and is not heard, may hang: its calls end
+    // here.
     std::unique_lock lock(mutex_);
-    const bool is_there = node.control != nullptr;
+    const bool hangs = node.member.state() == Member::State::kSuspect && source_->waits();
+    const bool is_there = node.control != nullptr && !hangs;
     lock.unlock();
     if (!is_there) source_->end(static_cast<int>(n));
     node.keeper->join();

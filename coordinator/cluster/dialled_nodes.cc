@@ -39,7 +39,19 @@ std::string DialledNodes::address(int node) const {
 }
 
 Result<std::unique_ptr<transport::NodeClient>> DialledNodes::open(int node) {
-  return transport::dial_node(address(node), name(node), security_, kCallTimeout);
+  const auto given_up = std::make_shared<std::atomic<bool>>(false);
+  {
+    const std::lock_guard lock(mutex_);
+    given_up_[node] = given_up;
+  }
+  return transport::dial_node(address(node), name(node), security_, kCallTimeout, given_up);
+}
+
+std::string DialledNodes::end(int node) {
+  const std::lock_guard lock(mutex_);
+  const auto begun = given_up_.find(node);
+  if (begun != given_up_.end()) *begun->second = true;
+  return "";
 }
 
 }  // namespace atl::coordinator

@@ -1,6 +1,8 @@
 // Expert nodes that others start, on this machine or elsewhere: dialled at their addresses.
 #pragma once
 
+#include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -27,8 +29,8 @@ class DialledNodes final : public NodeSource {
   std::string name(int node) const override;
   std::string address(int node) const;
   Result<std::unique_ptr<transport::NodeClient>> open(int node) override;
-  // Nothing of it is ours to end: calls under way end with their deadline.
-  std::string end(int /*node*/) override { return ""; }
+  // The node goes on; what this process is doing with it ends.
+  std::string end(int node) override;
   bool reopens() const override { return true; }
   bool waits() const override { return true; }
 
@@ -36,6 +38,7 @@ class DialledNodes final : public NodeSource {
   const transport::ControlSecurity security_;
   mutable std::mutex mutex_;
   std::vector<DialledNode> nodes_;
+  std::map<int, std::shared_ptr<std::atomic<bool>>> given_up_;  // of each node's last open()
 };
 
 }  // namespace atl::coordinator

@@ -378,6 +378,32 @@ TEST_F(ControlPairTest, errors_name_the_node_and_its_end_is_noticed) {
   expect_contains(state.error(), {"state of n1"});
 }
 
+// What a process that ends must not wait for: a peer that takes the connection and says nothing.
+TEST_F(ControlTest, what_is_under_way_ends_when_it_is_given_up) {
+  const int mute = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t bytes = sizeof at;
+  ASSERT_EQ(bind(mute, reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+  ASSERT_EQ(listen(mute, 1), 0);
+  ASSERT_EQ(getsockname(mute, reinterpret_cast<sockaddr*>(&at), &bytes), 0);
+  const auto given_up = std::make_shared<std::atomic<bool>>(false);
+  auto client = dial_node("127.0.0.1:" + std::to_string(ntohs(at.sin_port)), "n1", kInTheClear,
+                          kPatience, given_up);
+  ASSERT_TRUE(client.has_value()) << client.error().message;
+  std::thread ending([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    *given_up = true;
+  });
+  const auto reply = (*client)->hello(test_hello());
+  ending.join();
+  ASSERT_FALSE(reply.has_value());
+  EXPECT_EQ(reply.error().code, ErrorCode::kUnavailable);
+  expect_contains(reply.error(), {"given up"});
+  close(mute);
+}
+
 TEST_F(ControlTest, bad_addresses_are_one_line) {
   for (const char* bad : {"", "no.such.host.invalid:1", "127.0.0.1:notaport", "[::"}) {
     auto client = dial_node(bad, "n1", kInTheClear, kPatience);

@@ -8,6 +8,7 @@
 // or stops the node. kj types stay in control.cc; both sides here are plain values.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -201,9 +202,12 @@ class NodeClient {
 // try again is the caller's decision. With keys the node's certificate must have the name, and
 // kInvalid says which of the two sides refused the other and why; without, the secret goes with
 // every hello, in the clear: over loopback only.
-Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& name,
-                                              const ControlSecurity& security,
-                                              std::chrono::milliseconds timeout);
+//   given_up  null, or set by another thread: then what is under way, connecting or a call, and
+//             what follows fails within kGiveUpLook as kUnavailable
+Result<std::unique_ptr<NodeClient>> dial_node(
+    const std::string& address, const std::string& name, const ControlSecurity& security,
+    std::chrono::milliseconds timeout, std::shared_ptr<const std::atomic<bool>> given_up = nullptr);
+inline constexpr std::chrono::milliseconds kGiveUpLook{20};
 // The same over a connected stream socket, which it owns; `name` stands for the address in errors.
 Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,
                                                  std::chrono::milliseconds timeout);

@@ -51,11 +51,13 @@ struct Connection {
 class Client final : public NodeClient {
  public:
   // name: of the node; address stands in errors.
-  Client(std::string address, std::string name, ControlSecurity security, milliseconds timeout)
+  Client(std::string address, std::string name, ControlSecurity security, milliseconds timeout,
+         std::shared_ptr<const std::atomic<bool>> given_up)
       : address_(std::move(address)),
         name_(std::move(name)),
         security_(std::move(security)),
         timeout_(timeout),
+        given_up_(std::move(given_up)),
         loop_([this](kj::AsyncIoContext& io, kj::Promise<void> stopped,
                      const std::function<void()>& ready) {
           timer_ = &io.provider->getTimer();
@@ -226,6 +228,14 @@ class Client final : public NodeClient {
         .then([this, every] { return beat(every); });
   }
 
+  kj::Promise<void> until_given_up() {
+    if (given_up_ == nullptr) return kj::NEVER_DONE;
+    if (given_up_->load(std::memory_order_relaxed)) return kj::READY_NOW;
+    return timer_->afterDelay(kGiveUpLook.count() * kj::MILLISECONDS).then([this] {
+      return until_given_up();
+    });
+  }
+
   // For methods whose results hold an error or nothing.
   template <typename Response>
   static kj::Promise<Result<bool>> outcome_of(Response&& promise) {
@@ -255,10 +265,16 @@ class Client final : public NodeClient {
               return Error{ErrorCode::kTimeout,
                            fmt::format("no answer within {} ms", timeout_.count())};
             });
-        return start().exclusiveJoin(kj::mv(late)).then([&](Result<T>&& r) {
-          result.emplace(std::move(r));
-          handed_over.store(true, std::memory_order_release);
+        auto given_up = until_given_up().then([]() -> Result<T> {
+          return Error{ErrorCode::kUnavailable, "given up"};
         });
+        return start()
+            .exclusiveJoin(kj::mv(late))
+            .exclusiveJoin(kj::mv(given_up))
+            .then([&](Result<T>&& r) {
+              result.emplace(std::move(r));
+              handed_over.store(true, std::memory_order_release);
+            });
       });
       CHECK(handed_over.exchange(false, std::memory_order_acquire));
       if (*result) return *std::move(result);
@@ -273,6 +289,7 @@ class Client final : public NodeClient {
   const std::string name_;
   const ControlSecurity security_;
   const milliseconds timeout_;
+  const std::shared_ptr<const std::atomic<bool>> given_up_;
   std::atomic<uint64_t> heartbeats_{0};
   std::atomic<bool> connected_{true};
   // Below: set and used on the loop's thread.
@@ -287,17 +304,17 @@ class Client final : public NodeClient {
 }  // namespace
 
 Result<std::unique_ptr<NodeClient>> dial_node(const std::string& address, const std::string& name,
-                                              const ControlSecurity& security,
-                                              milliseconds timeout) {
+                                              const ControlSecurity& security, milliseconds timeout,
+                                              std::shared_ptr<const std::atomic<bool>> given_up) {
   CHECK(security.keys == nullptr || security.secret.empty());
-  auto client = std::make_unique<Client>(address, name, security, timeout);
+  auto client = std::make_unique<Client>(address, name, security, timeout, std::move(given_up));
   if (const Status status = client->connect(); !status) return status.error();
   return std::unique_ptr<NodeClient>(std::move(client));
 }
 
 Result<std::unique_ptr<NodeClient>> control_over(int fd, const std::string& name,
                                                  milliseconds timeout) {
-  auto client = std::make_unique<Client>(name, name, ControlSecurity{}, timeout);
+  auto client = std::make_unique<Client>(name, name, ControlSecurity{}, timeout, nullptr);
   if (const Status status = client->connect_over(fd); !status) return status.error();
   return std::unique_ptr<NodeClient>(std::move(client));
 }
