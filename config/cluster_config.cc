@@ -360,6 +360,9 @@ ClusterConfig make_cluster_config(const Settings& settings, Purpose purpose,
       values.text("network.trust") == "encrypted" ? Trust::kEncrypted : Trust::kTrusted;
   config.network.transport = values.text("network.transport");
   config.network.device = values.text("network.device");
+  if (values.at("network.ports").is_set()) {
+    config.network.ports = parse_ports(values.text("network.ports")).value();
+  }
   config.security.keys = values.path("security.keys");
   config.security.secret_file = values.path("security.secret_file");
   if (config.network.trust == Trust::kEncrypted && config.security.keys.empty()) {

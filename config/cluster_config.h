@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "config/keys.h"
 #include "config/settings.h"
 
 namespace atl::config {
@@ -83,6 +84,7 @@ struct NetworkConfig {
   Trust trust = Trust::kTrusted;
   std::string transport = "auto";  // auto, shm, tcp
   std::string device;              // of UCX; "": its choice, and lo on one machine
+  PortRange ports;                 // where rows are taken over TCP
 };
 
 struct SecurityConfig {

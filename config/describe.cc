@@ -44,6 +44,8 @@ Json schema_of_value(const Key& key) {
               {"pattern", "^[0-9]+(\\.[0-9]+)? ?(B|[kMGT]B|[KMGT]iB)?$"}};
     case ValueType::kDuration:
       return text("^[0-9]+(\\.[0-9]+)? ?(ms|s|min|h)$");
+    case ValueType::kPorts:
+      return {{"type", {"string", "integer"}}, {"pattern", "^[0-9]{1,5}(-[0-9]{1,5})?$"}};
     case ValueType::kRate:
       return text("^[0-9]+(\\.[0-9]+)? ?([kMGT]?B|[KMGT]iB|[MGT]bit)/s$");
     case ValueType::kRates: {
@@ -118,6 +120,8 @@ std::string type_words(const Key& key) {
       return "size: `24GiB`";
     case ValueType::kDuration:
       return "time: `100ms`";
+    case ValueType::kPorts:
+      return "ports: `7100-7199`";
     case ValueType::kRate:
       return "rate: `250GB/s`, `100Gbit/s`";
     case ValueType::kRates:

@@ -139,6 +139,9 @@ std::vector<Key> make_keys() {
        {"auto", "shm", "tcp"}},
       {"network.device", kText, "",
        "network device of rows, as UCX names it; not said: `lo` on one machine, else UCX's choice"},
+      {"network.ports", kPorts, "",
+       "TCP ports where rows are taken, for a firewall between machines: `7100-7199`, at least one "
+       "for each process of a machine; not said: any"},
       {"security.keys", kPath, "", "directory of certificates, for nodes on other machines"},
       {"security.secret_file", kPath, "",
        "without keys: secret of coordinator and nodes, made if it isn't there; FILE.secret if not "
@@ -316,6 +319,23 @@ Result<double> parse_rate(std::string_view text) {
                fmt::format("expected a rate such as 250GB/s or 100Gbit/s, found '{}'", text)};
 }
 
+Result<PortRange> parse_ports(std::string_view text) {
+  PortRange range;
+  const char* end = text.data() + text.size();
+  auto [rest, status] = std::from_chars(text.data(), end, range.first);
+  range.last = range.first;
+  if (status == std::errc() && rest != end && *rest == '-') {
+    const auto last = std::from_chars(rest + 1, end, range.last);
+    rest = last.ptr;
+    status = last.ec;
+  }
+  if (status == std::errc() && rest == end && range.first > 0 && range.first <= range.last) {
+    return range;
+  }
+  return Error{ErrorCode::kInvalid,
+               fmt::format("expected ports of 1 to 65535 such as 7100-7199, found '{}'", text)};
+}
+
 Status check_value(const Key& key, std::string_view text) {
   if (text.empty()) return Error{ErrorCode::kInvalid, "has no value: leave the key out"};
   switch (key.type) {
@@ -362,6 +382,10 @@ Status check_value(const Key& key, std::string_view text) {
       if (!ms) return ms.error();
       return check_range(key, static_cast<double>(*ms), text, format_ms(key.min),
                          format_ms(key.max));
+    }
+    case kPorts: {
+      const auto ports = parse_ports(text);
+      return ports ? Status() : Status(ports.error());
     }
     case kRate:
     case kRates: {

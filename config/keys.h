@@ -25,6 +25,13 @@ enum class ValueType : uint8_t {
   kDuration,  // 100ms
   kRate,      // 250GB/s, 100Gbit/s
   kRates,     // one, or a list
+  kPorts,     // 7100-7199, or one
+};
+
+// TCP ports, both ends with it; 0 and 0: any.
+struct PortRange {
+  uint16_t first = 0, last = 0;
+  friend bool operator==(const PortRange&, const PortRange&) = default;
 };
 
 struct Key {
@@ -59,5 +66,6 @@ Status check_value(const Key& key, std::string_view text);
 // Of checked texts.
 Result<int64_t> parse_duration_ms(std::string_view text);
 Result<double> parse_rate(std::string_view text);  // bytes per second
+Result<PortRange> parse_ports(std::string_view text);
 
 }  // namespace atl::config

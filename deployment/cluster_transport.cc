@@ -121,6 +121,7 @@ transport::ControlSecurity cluster_security(const config::ClusterConfig& config,
 std::unique_ptr<transport::Transport> make_cluster_transport(
     const config::ClusterConfig& config, const config::NodeConfig* node,
     const transport::ControlSecurity& security, size_t message_bytes_max, bool spin) {
+  const transport::PortRange ports{config.network.ports.first, config.network.ports.last};
   if (config.network.trust == config::Trust::kEncrypted) {
     transport::TlsOptions options;
     options.keys = security.keys;
@@ -128,6 +129,7 @@ std::unique_ptr<transport::Transport> make_cluster_transport(
       options.listen = config::Address{node->control.host, 0}.text();
       options.peers = config.coordinator_names;
     }
+    options.ports = ports;
     options.spin = spin;
     options.message_bytes_max = message_bytes_max;
     return transport::make_tls_transport(options);
@@ -144,6 +146,7 @@ std::unique_ptr<transport::Transport> make_cluster_transport(
                      : transport::TransportKind::kAuto;
   options.net_device = device_of(config, node);
   if (options.kind != transport::TransportKind::kShm) require_interface(options.net_device);
+  options.ports = ports;
   options.spin = spin;
   options.message_bytes_max = message_bytes_max;
   return transport::make_ucx_transport(options);

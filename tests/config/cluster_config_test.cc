@@ -239,5 +239,15 @@ TEST(TilesOfNodes, follow_the_shares) {
   EXPECT_THROW(tiles(a + ", share: 0}", 16), LoadError);
 }
 
+TEST(Ports, are_one_or_a_range) {
+  EXPECT_EQ(parse_ports("7100").value(), (PortRange{7100, 7100}));
+  EXPECT_EQ(parse_ports("7100-7199").value(), (PortRange{7100, 7199}));
+  EXPECT_EQ(parse_ports("1-65535").value(), (PortRange{1, 65535}));
+  for (const char* bad :
+       {"0", "7100-", "-7100", "7199-7100", "7100-70000", "7100 - 7199", "a", "7100-7199x"}) {
+    EXPECT_FALSE(parse_ports(bad)) << bad;
+  }
+}
+
 }  // namespace
 }  // namespace atl::config

@@ -1,5 +1,6 @@
 // What the encrypted link keeps out, beside the suite that every transport passes
 // (transport_test.cc).
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <openssl/ssl.h>
@@ -520,6 +521,23 @@ TEST(TlsTransport, a_port_that_is_taken_is_told) {
     ADD_FAILURE() << "listened twice";
   } catch (const LoadError& error) {
     EXPECT_THAT(error.what(), AllOf(HasSubstr(second.listen), HasSubstr("in use")));
+  }
+}
+
+TEST(TlsTransport, listens_on_a_port_of_its_range) {
+  const auto first = make_tls_transport(listening());
+  const uint16_t taken = tls_address(*first).port;
+  TlsOptions options = listening();
+  options.ports = {taken, static_cast<uint16_t>(std::min(taken + 40, 65535))};
+  const auto second = make_tls_transport(options);
+  EXPECT_GT(tls_address(*second).port, taken);
+  EXPECT_LE(tls_address(*second).port, options.ports.last);
+  options.ports.last = taken;
+  try {
+    make_tls_transport(options);
+    ADD_FAILURE() << "listened twice";
+  } catch (const LoadError& error) {
+    EXPECT_THAT(error.what(), HasSubstr(fmt::format("all ports of {0} to {0} are in use", taken)));
   }
 }
 

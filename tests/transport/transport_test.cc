@@ -11,9 +11,11 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <optional>
@@ -822,6 +824,35 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"tls", false, TransportKind::kAuto, nullptr, kTlsLinks, false, true},
                     Case{"tls_spin", false, TransportKind::kAuto, nullptr, kTlsLinks, true, true}),
     [](const auto& info) { return info.param.name; });
+
+// Of this network namespace, where somebody listens over IPv4.
+std::set<int> listening_ports() {
+  std::set<int> ports;
+  std::ifstream table("/proc/self/net/tcp");
+  std::string line;
+  std::getline(table, line);
+  while (std::getline(table, line)) {
+    unsigned port = 0, state = 0;
+    if (std::sscanf(line.c_str(), "%*d: %*8x:%4x %*8x:%*4x %2x", &port, &state) == 2 &&
+        state == 0x0a) {
+      ports.insert(static_cast<int>(port));
+    }
+  }
+  return ports;
+}
+
+TEST(UcxTransport, listens_on_ports_of_its_range_alone) {
+  UcxOptions options;
+  options.kind = TransportKind::kTcp;
+  options.ports = {24'100, 24'139};
+  const std::set<int> before = listening_ports();
+  const auto end = make_ucx_transport(options);
+  int ours = 0;
+  for (const int port : listening_ports()) {
+    if (port >= options.ports.first && port <= options.ports.last && !before.contains(port)) ++ours;
+  }
+  EXPECT_GE(ours, 1);
+}
 
 }  // namespace
 

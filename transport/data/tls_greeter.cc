@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/log.h"
 #include "transport/tls/tls_context.h"
@@ -127,14 +128,21 @@ void TlsGreeter::open_listener() {
   if (host.size() > 2 && host.front() == '[' && host.back() == ']')
     host = host.substr(1, host.size() - 2);
   std::string problem;
-  const Addresses found = resolve(host, options_.listen.substr(colon + 1), AI_PASSIVE, &problem);
-  if (!found) fail(problem);
-  listen_fd_ = ::socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  const int one = 1;
-  if (listen_fd_ >= 0) ::setsockopt(listen_fd_, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-  if (listen_fd_ < 0 || ::bind(listen_fd_, found->ai_addr, found->ai_addrlen) != 0 ||
-      ::listen(listen_fd_, 64) != 0)
-    fail(std::strerror(errno));
+  const std::string port = options_.listen.substr(colon + 1);
+  const bool any_of_range = port == "0" && options_.ports.first > 0;
+  int next = any_of_range ? options_.ports.first : 0;
+  for (;; ++next) {
+    const std::string tried = any_of_range ? std::to_string(next) : port;
+    const Addresses found = resolve(host, tried, AI_PASSIVE, &problem);
+    if (!found) fail(problem);
+    if (listen_on(found->ai_addr, found->ai_addrlen)) break;
+    const bool is_taken = errno == EADDRINUSE;
+    if (!any_of_range || !is_taken) fail(std::strerror(errno));
+    if (next == options_.ports.last) {
+      fail(fmt::format("all ports of {} to {} are in use", options_.ports.first,
+                       options_.ports.last));
+    }
+  }
   sockaddr_storage bound{};
   socklen_t bytes = sizeof bound;
   CHECK(::getsockname(listen_fd_, reinterpret_cast<sockaddr*>(&bound), &bytes) == 0);
@@ -145,6 +153,18 @@ void TlsGreeter::open_listener() {
                       NI_NUMERICHOST) == 0);
   host_ = text;
   if (host_ == "0.0.0.0" || host_ == "::") host_.clear();
+}
+
+bool TlsGreeter::listen_on(const sockaddr* address, socklen_t bytes) {
+  listen_fd_ = ::socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (listen_fd_ < 0) return false;
+  const int one = 1;
+  ::setsockopt(listen_fd_, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (::bind(listen_fd_, address, bytes) == 0 && ::listen(listen_fd_, 64) == 0) return true;
+  const int why = errno;
+  ::close(std::exchange(listen_fd_, -1));
+  errno = why;
+  return false;
 }
 
 void TlsGreeter::dial(uint32_t number, TlsAddress address, uint64_t end_id, std::string name) {

@@ -21,6 +21,7 @@
 #include "base/result.h"
 #include "transport/data/end_address.h"
 #include "transport/data/tls_socket.h"
+#include "transport/data/transport.h"
 #include "transport/tls/stranger_log.h"
 #include "transport/tls/tls_keys.h"
 
@@ -29,6 +30,7 @@ namespace atl::transport {
 struct TlsGreeterOptions {
   std::shared_ptr<const TlsKeys> keys;
   std::string listen;  // "": doesn't
+  PortRange ports;     // where `listen` leaves the port open
   std::vector<std::string> peers;
   std::chrono::milliseconds handshake_time{};
   uint64_t end_id = 0;
@@ -83,6 +85,8 @@ class TlsGreeter {
   enum class Step : uint8_t { kWaits, kDone, kFailed };
 
   void open_listener();
+  // Whether it could be had; errno says why not.
+  bool listen_on(const sockaddr* address, socklen_t bytes);
   size_t num_news();
   void run();
   void accept_all();

@@ -166,7 +166,7 @@ TlsTransport::TlsTransport(const TlsOptions& options)
     CHECK(::epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, wake_fd_, &event) == 0);
     event.data.u64 = kWatchNews;
     CHECK(::epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, news_fd_, &event) == 0);
-    TlsGreeterOptions greeter{options.keys,           options.listen, options.peers,
+    TlsGreeterOptions greeter{options.keys,           options.listen, options.ports, options.peers,
                               options.handshake_time, end_id_,        address_.token};
     greeter_ = std::make_unique<TlsGreeter>(std::move(greeter), [fd = news_fd_] {
       const uint64_t one = 1;

@@ -92,6 +92,11 @@ class Transport {
 // host, TCP between hosts; listens for both.
 enum class TransportKind : uint8_t { kAuto, kShm, kTcp };
 
+// TCP ports that an end may listen on, both ends with it; 0 and 0: any.
+struct PortRange {
+  uint16_t first = 0, last = 0;
+};
+
 struct UcxOptions {
   TransportKind kind = TransportKind::kAuto;
   std::string net_device;  // UCX_NET_DEVICES; "" = "lo" for peers on this host
@@ -99,6 +104,7 @@ struct UcxOptions {
   // Larger incoming messages are refused before memory is taken for them, their peer is lost;
   // 0: 64 MiB.
   size_t message_bytes_max = 0;
+  PortRange ports;  // UCX_TCP_PORT_RANGE
 };
 
 // Throws LoadError naming what UCX said and what to do. A UCX_* variable that the user set wins.
@@ -111,8 +117,9 @@ std::unique_ptr<Transport> make_ucx_transport(const UcxOptions& options);
 // nothing.
 struct TlsOptions {
   std::shared_ptr<const TlsKeys> keys;
-  // "host:port", port 0 for any; "": doesn't listen, connects to ends that do.
+  // "host:port", port 0 for any of `ports`; "": doesn't listen, connects to ends that do.
   std::string listen;
+  PortRange ports;
   // Of an end that listens: the names that may dial it.
   std::vector<std::string> peers = kCoordinatorNames;
   bool spin = false;             // as UcxOptions

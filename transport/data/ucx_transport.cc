@@ -107,6 +107,11 @@ std::vector<Setting> settings_for(const UcxOptions& options) {
     settings.push_back({"KEEPIDLE", "1s", {"UCX_TCP_KEEPIDLE"}});
     settings.push_back({"KEEPINTVL", "1s", {"UCX_TCP_KEEPINTVL"}});
     settings.push_back({"KEEPCNT", "3", {"UCX_TCP_KEEPCNT"}});
+    if (options.ports.first > 0) {
+      settings.push_back({"PORT_RANGE",
+                          fmt::format("{}-{}", options.ports.first, options.ports.last),
+                          {"UCX_TCP_PORT_RANGE"}});
+    }
   }
   return settings;
 }
