@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "base/one_line.h"
 #include "base/result.h"
 
 namespace atl {
@@ -37,14 +38,9 @@ void notify(const std::string& state) {
   if (sent < 0) log_warn("systemd was not told '{}': {}", state, std::strerror(-sent));
 }
 
-// One line: a second one would be another variable.
-std::string one_line(std::string text) {
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  return text;
-}
-
 }  // namespace
 
+// One line: a second one would be another variable.
 void ServiceManager::tell_status(const std::string& line) { notify("STATUS=" + one_line(line)); }
 
 void ServiceManager::tell_ready(const std::string& line) {

@@ -13,14 +13,21 @@
 #include <string>
 #include <vector>
 
+#include "base/one_line.h"
+#include "bench/serve_load.h"
 #include "cli/bench_report.h"
 #include "cli/output.h"
-#include "cli/serve_load.h"
 #include "cli/table.h"
 
 namespace atl::cli {
 namespace {
 
+using bench::Bystanders;
+using bench::LoadCase;
+using bench::LoadResult;
+using bench::percentile;
+using bench::ServeLoad;
+using bench::ServeLoadOptions;
 using Json = nlohmann::ordered_json;
 
 constexpr double kSecondsOfRate = 30;  // unless the user says how long or how many

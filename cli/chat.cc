@@ -22,6 +22,7 @@
 #include "base/child_process.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/one_line.h"
 #include "cli/chat_session.h"
 #include "cli/cluster_file_option.h"
 #include "cli/commands.h"

@@ -3,8 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "cli/http_error.h"
+#include "base/one_line.h"
 #include "cli/output.h"
+#include "http/http_error.h"
 
 namespace atl::cli {
 namespace {
@@ -100,7 +101,7 @@ void ChatSession::Impl::find_model() {
   const Result<HttpAnswer> answer =
       client.ask({.path = "/v1/models", .headers = headers(), .timeout = std::chrono::seconds(30)});
   if (!answer) throw LoadError(answer.error().message);
-  if (answer->status != 200) throw LoadError("GET /v1/models: " + http_error_text(*answer));
+  if (answer->status != 200) throw LoadError("GET /v1/models: " + http::http_error_text(*answer));
   const Json models = Json::parse(answer->body, nullptr, false);
   if (models.is_object() && models.contains("data") && models["data"].is_array() &&
       !models["data"].empty() && models["data"].front().is_object()) {
@@ -150,7 +151,7 @@ Result<ChatReply> ChatSession::ask(const std::string& text, const OnText& on_rea
   if (!*answer) {
     if (!stopped) error = answer->error();
   } else if ((*answer)->status != 200) {
-    error = Error{ErrorCode::kInvalid, http_error_text(**answer)};
+    error = Error{ErrorCode::kInvalid, http::http_error_text(**answer)};
   } else if (!reply.error.empty()) {
     error = Error{ErrorCode::kUnavailable, one_line(reply.error)};
   } else if (!reply.done) {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/one_line.h"
 #include "base/units.h"
 #include "cli/byte_size_option.h"
 #include "cli/commands.h"

@@ -19,7 +19,7 @@
 #include "base/log.h"
 #include "base/thread_team.h"
 #include "base/units.h"
-#include "cli/expert_runner.h"
+#include "bench/expert_runner.h"
 #include "cli/progress_bar.h"
 #include "cli/thread_options.h"
 #include "kernels/attention.h"
@@ -76,14 +76,14 @@ double median(std::vector<double> values) {
 }
 
 std::vector<KernelPoint> measure_kernel(ThreadTeam& team, Kernel kernel) {
-  const ExpertShape shape =
-      expert_shape(*parse_kernel_format(topology::to_string(kernel)), kHidden, kIntermediate);
+  const bench::ExpertShape shape = bench::expert_shape(
+      *bench::parse_kernel_format(topology::to_string(kernel)), kHidden, kIntermediate);
   const uint64_t bytes = std::max(512 * kMiB, 4 * topology::last_level_cache_bytes());
   const auto experts = static_cast<int64_t>(bytes / shape.extent_bytes() + 2);
-  const ExpertMemory memory(team, shape, experts);
+  const bench::ExpertMemory memory(team, shape, experts);
   std::vector<KernelPoint> points;
   for (const int64_t rows : kRows) {
-    ExpertRunner runner(team, memory, rows);
+    bench::ExpertRunner runner(team, memory, rows);
     const int64_t count = runner.experts_for(kPassSeconds);
     std::vector<double> seconds;
     for (int pass = 0; pass < kPasses; ++pass) seconds.push_back(runner.time(count));

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "base/log.h"
+#include "base/one_line.h"
 #include "cli/commands.h"
 #include "cli/help_formatter.h"
 #include "cli/output.h"

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/json_reader.h"
+#include "base/one_line.h"
 #include "cli/doctor_look.h"
 #include "cli/machine_probe.h"
 #include "cli/output.h"

@@ -20,8 +20,4 @@ void write_stdout(std::string_view text);
 // All of stdin. LoadError if it can't be read or is longer than bytes_max.
 std::string read_stdin(size_t bytes_max);
 
-// Text from files and peers made safe to print as one line: control characters become '?', line
-// breaks a space.
-std::string one_line(std::string_view text);
-
 }  // namespace atl::cli

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/clock.h"
+#include "base/one_line.h"
 #include "base/result.h"
 #include "base/units.h"
 #include "cli/commands.h"

@@ -10,11 +10,12 @@
 #include <utility>
 
 #include "base/json_reader.h"
+#include "base/one_line.h"
 #include "base/result.h"
 #include "cli/admin_server.h"
 #include "cli/cluster_file_option.h"
-#include "cli/http_error.h"
 #include "cli/output.h"
+#include "http/http_error.h"
 
 namespace atl::cli {
 namespace {
@@ -99,7 +100,8 @@ http::HttpAnswer ServerClient::ask(const http::HttpUrl& url, http::HttpClientReq
   const auto answer = client.ask(std::move(request), on_event);
   const std::string who = fmt::format("http://{}:{}{}", url.host, url.port, path);
   if (!answer) throw LoadError(fmt::format("{}: {}", who, answer.error().message));
-  if (answer->status != 200) throw LoadError(fmt::format("{}: {}", who, http_error_text(*answer)));
+  if (answer->status != 200)
+    throw LoadError(fmt::format("{}: {}", who, http::http_error_text(*answer)));
   return *answer;
 }
 

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/one_line.h"
 #include "base/thread_team.h"
 #include "base/units.h"
 #include "cli/commands.h"

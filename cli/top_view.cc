@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "base/one_line.h"
 #include "base/result.h"
 #include "base/units.h"
 #include "cli/output.h"
@@ -226,8 +227,8 @@ std::vector<std::string> top_lines(const TopRates& rates, const TopScreen& scree
                               share(now.blocks_used), share(now.blocks_kept)));
   lines.emplace_back();
   lines.push_back(fmt::format("  {:<8} {:<8} {:>5} {:>6} {:>5} {:>7} {:>5} {:>6} {:>6} {:>6} {:>6}",
-                              "node", "state", "tiles", "rows/s", "busy", "GB/s", "hits",
-                              "disk/s", "out/s", "in/s", "faults"));
+                              "node", "state", "tiles", "rows/s", "busy", "GB/s", "hits", "disk/s",
+                              "out/s", "in/s", "faults"));
   const int room = std::max(1, screen.height - static_cast<int>(lines.size()) - 3);
   const size_t selected =
       std::min(screen.selected, rates.nodes.empty() ? 0 : rates.nodes.size() - 1);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/nearest.h"
+#include "base/one_line.h"
 #include "cli/output.h"
 
 namespace atl::cli {

@@ -1,4 +1,5 @@
 #include "cli/usage.h"
+#include "base/one_line.h"
 
 #include <gtest/gtest.h>
 

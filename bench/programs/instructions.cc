@@ -10,11 +10,11 @@
 #include <cstdio>
 #include <string_view>
 
-#include "cli/expert_runner.h"
+#include "bench/expert_runner.h"
 #include "kernels/cpu/dispatch.h"
 
 // The name that callgrind is told.
-extern "C" [[gnu::noinline]] void atoll_counted_run(atl::cli::ExpertRunner& runner) {
+extern "C" [[gnu::noinline]] void atoll_counted_run(atl::bench::ExpertRunner& runner) {
   runner.run(1);
   asm volatile("" ::: "memory");  // not by a jump, which callgrind takes for the function's end
 }
@@ -35,15 +35,15 @@ int64_t parse_count(std::string_view text) {
 }
 
 int run(int argc, char** argv) {
-  const auto format = cli::parse_kernel_format(argc == 3 ? argv[1] : "");
+  const auto format = parse_kernel_format(argc == 3 ? argv[1] : "");
   const int64_t rows = argc == 3 ? parse_count(argv[2]) : 0;
   if (!format || rows == 0) {
     fmt::print(stderr, "usage: atoll_instructions fp8|bf16|f32|int4|int4-i8|int8-i8 ROWS\n");
     return 2;
   }
   ThreadTeam one(1);
-  const cli::ExpertMemory memory(one, cli::expert_shape(*format, kHidden, kIntermediate), 1);
-  cli::ExpertRunner runner(one, memory, rows);
+  const ExpertMemory memory(one, expert_shape(*format, kHidden, kIntermediate), 1);
+  ExpertRunner runner(one, memory, rows);
   atoll_counted_run(runner);
   fmt::print("{} {}\n", kernels::cpu_targets().front(), memory.shape().weights());
   return 0;

@@ -1,6 +1,6 @@
 // The load generator against a scripted server: what it sends, and what it makes of the answers.
 
-#include "cli/serve_load.h"
+#include "bench/serve_load.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,7 +12,7 @@
 
 #include "tests/cli/scripted_api.h"
 
-namespace atl::cli {
+namespace atl::bench {
 namespace {
 
 using nlohmann::json;
@@ -264,4 +264,4 @@ TEST(Bystanders, stay_connected_beside_the_load) {
 }
 
 }  // namespace
-}  // namespace atl::cli
+}  // namespace atl::bench

@@ -1,4 +1,4 @@
-#include "cli/expert_runner.h"
+#include "bench/expert_runner.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,7 +7,7 @@
 #include "base/units.h"
 #include "topology/machine_limit.h"
 
-namespace atl::cli {
+namespace atl::bench {
 namespace {
 
 using kernels::Activations;
@@ -209,4 +209,4 @@ double ExpertRunner::weights_of(int64_t count) const {
   return static_cast<double>(count * memory_.shape().weights());
 }
 
-}  // namespace atl::cli
+}  // namespace atl::bench

@@ -1,4 +1,4 @@
-#include "cli/fio_rate.h"
+#include "bench/fio_rate.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -14,7 +14,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 
-namespace atl::cli {
+namespace atl::bench {
 namespace {
 
 // Besides the time that it measures for.
@@ -102,4 +102,4 @@ std::optional<FioRate> measure_fio(const std::string& fio,
   return rate;
 }
 
-}  // namespace atl::cli
+}  // namespace atl::bench

@@ -5,9 +5,9 @@
 
 #include "http/http_client.h"
 
-namespace atl::cli {
+namespace atl::http {
 
 // "status 401: wrong key", of an error in OpenAI's shape or of any other body, as one line.
-std::string http_error_text(const http::HttpAnswer& answer);
+std::string http_error_text(const HttpAnswer& answer);
 
-}  // namespace atl::cli
+}  // namespace atl::http

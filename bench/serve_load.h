@@ -9,7 +9,7 @@
 
 #include "http/http_client.h"
 
-namespace atl::cli {
+namespace atl::bench {
 
 struct ServeLoadOptions {
   http::HttpUrl url;    // a path /v1 is left out
@@ -81,4 +81,4 @@ class Bystanders {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace atl::cli
+}  // namespace atl::bench

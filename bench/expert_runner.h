@@ -13,7 +13,7 @@
 #include "expert_node/tile_phases.h"
 #include "kernels/tile.h"
 
-namespace atl::cli {
+namespace atl::bench {
 
 // A weight format and what is done with the rows: "fp8", "bf16", "f32", "int4", and "int4-i8"
 // and "int8-i8", in which rows are rounded to int8.
@@ -98,4 +98,4 @@ class ExpertRunner {
   int64_t next_ = 0;
 };
 
-}  // namespace atl::cli
+}  // namespace atl::bench

@@ -1,4 +1,4 @@
-#include "cli/serve_load.h"
+#include "bench/serve_load.h"
 
 #include <fmt/format.h>
 #include <netdb.h>
@@ -19,10 +19,10 @@
 
 #include "base/check.h"
 #include "base/rng.h"
-#include "cli/http_error.h"
-#include "cli/output.h"
+#include "base/one_line.h"
+#include "http/http_error.h"
 
-namespace atl::cli {
+namespace atl::bench {
 namespace {
 
 using http::HttpAnswer;
@@ -159,7 +159,7 @@ json ServeLoad::Impl::ask_json(HttpClientRequest request) {
   const std::string what = request.method + " " + request.path;
   const Result<HttpAnswer> answer = client.ask(std::move(request));
   if (!answer) throw LoadError(answer.error().message);
-  if (answer->status != 200) throw LoadError(what + ": " + http_error_text(*answer));
+  if (answer->status != 200) throw LoadError(what + ": " + http::http_error_text(*answer));
   json parsed = json::parse(answer->body, nullptr, false);
   if (!parsed.is_object()) throw LoadError(what + ": the answer is not a JSON object");
   return parsed;
@@ -290,7 +290,7 @@ bool ServeLoad::Impl::count(Run& run, const Request& request, const Result<HttpA
     ++result.refused;
     return true;
   } else if (answer->status != 200) {
-    failure = http_error_text(*answer);
+    failure = http::http_error_text(*answer);
   } else if (!request.error.empty()) {
     failure = "in the stream: " + one_line(request.error);
   } else if (!request.finished || request.events.empty()) {
@@ -460,4 +460,4 @@ int Bystanders::closed() const {
   return count;
 }
 
-}  // namespace atl::cli
+}  // namespace atl::bench

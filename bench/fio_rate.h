@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace atl::cli {
+namespace atl::bench {
 
 // Path of fio in PATH; "" if there is none.
 std::string find_fio();
@@ -23,4 +23,4 @@ std::optional<FioRate> measure_fio(const std::string& fio,
                                    const std::vector<std::filesystem::path>& files,
                                    size_t block_bytes, int depth, double seconds);
 
-}  // namespace atl::cli
+}  // namespace atl::bench

@@ -1,14 +1,14 @@
-#include "cli/http_error.h"
+#include "http/http_error.h"
 
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
 
-#include "cli/output.h"
+#include "base/one_line.h"
 
-namespace atl::cli {
+namespace atl::http {
 
-std::string http_error_text(const http::HttpAnswer& answer) {
+std::string http_error_text(const HttpAnswer& answer) {
   const nlohmann::json body = nlohmann::json::parse(answer.body, nullptr, false);
   std::string text = answer.body.substr(0, 200);
   if (body.is_object() && body.contains("error") && body["error"].is_object()) {
@@ -18,4 +18,4 @@ std::string http_error_text(const http::HttpAnswer& answer) {
   return fmt::format("status {}: {}", answer.status, one_line(text));
 }
 
-}  // namespace atl::cli
+}  // namespace atl::http
