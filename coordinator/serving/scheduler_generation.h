@@ -1,0 +1,57 @@
+// One request in the scheduler's hands. Private to coordinator/serving; the engine's thread.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "coordinator/serving/scheduler.h"
+
+namespace atl::coordinator {
+
+struct Scheduler::Generation {
+  GenerationId id;
+  GenerationRequest request;
+  std::vector<int32_t> tokens;                  // the prompt, then what was generated
+  Sequence sequence;                            // as far as it is computed
+  std::unordered_map<int32_t, int32_t> counts;  // of generated tokens
+  std::vector<int32_t> prompt_ids;              // each once, ascending; with repetition_penalty
+  std::vector<PromptLogprob> prompt_logprobs;   // as far as they are known
+  uint64_t admission = 0;  // place in the order of first admissions; 0: none yet
+  int64_t cached_tokens = 0;
+  Clock::TimePoint submitted{};
+  double queued_seconds = 0;
+  bool ended = false;
+
+  // Of the step under way.
+  int64_t rows = 0;
+  int64_t sequence_begin = 0;        // the first of these rows within the sequence
+  std::optional<size_t> logits_row;  // in the step's logits
+  std::optional<int32_t> sampled;
+  std::optional<Error> sample_error;
+  float logprob = 0;
+  std::vector<TokenLogprob> top;
+
+  // A mask that is being found beside the steps: it has the request's constraint meanwhile.
+  std::shared_ptr<MaskTask> mask;
+  std::vector<float> held_logits;  // for which it is; the sequence sits out until then
+
+  std::optional<size_t> event;  // its place among the step's events
+
+  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t num_generated() const {
+    return num_tokens() - static_cast<int64_t>(request.prompt.size());
+  }
+  int64_t pending() const { return num_tokens() - sequence.num_tokens; }
+  // Whether its rows of this step are the prompt's, whose probabilities are wanted.
+  bool is_scored() const { return request.prompt_logprobs >= 0 && num_generated() == 0; }
+  bool decodes() const { return pending() == 1 && num_generated() > 0; }
+  bool stops_at(int32_t id) const {
+    return std::count(request.stop_ids.begin(), request.stop_ids.end(), id) > 0;
+  }
+};
+
+}  // namespace atl::coordinator

@@ -1,0 +1,275 @@
+// The scheduler's step: rows through the engine, the next tokens from their logits, and what becomes
+// of the requests with them.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+#include "coordinator/serving/scheduler.h"
+#include "coordinator/serving/scheduler_generation.h"
+
+namespace atl::coordinator {
+namespace {
+
+// Of the whole row, in double. [vocabulary] FP32 logits.
+double log_sum_exp(std::span<const float> logits) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
+  return largest + std::log(sum);
+}
+
+// With their log probabilities; log_total: log_sum_exp(logits).
+std::vector<TokenLogprob> likeliest(std::span<const float> logits, int32_t n, double log_total) {
+  std::vector<TokenLogprob> top;
+  for (const int32_t id : model::likeliest_ids(logits, n)) {
+    top.push_back({id, static_cast<float>(logits[static_cast<size_t>(id)] - log_total)});
+  }
+  return top;
+}
+
+// Of masks that are found in the step, by the team: lists of tokens that are known cost 4,000 at
+// most for 129k tokens, a millisecond of work 40,000.
+constexpr uint64_t kMaskWorkInStep = 40'000;
+
+}  // namespace
+
+bool Scheduler::compute() {
+  std::vector<Generation*> stepped;
+  std::vector<SequenceRows> work;
+  StepSize size;
+  for (const GenerationPtr& generation : running_) {
+    if (generation->rows == 0) continue;
+    stepped.push_back(generation.get());
+    size.add(generation->rows, generation->sequence.num_tokens);
+    const bool to_the_end = generation->rows == generation->pending();
+    generation->sequence_begin = generation->sequence.num_tokens;
+    work.push_back({&generation->sequence,
+                    std::span(generation->tokens)
+                        .subspan(static_cast<size_t>(generation->sequence.num_tokens),
+                                 static_cast<size_t>(generation->rows)),
+                    generation->is_scored() ? WantLogits::kAll
+                    : to_the_end            ? WantLogits::kLast
+                                            : WantLogits::kNone});
+  }
+  if (work.empty()) return false;
+  announce(stepped);
+
+  const Clock::TimePoint start = clock_.now();
+  {
+    const std::lock_guard lock(mutex_);
+    stats_.step_begin = seconds_between(Clock::TimePoint(), start);
+  }
+  const double attention_before = engine_.times()[Stage::kAttentionCore];
+  std::vector<std::optional<Error>> errors(work.size());
+  const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
+  size_t num_logits = 0;
+  const auto keep_logits = [&](size_t w, size_t t, std::span<const float> logits) {
+    if (stepped[w]->is_scored() && !score(*stepped[w], t, logits)) return;
+    const size_t row = num_logits++;
+    if (logits_.size() < num_logits * vocab) logits_.resize(num_logits * vocab);
+    std::copy(logits.begin(), logits.end(),
+              logits_.begin() + static_cast<std::ptrdiff_t>(row * vocab));
+    stepped[w]->logits_row = row;
+  };
+  const Status status = engine_.step(work, keep_logits, errors, options_.observer);
+  if (status) sample_all(stepped);
+  counts_.failure = status ? "" : status.error().message;
+  for (size_t w = 0; w < stepped.size(); ++w) {
+    Generation& generation = *stepped[w];
+    if (!status) {
+      fail(generation, status.error());
+    } else if (errors[w]) {
+      fail(generation, *errors[w]);
+    } else if (generation.sample_error) {
+      fail(generation, *generation.sample_error);
+    } else {
+      advance(generation);
+    }
+  }
+  ++counts_.steps;
+  const Clock::TimePoint end = clock_.now();
+  const double seconds = seconds_between(start, end);
+  if (status) {
+    step_cost_.observe(size, seconds, engine_.times()[Stage::kAttentionCore] - attention_before);
+  }
+  counts_.step_seconds += seconds;
+  counts_.last_step_end = seconds_between(Clock::TimePoint(), end);
+  return true;
+}
+
+// What the logits behind the prompt's token `t` of this step say of the next one. True: there is
+// none, so that they choose the first generated token.
+bool Scheduler::score(Generation& generation, size_t t, std::span<const float> logits) {
+  const size_t next = static_cast<size_t>(generation.sequence_begin) + t + 1;
+  if (next >= generation.tokens.size()) return true;
+  auto& all = generation.prompt_logprobs;
+  if (all.size() < next) all.resize(next);
+  const int32_t id = generation.tokens[next];
+  const int32_t n = generation.request.prompt_logprobs;
+  all[next - 1].logprob = -model::token_nll(logits, id);
+  if (n > 0) all[next - 1].top = likeliest(logits, n, log_sum_exp(logits));
+  return false;
+}
+
+// The nodes' logs name the requests that a step is for; most steps are for those of the last one.
+void Scheduler::announce(const std::vector<Generation*>& stepped) {
+  std::string ids;
+  for (const Generation* generation : stepped) {
+    if (!ids.empty()) ids += ' ';
+    ids += generation->request.request_id;
+  }
+  if (ids == announced_) return;
+  engine_.announce(ids);
+  announced_ = std::move(ids);
+}
+
+// A row of V3's vocabulary takes milliseconds: too long to do them one after the other.
+void Scheduler::sample_all(const std::vector<Generation*>& stepped) {
+  const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
+  std::vector<Generation*> sampling;
+  for (Generation* generation : stepped) {
+    if (generation->logits_row) sampling.push_back(generation);
+  }
+  team_.parallel_for(std::ssize(sampling), 1, [&](int64_t begin, int64_t end, int member) {
+    for (int64_t i = begin; i < end; ++i) {
+      Generation& generation = *sampling[static_cast<size_t>(i)];
+      try {
+        sample(generation, std::span(logits_).subspan(*generation.logits_row * vocab, vocab),
+               workspaces_[static_cast<size_t>(member)]);
+      } catch (const std::bad_alloc&) {
+        generation.sample_error =
+            Error{ErrorCode::kUnavailable, "out of memory while its token was chosen"};
+      }
+      generation.logits_row.reset();
+    }
+  });
+}
+
+// Chooses the next token from the logits of the last one.
+void Scheduler::sample(Generation& generation, std::span<const float> logits,
+                       Workspace& workspace) {
+  CHECK(!generation.ended);
+  GenerationRequest& request = generation.request;
+  std::span<const float> adjusted = logits;
+  if (!request.logits.idle()) {
+    workspace.logits.assign(logits.begin(), logits.end());
+    request.logits.apply(generation.counts, generation.prompt_ids, workspace.logits);
+    adjusted = workspace.logits;
+  }
+  std::span<const uint8_t> allowed = options_.allowed;
+  const bool too_short = generation.num_generated() < request.min_tokens;
+  if (request.constraint || generation.mask || too_short) {
+    workspace.allowed = options_.allowed;
+    workspace.allowed.resize(static_cast<size_t>(options_.vocab_limit), 1);
+    if (too_short) {
+      for (const int32_t id : request.stop_ids) {
+        if (id >= 0 && id < options_.vocab_limit) workspace.allowed[static_cast<size_t>(id)] = 0;
+      }
+    }
+    if ((request.constraint || generation.mask) && !find_mask(generation, workspace)) {
+      if (!generation.sample_error) generation.held_logits.assign(logits.begin(), logits.end());
+      return;
+    }
+    allowed = workspace.allowed;
+  }
+  const RandomPlace place{request.sample, static_cast<uint64_t>(generation.num_tokens())};
+  auto token =
+      workspace.sampler.sample(adjusted, request.sampling, place, options_.vocab_limit, allowed);
+  if (!token) {
+    generation.sample_error = token.error();
+    return;
+  }
+  CHECK(*token >= 0 && *token < options_.vocab_limit);
+  CHECK(allowed.empty() || allowed[static_cast<size_t>(*token)]);
+  generation.sampled = *token;
+  if (request.top_logprobs >= 0) {
+    const double total = log_sum_exp(logits);
+    generation.logprob = static_cast<float>(logits[static_cast<size_t>(*token)] - total);
+    generation.top = likeliest(logits, request.top_logprobs, total);
+  }
+}
+
+// Takes from workspace.allowed what the constraint forbids. False: there is an error, or the mask
+// is being found beside the steps: nobody waits for one that is dear.
+bool Scheduler::find_mask(Generation& generation, Workspace& workspace) {
+  GenerationRequest& request = generation.request;
+  const int64_t tokens_left = request.max_tokens - generation.num_generated();
+  Status masked;
+  if (generation.mask) {
+    if (!generation.mask->done.load(std::memory_order_acquire)) return false;
+    const std::shared_ptr<MaskTask> task = std::move(generation.mask);
+    request.constraint = std::move(task->constraint);
+    for (size_t id = 0; id < workspace.allowed.size(); ++id) {
+      workspace.allowed[id] &= task->allowed[id];
+    }
+    masked = task->status;
+  } else {
+    masked = request.constraint->mask_within(kMaskWorkInStep, tokens_left, workspace.allowed);
+    if (!masked && masked.error().code == ErrorCode::kOverloaded) {
+      generation.mask = std::make_shared<MaskTask>();
+      generation.mask->constraint = std::move(request.constraint);
+      generation.mask->tokens_left = tokens_left;
+      generation.mask->allowed.assign(static_cast<size_t>(options_.vocab_limit), 1);
+      masks_.add(request.client, generation.mask);
+      return false;
+    }
+  }
+  if (!masked) generation.sample_error = masked.error();
+  return masked ? true : false;
+}
+
+// Those whose masks have been found since.
+void Scheduler::sample_held() {
+  for (const GenerationPtr& generation : running_) {
+    if (generation->held_logits.empty() || !generation->mask->done.load()) continue;
+    const std::vector<float> logits = std::exchange(generation->held_logits, {});
+    sample(*generation, logits, workspaces_[0]);
+    if (generation->sample_error) {
+      fail(*generation, *generation->sample_error);
+    } else {
+      take_token(*generation);
+    }
+  }
+  remove_ended();
+}
+
+// The step went well: the sequence has moved, and may have a new token.
+void Scheduler::advance(Generation& generation) {
+  counts_.computed_tokens += static_cast<uint64_t>(generation.rows);
+  charge(generation, generation.rows);
+  if (options_.prefix_cache) engine_.keep(generation.sequence, generation.tokens);
+  if (generation.sampled) take_token(generation);
+}
+
+void Scheduler::take_token(Generation& generation) {
+  CHECK(generation.sampled && generation.pending() == 0);
+  const int32_t token = *generation.sampled;
+  generation.sampled.reset();
+  generation.tokens.push_back(token);
+  ++generation.counts[token];
+  ++counts_.generated_tokens;
+  GenerationEvent& event = event_of(generation);
+  event.token = token;
+  event.logprob = generation.logprob;
+  event.top = std::move(generation.top);
+  event.prompt = std::exchange(generation.prompt_logprobs, {});
+
+  constrain::TokenConstraint* constraint = generation.request.constraint.get();
+  if (generation.stops_at(token)) {
+    finish(generation, FinishReason::kStop);
+    return;
+  }
+  if (constraint) constraint->accept(token);
+  if (constraint && constraint->finished()) {
+    finish(generation, FinishReason::kStop);
+  } else if (generation.num_generated() >= generation.request.max_tokens ||
+             generation.sequence.num_tokens >= engine_.config().max_position_embeddings) {
+    finish(generation, FinishReason::kLength);
+  }
+}
+
+}  // namespace atl::coordinator
