@@ -1,0 +1,65 @@
+// Drafts: tokens that may come, computed in the same step as the one that is certain, and kept as
+// far as they are what would have been chosen anyway.
+//
+// A sequence's tokens don't change: each is chosen from its own logits by the random number of its
+// own position, draft or not, and the first one that differs ends what is kept of the step. So a
+// draft is worth its rows or is not, and nothing else; choose_drafts() says so beforehand, by what
+// steps took (StepCost) and how often drafts were right.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+
+#include "coordinator/serving/step_cost.h"
+
+namespace atl::coordinator {
+
+// What stood behind the last kMatch tokens the last time that they stood in the sequence: right for
+// code, quotations and answers from given texts. 24 bytes and some for each token of the sequence.
+// The engine's thread.
+class LookupDraft {
+ public:
+  static constexpr size_t kMatch = 3;
+
+  // The sequence's tokens, at least those of the call before.
+  void learn(std::span<const int32_t> tokens);
+  // At most `most` tokens that may follow, of the same `tokens`; empty: nothing is known.
+  std::span<const int32_t> propose(std::span<const int32_t> tokens, size_t most) const;
+
+ private:
+  static uint64_t key_of(std::span<const int32_t> last);  // exact: ids have 21 bits
+
+  std::unordered_map<uint64_t, size_t> behind_;  // the place after the last match
+  size_t learned_ = 0;                           // tokens whose predecessors are known
+};
+
+// How often a draft's next token was right, as a share that fades: the last 32 or so count.
+class DraftAcceptance {
+ public:
+  explicit DraftAcceptance(double expected) : share_(expected) {}
+  // Of one token that was proposed behind tokens that were right, whether it was computed or not.
+  void observe(bool right) { share_ += kFollow * ((right ? 1.0 : 0.0) - share_); }
+  double share() const { return share_; }
+
+ private:
+  static constexpr double kFollow = 1.0 / 16;
+  double share_;
+};
+
+// A sequence with a draft.
+struct DraftRows {
+  double acceptance = 0;  // of each token, given that those before it were right
+  int64_t context = 0;    // tokens in the cache
+  int64_t proposed = 0;   // tokens, >= 1
+  int64_t rows = 0;       // of this step: the answer, of the first tokens proposed
+};
+
+// Sets the rows of `drafts` so that the step's expected tokens come at the highest rate: none where
+// they cost more than they bring.
+//   step       without drafts; its rows are one token each
+//   rows_left  that the step has room for
+void choose_drafts(const StepCost& cost, StepSize step, int64_t rows_left,
+                   std::span<DraftRows> drafts);
+
+}  // namespace atl::coordinator
