@@ -147,6 +147,12 @@ void Engine::keep(Sequence& sequence, std::span<const int32_t> tokens) {
   }
 }
 
+void Engine::rewind(Sequence& sequence, int64_t num_tokens) {
+  CHECK_LE(num_tokens, sequence.num_tokens);
+  CHECK_GE(num_tokens, sequence.num_published * PrefixCache::kBlock);
+  sequence.num_tokens = num_tokens;
+}
+
 void Engine::release(Sequence& sequence) {
   prefixes_.release(sequence.blocks);
   sequence = {};

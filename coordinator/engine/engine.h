@@ -83,6 +83,10 @@ class Engine {
   // num_tokens.
   void keep(Sequence& sequence, std::span<const int32_t> tokens);
 
+  // Takes the sequence back to its first num_tokens, which are at least those in blocks that keep()
+  // made known. Entries behind them are written anew before they are read.
+  void rewind(Sequence& sequence, int64_t num_tokens);
+
   // Gives the sequence's blocks back and empties it.
   void release(Sequence& sequence);
 

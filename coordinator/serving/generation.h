@@ -81,6 +81,8 @@ struct GenerationStats {
   uint64_t cached_tokens = 0;    // of these: found in the prefix cache
   uint64_t computed_tokens = 0;  // rows through the model, recomputed ones included
   uint64_t generated_tokens = 0;
+  uint64_t drafted_tokens = 0;   // rows of drafts; of computed_tokens
+  uint64_t accepted_tokens = 0;  // of these: were what was generated
   uint64_t steps = 0;
   uint64_t steps_cut = 0;    // of these: had fewer prompt tokens than room, to take less time
   double step_seconds = 0;   // in all

@@ -402,6 +402,7 @@ int64_t Scheduler::missing_blocks(const Generation& generation, int64_t num_toke
 void Scheduler::plan() {
   share_rows();
   find_room();
+  add_drafts();
 }
 
 // Gives every sequence its rows of this step: one to each that has one left, the rest to prompts.
@@ -463,6 +464,50 @@ void Scheduler::find_room() {
       }
     }
     room -= needed();
+  }
+}
+
+// Rows behind those of sequences that decode, where they pay and there is room: nobody is taken out
+// of the batch for them.
+void Scheduler::add_drafts() {
+  if (options_.draft_tokens == 0) return;
+  StepSize step;
+  int64_t room = engine_.prefixes().available();
+  std::vector<Generation*> drafting;
+  std::vector<DraftRows> drafts;
+  for (const GenerationPtr& pointer : running_) {
+    Generation& generation = *pointer;
+    generation.draft.clear();
+    generation.draft_rows = 0;
+    generation.num_right = 0;
+    if (generation.rows == 0) continue;
+    step.add(generation.rows, generation.sequence.num_tokens);
+    const int64_t end = generation.sequence.num_tokens + generation.rows;
+    room -= missing_blocks(generation, end);
+    generation.lookup.learn(std::span(generation.tokens).first(static_cast<size_t>(end)));
+    if (!generation.decodes()) continue;
+    const int64_t most = std::min({options_.draft_tokens,
+                                   generation.request.max_tokens - generation.num_generated() - 1,
+                                   engine_.config().max_position_embeddings - end});
+    if (most <= 0) continue;
+    const std::span<const int32_t> draft =
+        generation.lookup.propose(generation.tokens, static_cast<size_t>(most));
+    generation.draft.assign(draft.begin(), draft.end());
+    if (draft.empty() || generation.draft_failed) continue;
+    drafting.push_back(&generation);
+    drafts.push_back({generation.acceptance.share(), generation.sequence.num_tokens,
+                      static_cast<int64_t>(draft.size()), 0});
+  }
+  choose_drafts(step_cost_, step, engine_.options().rows_max - step.rows, drafts);
+  for (size_t d = 0; d < drafting.size(); ++d) {
+    Generation& generation = *drafting[d];
+    const int64_t end = generation.sequence.num_tokens + generation.rows;
+    const int64_t blocks =
+        missing_blocks(generation, end + drafts[d].rows) - missing_blocks(generation, end);
+    if (blocks > room) continue;
+    room -= blocks;
+    generation.draft_rows = drafts[d].rows;
+    generation.rows += drafts[d].rows;
   }
 }
 

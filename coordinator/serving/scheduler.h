@@ -44,6 +44,8 @@ struct SchedulerOptions {
   int64_t queue_max = 256;     // accepted requests that are not in the batch yet
   double step_target_s = 0;    // a step that reads prompts is cut to take this long; 0: never
   bool prefix_cache = true;
+  // Most tokens of a sequence that a step computes as a draft, where that pays (drafts.h); 0: none.
+  int64_t draft_tokens = 0;
   int32_t vocab_limit = 0;           // ids from here on have no token and are never chosen
   std::vector<uint8_t> allowed;      // [vocab_limit], 0 for ids without a token; empty: all
   StepObserver* observer = nullptr;  // borrowed
@@ -102,9 +104,12 @@ class Scheduler final : public GenerationBackend {
   void plan();
   void share_rows();
   void find_room();
+  void add_drafts();
   void preempt(size_t index);
   bool compute();
   static bool score(Generation& generation, size_t t, std::span<const float> logits);
+  bool take_draft(Generation& generation);
+  void follow_drafts(std::vector<Generation*> stepped);
   void announce(const std::vector<Generation*>& stepped);
   void sample_all(const std::vector<Generation*>& stepped);
   void sample(Generation& generation, std::span<const float> logits, Workspace& workspace);

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "coordinator/serving/drafts.h"
 #include "coordinator/serving/scheduler.h"
 
 namespace atl::coordinator {
@@ -28,12 +29,21 @@ struct Scheduler::Generation {
 
   // Of the step under way.
   int64_t rows = 0;
-  int64_t sequence_begin = 0;        // the first of these rows within the sequence
-  std::optional<size_t> logits_row;  // in the step's logits
+  int64_t sequence_begin = 0;       // the first of these rows within the sequence
+  std::vector<size_t> logits_rows;  // in the step's logits; several: of a draft
   std::optional<int32_t> sampled;
   std::optional<Error> sample_error;
   float logprob = 0;
   std::vector<TokenLogprob> top;
+
+  // Drafts (drafts.h).
+  LookupDraft lookup;
+  DraftAcceptance acceptance{0.5};
+  std::vector<int32_t> draft;        // of the step under way: what may follow its own row
+  int64_t draft_rows = 0;            // of these: computed, behind that row and counted in `rows`
+  std::vector<int32_t> step_tokens;  // what is computed, then
+  size_t num_right = 0;              // tokens of the draft that were chosen
+  bool draft_failed = false;         // a row of one: there is no other
 
   // A mask that is being found beside the steps: it has the request's constraint meanwhile.
   std::shared_ptr<MaskTask> mask;

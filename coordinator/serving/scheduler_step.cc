@@ -1,5 +1,5 @@
-// The scheduler's step: rows through the engine, the next tokens from their logits, and what becomes
-// of the requests with them.
+// The scheduler's step: rows through the engine, the next tokens from their logits, and what
+// becomes of the requests with them.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -45,15 +45,22 @@ bool Scheduler::compute() {
     if (generation->rows == 0) continue;
     stepped.push_back(generation.get());
     size.add(generation->rows, generation->sequence.num_tokens);
-    const bool to_the_end = generation->rows == generation->pending();
     generation->sequence_begin = generation->sequence.num_tokens;
-    work.push_back({&generation->sequence,
-                    std::span(generation->tokens)
-                        .subspan(static_cast<size_t>(generation->sequence.num_tokens),
-                                 static_cast<size_t>(generation->rows)),
-                    generation->is_scored() ? WantLogits::kAll
-                    : to_the_end            ? WantLogits::kLast
-                                            : WantLogits::kNone});
+    std::span<const int32_t> tokens =
+        std::span(generation->tokens).subspan(static_cast<size_t>(generation->sequence_begin));
+    if (generation->draft_rows > 0) {
+      CHECK_EQ(generation->pending(), 1);
+      CHECK_EQ(generation->rows, 1 + generation->draft_rows);
+      generation->step_tokens = {tokens.front()};
+      generation->step_tokens.insert(generation->step_tokens.end(), generation->draft.begin(),
+                                     generation->draft.begin() + generation->draft_rows);
+      tokens = generation->step_tokens;
+    }
+    const bool all = generation->is_scored() || generation->draft_rows > 0;
+    work.push_back({&generation->sequence, tokens.first(static_cast<size_t>(generation->rows)),
+                    all                                         ? WantLogits::kAll
+                    : generation->rows == generation->pending() ? WantLogits::kLast
+                                                                : WantLogits::kNone});
   }
   if (work.empty()) return false;
   announce(stepped);
@@ -73,15 +80,27 @@ bool Scheduler::compute() {
     if (logits_.size() < num_logits * vocab) logits_.resize(num_logits * vocab);
     std::copy(logits.begin(), logits.end(),
               logits_.begin() + static_cast<std::ptrdiff_t>(row * vocab));
-    stepped[w]->logits_row = row;
+    stepped[w]->logits_rows.push_back(row);
   };
   const Status status = engine_.step(work, keep_logits, errors, options_.observer);
+  for (size_t w = 0; status && w < stepped.size(); ++w) {
+    Generation& generation = *stepped[w];
+    if (errors[w]) {
+      generation.logits_rows.clear();
+    } else if (generation.draft_rows > 0) {
+      engine_.rewind(generation.sequence, generation.sequence_begin + 1);
+      counts_.drafted_tokens += static_cast<uint64_t>(generation.draft_rows);
+    }
+  }
   if (status) sample_all(stepped);
   counts_.failure = status ? "" : status.error().message;
   for (size_t w = 0; w < stepped.size(); ++w) {
     Generation& generation = *stepped[w];
     if (!status) {
       fail(generation, status.error());
+    } else if (errors[w] && generation.draft_rows > 0) {
+      generation.draft_failed = true;  // or its own row: the next step shows it
+      generation.draft.clear();
     } else if (errors[w]) {
       fail(generation, *errors[w]);
     } else if (generation.sample_error) {
@@ -90,6 +109,8 @@ bool Scheduler::compute() {
       advance(generation);
     }
   }
+  if (status) follow_drafts(stepped);
+  for (Generation* generation : stepped) generation->logits_rows.clear();
   ++counts_.steps;
   const Clock::TimePoint end = clock_.now();
   const double seconds = seconds_between(start, end);
@@ -99,6 +120,39 @@ bool Scheduler::compute() {
   counts_.step_seconds += seconds;
   counts_.last_step_end = seconds_between(Clock::TimePoint(), end);
   return true;
+}
+
+// The sequence has a new token. True: it is the draft's, so that the logits behind it are known,
+// too.
+bool Scheduler::take_draft(Generation& generation) {
+  const bool has_token = !generation.ended && generation.pending() == 1;
+  if (!has_token || generation.num_right == generation.draft.size()) return false;
+  const bool right = generation.tokens.back() == generation.draft[generation.num_right];
+  generation.acceptance.observe(right);
+  if (!right || static_cast<int64_t>(generation.num_right) == generation.draft_rows) return false;
+  ++generation.num_right;
+  ++generation.sequence.num_tokens;
+  ++counts_.accepted_tokens;
+  return true;
+}
+
+// Chooses tokens as long as drafts are right: one of each sequence after the other.
+void Scheduler::follow_drafts(std::vector<Generation*> stepped) {
+  while (true) {
+    std::erase_if(stepped, [this](Generation* generation) { return !take_draft(*generation); });
+    if (stepped.empty()) return;
+    sample_all(stepped);
+    for (Generation* generation : stepped) {
+      if (generation->sample_error) {
+        fail(*generation, *generation->sample_error);
+        continue;
+      }
+      if (options_.prefix_cache) engine_.keep(generation->sequence, generation->tokens);
+      if (!generation->sampled) continue;
+      generation->event.reset();  // one for each token
+      take_token(*generation);
+    }
+  }
 }
 
 // What the logits behind the prompt's token `t` of this step say of the next one. True: there is
@@ -132,19 +186,19 @@ void Scheduler::sample_all(const std::vector<Generation*>& stepped) {
   const auto vocab = static_cast<size_t>(engine_.config().vocab_size);
   std::vector<Generation*> sampling;
   for (Generation* generation : stepped) {
-    if (generation->logits_row) sampling.push_back(generation);
+    if (generation->num_right < generation->logits_rows.size()) sampling.push_back(generation);
   }
   team_.parallel_for(std::ssize(sampling), 1, [&](int64_t begin, int64_t end, int member) {
     for (int64_t i = begin; i < end; ++i) {
       Generation& generation = *sampling[static_cast<size_t>(i)];
       try {
-        sample(generation, std::span(logits_).subspan(*generation.logits_row * vocab, vocab),
+        const size_t row = generation.logits_rows[generation.num_right];
+        sample(generation, std::span(logits_).subspan(row * vocab, vocab),
                workspaces_[static_cast<size_t>(member)]);
       } catch (const std::bad_alloc&) {
         generation.sample_error =
             Error{ErrorCode::kUnavailable, "out of memory while its token was chosen"};
       }
-      generation.logits_row.reset();
     }
   });
 }

@@ -182,6 +182,7 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
     SchedulerOptions options;
     options.sequences_max = draw(4, 16);
     options.prefix_cache = seed != 2;
+    options.draft_tokens = seed == 3 ? 0 : draw(1, 8);
     std::mt19937 noise(seed);
     StepTakes times(clock_, 0.02, 0.01);
     times.vary(noise);
@@ -225,6 +226,69 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
   }
   EXPECT_GT(preempted, 0u);  // so that it was tried, too
   EXPECT_GT(cut, 0u);
+}
+
+// Texts that repeat, in steps whose rows cost little, so that drafts pay and many are right.
+TEST_F(SchedulerTest, drafts_change_no_token_and_save_steps) {
+  std::vector<GenerationRequest> requests;
+  for (int32_t r = 0; r < 6; ++r) {
+    std::vector<int32_t> tokens = prompt(12, r);
+    for (int i = 0; i < 3; ++i)
+      tokens.insert(tokens.end(), tokens.begin() + 1, tokens.begin() + 12);
+    GenerationRequest one = request(tokens, 60 + 7 * r);
+    one.top_logprobs = 2;
+    one.sampling.temperature = r % 3 == 2 ? 0.6f : 0.0f;
+    one.sampling.seed = 5;
+    one.stop_ids = {1};
+    requests.push_back(std::move(one));
+  }
+  const auto run = [&](int64_t draft_tokens) {
+    StepTakes times(clock_, 100, 1);
+    SchedulerOptions options;
+    options.observer = &times;
+    options.draft_tokens = draft_tokens;
+    open(4096, 64, options);
+    std::vector<GenerationId> ids;
+    for (const GenerationRequest& one : requests) {
+      GenerationRequest copy = copy_of(one);
+      copy.top_logprobs = one.top_logprobs;
+      ids.push_back(submit(std::move(copy)));
+      steps(3);
+    }
+    finish_all();
+    std::vector<Outcome> outcomes;
+    for (const GenerationId id : ids) outcomes.push_back(outcomes_[id]);
+    return std::pair(std::move(outcomes), scheduler_->stats());
+  };
+  const auto [plain, plain_stats] = run(0);
+  const auto [drafted, stats] = run(6);
+  for (size_t r = 0; r < requests.size(); ++r) {
+    SCOPED_TRACE(r);
+    EXPECT_EQ(drafted[r].tokens, plain[r].tokens);
+    EXPECT_EQ(drafted[r].tokens, alone(requests[r]));
+    EXPECT_EQ(drafted[r].logprobs, plain[r].logprobs);
+    EXPECT_EQ(drafted[r].finish, plain[r].finish);
+  }
+  EXPECT_EQ(plain_stats.drafted_tokens, 0u);
+  EXPECT_GT(stats.accepted_tokens, 20u);
+  EXPECT_LE(stats.accepted_tokens, stats.drafted_tokens);
+  EXPECT_LT(stats.steps, plain_stats.steps);
+  EXPECT_EQ(stats.generated_tokens, plain_stats.generated_tokens);
+  EXPECT_EQ(stats.cache_blocks_used, 0);
+}
+
+// Where each row costs as much as the first one, nothing is drafted however often it is right.
+TEST_F(SchedulerTest, drafts_that_do_not_pay_are_left) {
+  std::vector<int32_t> tokens = prompt(12, 1);
+  for (int i = 0; i < 3; ++i) tokens.insert(tokens.end(), tokens.begin() + 1, tokens.begin() + 12);
+  StepTakes times(clock_, 0, 100);
+  SchedulerOptions options;
+  options.observer = &times;
+  options.draft_tokens = 6;
+  open(4096, 64, options);
+  submit(request(tokens, 100));
+  finish_all();
+  EXPECT_EQ(scheduler_->stats().drafted_tokens, 0u);
 }
 
 TEST_F(SchedulerTest, a_long_prompt_does_not_hold_up_those_that_decode) {
