@@ -53,6 +53,8 @@ struct ServeOptions {
   int64_t sequences_max = 64;
   int64_t queue_max = 256;
   double step_target_ms = 200;
+  std::string draft = "off";
+  int64_t draft_tokens = 8;
   bool no_prefix_cache = false;
   bool cold_start = false;
   size_t connections_max = 4096;
@@ -71,6 +73,15 @@ constexpr std::chrono::milliseconds kLastWords{500}, kEndAtOnce{1'000};
 
 std::chrono::milliseconds in_milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+// The problem with --draft's value, "" if there is none.
+std::string check_draft(const std::string& text) {
+  if (text == "off" || text == "lookup" || text == "auto") return "";
+  if (text == "mtp") {
+    return "drafts by the model's next-token layer are not built; expected off, lookup or auto";
+  }
+  return fmt::format("'{}' is none of off, lookup, auto", text);
 }
 
 // Positions that the KV cache gets room for.
@@ -113,6 +124,7 @@ coordinator::SchedulerOptions scheduler_options(const ServeOptions& options,
   scheduler.queue_max = options.queue_max;
   scheduler.step_target_s = options.step_target_ms / 1000;
   scheduler.prefix_cache = !options.no_prefix_cache;
+  scheduler.draft_tokens = options.draft == "off" ? 0 : options.draft_tokens;
   scheduler.vocab_limit =
       static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size));
   for (int32_t id = 0; id < scheduler.vocab_limit; ++id) {
@@ -461,12 +473,23 @@ void add_batch_options(CLI::App& command, ServeOptions* options) {
       ->check(CLI::Range(0.0, 1e9))
       ->type_name("MS")
       ->capture_default_str();
+  command
+      .add_option(
+          "--draft", options->draft,
+          "Tokens computed ahead where that pays: off; lookup: what followed the same tokens "
+          "earlier in the text; auto: whatever there is, lookup now. Changes no token")
+      ->check(check_draft)
+      ->type_name("off|lookup|auto")
+      ->capture_default_str();
+  command.add_option("--draft-tokens", options->draft_tokens, "At most, of a request and step")
+      ->check(CLI::Range(int64_t{1}, int64_t{64}))
+      ->capture_default_str();
   command.add_flag("--no-prefix-cache", options->no_prefix_cache,
                    "Compute every prompt from its beginning");
   add_cold_start_option(command, &options->cold_start);
   group_options(command, "Batching and cache",
                 {"--kv-cache", "--context", "--max-tokens-default", "--max-sequences",
-                 "--max-queue", "--step-target", "--no-prefix-cache"});
+                 "--max-queue", "--step-target", "--draft", "--draft-tokens", "--no-prefix-cache"});
   group_options(command, "Memory", {"--cold-start"});
 }
 
@@ -481,6 +504,8 @@ void take_cluster_file(const CLI::App& command, ServeOptions* options) {
   if (is_open("--model-name")) options->model_name = coordinator.model_name;
   if (is_open("--kv-cache")) options->cache_bytes = coordinator.kv_cache_bytes;
   if (is_open("--context")) options->context = coordinator.context;
+  if (is_open("--draft")) options->draft = coordinator.draft;
+  if (is_open("--draft-tokens")) options->draft_tokens = coordinator.draft_tokens;
 }
 
 }  // namespace

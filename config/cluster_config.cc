@@ -139,6 +139,8 @@ CoordinatorConfig read_coordinator(const Values& values, int place) {
   coordinator.threads = static_cast<int>(values.integer(path("threads")).value_or(0));
   coordinator.kv_cache_bytes = values.bytes(path("kv_cache"));
   coordinator.context = values.integer(path("context")).value_or(0);
+  coordinator.draft = values.text(path("draft"));
+  coordinator.draft_tokens = values.integer(path("draft_tokens")).value();
   coordinator.rows_max = values.integer("coordinator.chunk").value();
   coordinator.api_keys = values.path(path("api_keys"));
   coordinator.model_name = values.text(path("model_name"));

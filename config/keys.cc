@@ -68,7 +68,8 @@ void add_coordinator_keys(std::vector<Key>* keys, const std::string& section) {
        is_shared
            ? "its name in its certificate, and in logs of nodes"
            : "one of several coordinators: `atoll serve --coordinator NAME`; beside it `listen`, "
-             "`admin`, `device`, `threads`, `kv_cache`, `context`, `api_keys`, "
+             "`admin`, `device`, `threads`, `kv_cache`, `context`, `draft`, `draft_tokens`, "
+             "`api_keys`, "
              "`model_name` where they aren't `coordinator`'s; required"});
   add({"listen", kAddress, "127.0.0.1:8080", "address of the HTTP API"});
   add({"admin", kAddress, "", "address of `atoll cluster`, on loopback; not said: there is none"});
@@ -79,6 +80,15 @@ void add_coordinator_keys(std::vector<Key>* keys, const std::string& section) {
        kBytesMax});
   add({"context", kInteger, "0", "most tokens of a request; 0: what model and KV cache hold", 0,
        0x1p30});
+  add({"draft",
+       kChoice,
+       "off",
+       "tokens computed ahead where that pays: `lookup`: what followed the same tokens earlier in "
+       "the text; `auto`: whatever there is",
+       0,
+       0,
+       {"off", "lookup", "auto"}});
+  add({"draft_tokens", kInteger, "8", "at most, of a request and step", 1, 64});
   add({"api_keys", kPath, "", "file of the API's keys, a `name key` per line"});
   add({"model_name", kText, "", "name that clients ask for; the directory's if not said"});
 }

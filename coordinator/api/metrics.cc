@@ -85,6 +85,10 @@ void add_generation(const GenerationStats& stats, Families& to) {
   to.counter("atoll_prompt_tokens_total", "Prompt tokens of requests that entered the batch",
              number(stats.prompt_tokens));
   to.counter("atoll_generation_tokens_total", "Tokens generated", number(stats.generated_tokens));
+  to.counter("atoll_drafted_tokens_total", "Rows of drafts through the model",
+             number(stats.drafted_tokens));
+  to.counter("atoll_accepted_tokens_total", "Drafted tokens that were what was generated",
+             number(stats.accepted_tokens));
   to.counter("atoll_computed_tokens_total", "Rows through the model, recomputed ones included",
              number(stats.computed_tokens));
   to.counter("atoll_prefix_cache_queries_total", "Prompt tokens looked for in the prefix cache",

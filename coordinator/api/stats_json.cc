@@ -81,7 +81,9 @@ std::string stats_json(const ServerStats& server, const model::ModelConfig& conf
   json["requests"] = requests_json(server, generation);
   json["tokens"] = {{"prompt", generation.prompt_tokens},
                     {"cached", generation.cached_tokens},
-                    {"generated", generation.generated_tokens}};
+                    {"generated", generation.generated_tokens},
+                    {"drafted", generation.drafted_tokens},
+                    {"accepted", generation.accepted_tokens}};
   json["cache"] = {{"blocks", generation.cache_blocks},
                    {"used", generation.cache_blocks_used},
                    {"kept", generation.cache_blocks_kept}};
