@@ -13,6 +13,7 @@
 #include <random>
 
 #include "tests/constrain/schema_check.h"
+#include "tests/support/published_tokenizer.h"
 #include "text/utf8.h"
 
 namespace atl::constrain {
@@ -756,19 +757,10 @@ double mask_ms(const TokenConstraint& constraint, size_t vocab, int rounds) {
          rounds;
 }
 
-// Prints what masks cost for DeepSeek-V3's 128,815 tokens; its files aren't part of the project.
+// Prints what masks cost for DeepSeek-V3's 128,815 tokens.
 TEST(JsonConstraint, masks_of_a_large_vocabulary_cost_little) {
-  std::filesystem::path data = kSource / "../shared/data/deepseek-v3-tokenizer";
-  if (const char* named = std::getenv("ATOLL_TOKENIZER_DATA")) data = named;
-  if (!std::filesystem::exists(data / "tokenizer.json.gz")) GTEST_SKIP() << "no data in " << data;
-  const auto dir =
-      std::filesystem::temp_directory_path() / ("atoll-json-" + std::to_string(getpid()));
-  std::filesystem::create_directories(dir);
-  const std::string command = "gzip -dc '" + (data / "tokenizer.json.gz").string() + "' > '" +
-                              (dir / "tokenizer.json").string() + "'";
-  ASSERT_EQ(std::system(command.c_str()), 0);
-  const text::Tokenizer large = text::Tokenizer::load(dir);
-  std::filesystem::remove_all(dir);
+  if (!test::has_published_tokenizer()) GTEST_SKIP() << test::kNoPublishedTokenizer;
+  const text::Tokenizer large = text::Tokenizer::load(test::published_tokenizer());
   const auto begin = std::chrono::steady_clock::now();
   const ConstraintVocabulary large_vocabulary(large, {1});
   const auto built = std::chrono::steady_clock::now();

@@ -6,11 +6,12 @@
 
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <random>
+
+#include "tests/support/published_tokenizer.h"
 
 namespace atl::text {
 namespace {
@@ -112,21 +113,11 @@ class Directory {
       std::filesystem::temp_directory_path() / ("atoll-chat-template-" + std::to_string(getpid()));
 };
 
-// The published template isn't part of the project; see deepseek_tokenizer_test.cc.
-TEST(ChatTemplate, renders_v3_chats_with_the_published_template) {
-  std::filesystem::path data =
-      std::filesystem::path(ATOLL_SOURCE_DIR) / "../shared/data/deepseek-v3-tokenizer";
-  if (const char* named = std::getenv("ATOLL_TOKENIZER_DATA")) data = named;
-  if (!std::filesystem::exists(data / "tokenizer_config.json.gz")) {
-    GTEST_SKIP() << "no tokenizer data in " << data;
-  }
-  const Directory dir;
-  const std::string command = "gzip -dc '" + (data / "tokenizer_config.json.gz").string() +
-                              "' > '" + (dir.path / "tokenizer_config.json").string() + "'";
-  ASSERT_EQ(std::system(command.c_str()), 0);
-  const auto published = ChatTemplate::load(dir.path);
+TEST(ChatTemplate, renders_r1_chats_with_the_published_template) {
+  if (!test::has_published_tokenizer()) GTEST_SKIP() << test::kNoPublishedTokenizer;
+  const auto published = ChatTemplate::load(test::published_tokenizer());
   ASSERT_TRUE(published);
-  EXPECT_EQ(expect_renderings(*published, "deepseek-v3"), 39u);
+  EXPECT_EQ(expect_renderings(*published, "deepseek-r1"), 41u);
 }
 
 TEST(ChatTemplate, takes_the_tokens_of_the_checkpoint_as_variables) {

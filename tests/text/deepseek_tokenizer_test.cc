@@ -1,16 +1,16 @@
-// The real DeepSeek-V3 tokenizer against the reference's ids. Its files aren't part of the project:
-// ATOLL_TOKENIZER_DATA names the folder (default ../shared/data/deepseek-v3-tokenizer beside the
-// repository); without it these tests skip.
+// The published tokenizer of DeepSeek-R1, and with other names V3's and V3.1's, against the
+// reference's ids.
 #include <gtest/gtest.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "tests/support/published_tokenizer.h"
 #include "text/byte_alphabet.h"
 #include "text/tokenizer.h"
 
@@ -20,10 +20,13 @@ namespace {
 using Json = nlohmann::json;
 using Ids = std::vector<int32_t>;
 
-std::filesystem::path data_dir() {
-  if (const char* named = std::getenv("ATOLL_TOKENIZER_DATA")) return named;
-  return std::filesystem::path(ATOLL_SOURCE_DIR) / "../shared/data/deepseek-v3-tokenizer";
-}
+const std::filesystem::path kGolden = std::filesystem::path(ATOLL_SOURCE_DIR) / "tests/golden";
+const std::filesystem::path kIds = kGolden / "deepseek-tokenizer";
+// Ids that checkpoints name otherwise: place holders in V3.
+using Names = std::map<int, std::string>;
+const Names kV3 = {{128798, "<｜place▁holder▁no▁798｜>"}, {128799, "<｜place▁holder▁no▁799｜>"}};
+const Names kR1 = {};
+const Names kV31 = {{128796, "<｜search▁begin｜>"}, {128797, "<｜search▁end｜>"}};
 
 std::string unzipped(const std::filesystem::path& path) {
   const std::string command = "gzip -dc '" + path.string() + "'";
@@ -41,14 +44,20 @@ std::vector<Json> json_lines(std::istream& in) {
   return lines;
 }
 
-// The place holders that later checkpoints renamed, as the data's README says.
-std::string renamed(const std::string& tokenizer_json, const std::map<int, std::string>& names) {
+std::string text_of(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  EXPECT_TRUE(in) << path;
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// With other names. What is a place holder is special, what is none isn't.
+std::string renamed(const std::string& tokenizer_json, const Names& names) {
   Json json = Json::parse(tokenizer_json);
   for (Json& token : json.at("added_tokens")) {
     const auto name = names.find(token.at("id").get<int>());
     if (name == names.end()) continue;
     token["content"] = name->second;
-    token["special"] = false;
+    token["special"] = name->second.find("place") != std::string::npos;
   }
   return json.dump();
 }
@@ -56,20 +65,18 @@ std::string renamed(const std::string& tokenizer_json, const std::map<int, std::
 class DeepseekTokenizer : public testing::Test {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(data_dir() / "tokenizer.json.gz")) {
-      GTEST_SKIP() << "no tokenizer data in " << data_dir();
-    }
+    if (!test::has_published_tokenizer()) GTEST_SKIP() << test::kNoPublishedTokenizer;
   }
 
-  static Tokenizer load(const std::map<int, std::string>& names = {}) {
+  static Tokenizer load(const Names& names) {
     const auto dir = std::filesystem::temp_directory_path() /
                      ("atoll-deepseek-tokenizer-" + std::to_string(getpid()));
     std::filesystem::create_directories(dir);
-    std::string json = unzipped(data_dir() / "tokenizer.json.gz");
-    if (!names.empty()) json = renamed(json, names);
-    std::ofstream(dir / "tokenizer.json", std::ios::binary) << json;
-    std::ofstream(dir / "tokenizer_config.json", std::ios::binary)
-        << unzipped(data_dir() / "tokenizer_config.json.gz");
+    const std::filesystem::path published = test::published_tokenizer();
+    std::ofstream(dir / "tokenizer.json", std::ios::binary)
+        << renamed(text_of(published / "tokenizer.json"), names);
+    std::filesystem::copy_file(published / "tokenizer_config.json", dir / "tokenizer_config.json",
+                               std::filesystem::copy_options::overwrite_existing);
     Tokenizer tokenizer = Tokenizer::load(dir);
     std::filesystem::remove_all(dir);
     return tokenizer;
@@ -84,19 +91,18 @@ void expect_ids(const Tokenizer& tokenizer, const std::string& text, const Ids& 
 }
 
 TEST_F(DeepseekTokenizer, has_the_published_ids) {
-  const Tokenizer tokenizer = load();
+  const Tokenizer tokenizer = load(kV3);
   EXPECT_EQ(tokenizer.id_end(), 128815);
   EXPECT_EQ(tokenizer.vocab_size(), 128815);
   EXPECT_EQ(tokenizer.bos_id(), 0);
   EXPECT_EQ(tokenizer.eos_id(), 1);
-  EXPECT_TRUE(tokenizer.add_bos_token());
   EXPECT_EQ(tokenizer.token_id("<｜User｜>"), 128803);
   EXPECT_FALSE(tokenizer.is_special(128803));
 }
 
 TEST_F(DeepseekTokenizer, golden_texts) {
-  const Tokenizer tokenizer = load();
-  std::ifstream in(data_dir() / "golden.jsonl");
+  const Tokenizer tokenizer = load(kV3);
+  std::ifstream in(kIds / "golden.jsonl");
   const auto lines = json_lines(in);
   ASSERT_EQ(lines.size(), 305u);
   for (const Json& line : lines) {
@@ -112,12 +118,9 @@ TEST_F(DeepseekTokenizer, golden_texts) {
 }
 
 TEST_F(DeepseekTokenizer, golden_pieces) {
-  const auto path = std::filesystem::temp_directory_path() /
-                    ("atoll-deepseek-pieces-" + std::to_string(getpid()) + ".json");
-  std::ofstream(path, std::ios::binary) << unzipped(data_dir() / "tokenizer.json.gz");
-  const PreTokenizer pre_tokenizer(read_tokenizer_file(path).splits);
-  std::filesystem::remove(path);
-  std::ifstream in(data_dir() / "golden.jsonl");
+  const PreTokenizer pre_tokenizer(
+      read_tokenizer_file(test::published_tokenizer() / "tokenizer.json").splits);
+  std::ifstream in(kIds / "golden.jsonl");
   int compared = 0;
   for (const Json& line : json_lines(in)) {
     if (!line.contains("pieces")) continue;
@@ -133,8 +136,8 @@ TEST_F(DeepseekTokenizer, golden_pieces) {
 }
 
 TEST_F(DeepseekTokenizer, fuzzed_texts) {
-  const Tokenizer tokenizer = load();
-  std::istringstream in(unzipped(data_dir() / "fuzz-golden.jsonl.gz"));
+  const Tokenizer tokenizer = load(kV3);
+  std::istringstream in(unzipped(kIds / "fuzz-golden.jsonl.gz"));
   const auto lines = json_lines(in);
   ASSERT_EQ(lines.size(), 6000u);
   for (const Json& line : lines) expect_ids(tokenizer, line.at(0), line.at(1));
@@ -142,13 +145,10 @@ TEST_F(DeepseekTokenizer, fuzzed_texts) {
 
 TEST_F(DeepseekTokenizer, rendered_chats) {
   std::map<std::string, Tokenizer> tokenizers;
-  tokenizers.emplace("deepseek-v3", load());
-  tokenizers.emplace("deepseek-r1", load({{128798, "<think>"}, {128799, "</think>"}}));
-  tokenizers.emplace("deepseek-v3.1", load({{128796, "<｜search▁begin｜>"},
-                                            {128797, "<｜search▁end｜>"},
-                                            {128798, "<think>"},
-                                            {128799, "</think>"}}));
-  std::ifstream in(data_dir() / "golden-chat.jsonl");
+  tokenizers.emplace("deepseek-v3", load(kV3));
+  tokenizers.emplace("deepseek-r1", load(kR1));
+  tokenizers.emplace("deepseek-v3.1", load(kV31));
+  std::ifstream in(kGolden / "chat/golden-chat.jsonl");
   const auto lines = json_lines(in);
   ASSERT_EQ(lines.size(), 143u);
   for (const Json& line : lines) {
@@ -158,7 +158,7 @@ TEST_F(DeepseekTokenizer, rendered_chats) {
 
 // Class of each code point by the table, against the patterns that the tokenizer's split uses.
 TEST_F(DeepseekTokenizer, code_point_classes) {
-  std::ifstream in(data_dir() / "unicode-classes.tsv");
+  std::ifstream in(kIds / "unicode-classes.tsv");
   std::map<std::string, std::vector<bool>> in_class;
   for (const char* name : {"LM", "N", "PS", "WS"}) in_class[name].resize(0x110000);
   for (std::string line; std::getline(in, line);) {
