@@ -25,10 +25,10 @@ uint64_t LookupDraft::key_of(std::span<const int32_t> last) {
 }
 
 void LookupDraft::learn(std::span<const int32_t> tokens) {
-  CHECK_GE(tokens.size(), learned_);
-  for (learned_ = std::max(learned_, kMatch); learned_ < tokens.size(); ++learned_) {
-    behind_[key_of(tokens.subspan(learned_ - kMatch, kMatch))] = learned_;
+  for (size_t next = std::max(learned_, kMatch); next < tokens.size(); ++next) {
+    behind_[key_of(tokens.subspan(next - kMatch, kMatch))] = next;
   }
+  learned_ = std::max(learned_, tokens.size());
 }
 
 std::span<const int32_t> LookupDraft::propose(std::span<const int32_t> tokens, size_t most) const {

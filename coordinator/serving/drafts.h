@@ -22,7 +22,7 @@ class LookupDraft {
  public:
   static constexpr size_t kMatch = 3;
 
-  // The sequence's tokens, at least those of the call before.
+  // The sequence's first tokens; those of earlier calls are known.
   void learn(std::span<const int32_t> tokens);
   // At most `most` tokens that may follow, of the same `tokens`; empty: nothing is known.
   std::span<const int32_t> propose(std::span<const int32_t> tokens, size_t most) const;
