@@ -69,7 +69,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"nlohmann/json_fwd.hpp", {"base/", "constrain/", "coordinator/api/"}, true},
     {"nlohmann/",
      {"base/", "text/", "constrain/", "model/", "storage/", "topology/", "transport/", "config/",
-      "coordinator/", "http/http_error.cc", "bench/serve_load.cc", "cli/"}},
+      "coordinator/", "http/http_error.cc", "bench/", "cli/"}},
     {"gtest/", {}},
     {"gmock/", {}},
     {"benchmark/", {}},
