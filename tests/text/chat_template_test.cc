@@ -11,8 +11,6 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "tests/support/published_tokenizer.h"
-
 namespace atl::text {
 namespace {
 
@@ -112,13 +110,6 @@ class Directory {
   const std::filesystem::path path =
       std::filesystem::temp_directory_path() / ("atoll-chat-template-" + std::to_string(getpid()));
 };
-
-TEST(ChatTemplate, renders_r1_chats_with_the_published_template) {
-  if (!test::has_published_tokenizer()) GTEST_SKIP() << test::kNoPublishedTokenizer;
-  const auto published = ChatTemplate::load(test::published_tokenizer());
-  ASSERT_TRUE(published);
-  EXPECT_EQ(expect_renderings(*published, "deepseek-r1"), 41u);
-}
 
 TEST(ChatTemplate, takes_the_tokens_of_the_checkpoint_as_variables) {
   const auto loaded =
