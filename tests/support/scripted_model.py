@@ -14,6 +14,7 @@ usage: scripted_model.py SCRIPTS.json TEMPLATE.jinja OUT
   TEMPLATE.jinja  ends its prompt with `⟦NAME⟧`, or with `⟦NAME⟧<think>`, if it opens the reasoning
 """
 
+import functools
 import json
 import os
 import random
@@ -77,10 +78,16 @@ def add_scripts(tokenizer, scripts, after, rng):
     return successor, begins, lengths, next_id
 
 
-def signs(count, magnitude, rng):
-    """`count` BF16 values of one magnitude, little-endian."""
+@functools.cache
+def eights(magnitude):
+    """For each byte eight BF16 values, little-endian, with its bits as signs."""
     values = [struct.pack("<H", magnitude), struct.pack("<H", magnitude | MINUS)]
-    table = [b"".join(values[byte >> bit & 1] for bit in range(8)) for byte in range(256)]
+    return [b"".join(values[byte >> bit & 1] for bit in range(8)) for byte in range(256)]
+
+
+def signs(count, magnitude, rng):
+    """`count` BF16 values of one magnitude."""
+    table = eights(magnitude)
     return b"".join(table[byte] for byte in rng.randbytes(count // 8))
 
 
