@@ -120,7 +120,7 @@ class ChatFormat final : public AnswerFormat {
     for (const auto& call : delta.reply.tool_calls) {
       Json piece = {{"index", call.index}};
       if (!call.name.empty()) {
-        piece["id"] = call_id(call);
+        piece["id"] = options_.call_ids.of(call, "call_");
         piece["type"] = "function";
         piece["function"] = {{"name", call.name}, {"arguments", call.arguments}};
       } else {
@@ -145,7 +145,8 @@ class ChatFormat final : public AnswerFormat {
     kept.content += delta.reply.content;
     for (const auto& call : delta.reply.tool_calls) {
       if (!call.name.empty()) {
-        kept.calls.push_back({.id = call_id(call), .name = call.name, .arguments = {}});
+        kept.calls.push_back(
+            {.id = options_.call_ids.of(call, "call_"), .name = call.name, .arguments = {}});
       }
       CHECK(!kept.calls.empty());
       kept.calls.back().arguments += call.arguments;
@@ -173,11 +174,6 @@ class ChatFormat final : public AnswerFormat {
     std::vector<Call> calls;
     std::vector<ChoiceToken> tokens;
   };
-
-  std::string call_id(const text::ReplyDelta::ToolCall& call) const {
-    if (!options_.kimi_call_ids) return random_id("call_");
-    return fmt::format("functions.{}:{}", call.name, options_.num_calls_before + call.index);
-  }
 
   std::string chunk_json(size_t choice, Json delta, Json logprobs,
                          const std::string& finish_reason) const {
@@ -342,6 +338,11 @@ std::unique_ptr<AnswerFormat> make_completion_format(AnswerHead head,
                                                      const text::Tokenizer& tokenizer,
                                                      CompletionFormatOptions options) {
   return std::make_unique<CompletionFormat>(std::move(head), tokenizer, std::move(options));
+}
+
+std::string CallIds::of(const text::ReplyDelta::ToolCall& call, std::string_view prefix) const {
+  if (!kimi) return random_id(prefix);
+  return fmt::format("functions.{}:{}", call.name, num_before + call.index);
 }
 
 std::string random_id(std::string_view prefix) {

@@ -48,15 +48,20 @@ class AnswerFormat {
   virtual std::string whole(const AnswerUsage& usage) = 0;
 };
 
+// Ids of an answer's calls: as Kimi-K2 wants them back, "functions.NAME:INDEX", counted on from the
+// calls that the prompt holds; else random ones.
+struct CallIds {
+  bool kimi = false;
+  int64_t num_before = 0;
+  std::string of(const text::ReplyDelta::ToolCall& call, std::string_view prefix) const;
+};
+
 struct ChatFormatOptions {
   size_t num_choices = 1;
   bool logprobs = false;
   bool usage_in_chunks = false;  // "usage": null in all but the last one
-  // Calls get ids as Kimi-K2 wants them back, "functions.NAME:INDEX", counted on from the calls
-  // that the prompt holds; else random ones.
-  bool kimi_call_ids = false;
-  bool reasoning = true;  // else it is left out
-  int64_t num_calls_before = 0;
+  bool reasoning = true;         // else it is left out
+  CallIds call_ids = {};
 };
 std::unique_ptr<AnswerFormat> make_chat_format(AnswerHead head, const text::Tokenizer& tokenizer,
                                                ChatFormatOptions options);
@@ -70,6 +75,13 @@ struct CompletionFormatOptions {
 std::unique_ptr<AnswerFormat> make_completion_format(AnswerHead head,
                                                      const text::Tokenizer& tokenizer,
                                                      CompletionFormatOptions options);
+
+// Of the other APIs' answers.
+struct DoorOptions {
+  int64_t prompt_tokens = 0;
+  bool reasoning = true;  // else it is left out
+  CallIds call_ids = {};
+};
 
 // 24 random letters and digits behind the prefix.
 std::string random_id(std::string_view prefix);

@@ -186,20 +186,20 @@ Json input_of(const std::string& arguments) {
 
 class MessagesFormat final : public AnswerFormat {
  public:
-  MessagesFormat(AnswerHead head, int64_t prompt_tokens)
-      : head_(std::move(head)), prompt_tokens_(prompt_tokens) {}
+  MessagesFormat(AnswerHead head, DoorOptions options)
+      : head_(std::move(head)), options_(std::move(options)) {}
 
   bool names_events() const override { return true; }
   std::string error(const ApiError& error) override { return messages_error(error); }
 
   std::string open(size_t) override {
-    Json message = message_json({.prompt_tokens = prompt_tokens_});
+    Json message = message_json({.prompt_tokens = options_.prompt_tokens});
     return dump({{"type", "message_start"}, {"message", std::move(message)}});
   }
 
   std::string chunk(size_t, const ChoiceDelta& delta) override {
     std::string out;
-    if (!delta.reply.reasoning.empty()) {
+    if (!delta.reply.reasoning.empty() && options_.reasoning) {
       enter(Block::kThinking, {{"type", "thinking"}, {"thinking", ""}, {"signature", ""}}, out);
       add_delta({{"type", "thinking_delta"}, {"thinking", delta.reply.reasoning}}, out);
     }
@@ -212,7 +212,7 @@ class MessagesFormat final : public AnswerFormat {
         close(out);
         enter(Block::kTool,
               {{"type", "tool_use"},
-               {"id", random_id("toolu_")},
+               {"id", options_.call_ids.of(call, "toolu_")},
                {"name", call.name},
                {"input", Json::object()}},
               out);
@@ -239,10 +239,14 @@ class MessagesFormat final : public AnswerFormat {
   }
 
   void keep(size_t, const ChoiceDelta& delta) override {
-    if (!delta.reply.reasoning.empty()) text_block("thinking") += delta.reply.reasoning;
+    if (!delta.reply.reasoning.empty() && options_.reasoning) {
+      text_block("thinking") += delta.reply.reasoning;
+    }
     if (!delta.reply.content.empty()) text_block("text") += delta.reply.content;
     for (const auto& call : delta.reply.tool_calls) {
-      if (!call.name.empty()) blocks_.push_back({"tool_use", "", call.name});
+      if (!call.name.empty()) {
+        blocks_.push_back({"tool_use", "", call.name, options_.call_ids.of(call, "toolu_")});
+      }
       CHECK(!blocks_.empty());
       blocks_.back().text += call.arguments;
     }
@@ -254,7 +258,7 @@ class MessagesFormat final : public AnswerFormat {
     for (const Kept& block : blocks_) {
       Json json = {{"type", block.type}};
       if (block.type == "tool_use") {
-        json["id"] = random_id("toolu_");
+        json["id"] = block.id;
         json["name"] = block.name;
         json["input"] = input_of(block.text);
       } else {
@@ -269,7 +273,7 @@ class MessagesFormat final : public AnswerFormat {
  private:
   enum class Block { kNone, kThinking, kText, kTool };
   struct Kept {
-    std::string type, text, name;
+    std::string type, text, name, id;
   };
 
   static Json usage_of(const AnswerUsage& usage) {
@@ -316,7 +320,7 @@ class MessagesFormat final : public AnswerFormat {
   }
 
   std::string& text_block(const char* type) {
-    if (blocks_.empty() || blocks_.back().type != type) blocks_.push_back({type, "", ""});
+    if (blocks_.empty() || blocks_.back().type != type) blocks_.push_back({type, "", "", ""});
     return blocks_.back().text;
   }
 
@@ -330,7 +334,7 @@ class MessagesFormat final : public AnswerFormat {
   }
 
   const AnswerHead head_;
-  const int64_t prompt_tokens_;
+  const DoorOptions options_;
   Json stop_reason_, stop_sequence_;
   Block open_ = Block::kNone;
   int index_ = 0;
@@ -381,8 +385,8 @@ Parsed<std::string> chat_of_messages(std::string_view body, bool counts) {
   return dump(chat);
 }
 
-std::unique_ptr<AnswerFormat> make_messages_format(AnswerHead head, int64_t prompt_tokens) {
-  return std::make_unique<MessagesFormat>(std::move(head), prompt_tokens);
+std::unique_ptr<AnswerFormat> make_messages_format(AnswerHead head, DoorOptions options) {
+  return std::make_unique<MessagesFormat>(std::move(head), std::move(options));
 }
 
 std::string messages_error(const ApiError& error) {

@@ -16,7 +16,7 @@ namespace atl::coordinator {
 // as one of /v1/chat/completions. What can't be done is a 400.
 Parsed<std::string> chat_of_messages(std::string_view body, bool counts = false);
 
-std::unique_ptr<AnswerFormat> make_messages_format(AnswerHead head, int64_t prompt_tokens);
+std::unique_ptr<AnswerFormat> make_messages_format(AnswerHead head, DoorOptions options);
 
 // {"type": "error", "error": {"type", "message"}}
 std::string messages_error(const ApiError& error);

@@ -13,15 +13,14 @@ namespace {
 
 std::unique_ptr<AnswerFormat> make_format(const PreparedGeneration& prepared, AnswerHead head,
                                           const text::Tokenizer& tokenizer) {
-  if (prepared.make_format) return prepared.make_format(std::move(head), prepared.prompt_tokens);
+  if (prepared.make_format) return prepared.make_format(std::move(head), prepared);
   if (prepared.chat) {
     return make_chat_format(std::move(head), tokenizer,
                             {.num_choices = prepared.choices.size(),
                              .logprobs = prepared.logprobs,
                              .usage_in_chunks = prepared.include_usage,
-                             .kimi_call_ids = prepared.kimi_call_ids,
                              .reasoning = prepared.reasoning,
-                             .num_calls_before = prepared.num_calls_before});
+                             .call_ids = prepared.call_ids});
   }
   CompletionFormatOptions options{.tokens_of_echo = prepared.tokens_of_echo,
                                   .logprobs = prepared.logprobs,

@@ -39,6 +39,12 @@ PreparedGeneration prepare(const GenerationFields& fields) {
   return prepared;
 }
 
+DoorOptions door_options(const PreparedGeneration& asked) {
+  return {.prompt_tokens = asked.prompt_tokens,
+          .reasoning = asked.reasoning,
+          .call_ids = asked.call_ids};
+}
+
 }  // namespace
 
 RequestPreparer::RequestPreparer(const ApiOptions& options, const model::ModelConfig& config,
@@ -220,8 +226,8 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::messages(std::string_
   auto prepared = chat(*chat_body, turn);
   if (!prepared || !*prepared) return prepared;
   (*prepared)->id_prefix = "msg_";
-  (*prepared)->make_format = [](AnswerHead head, int64_t prompt_tokens) {
-    return make_messages_format(std::move(head), prompt_tokens);
+  (*prepared)->make_format = [](AnswerHead head, const PreparedGeneration& asked) {
+    return make_messages_format(std::move(head), door_options(asked));
   };
   return prepared;
 }
@@ -233,9 +239,9 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::responses(std::string
   auto prepared = chat(request->chat_body, turn);
   if (!prepared || !*prepared) return prepared;
   (*prepared)->id_prefix = "resp_";
-  (*prepared)->make_format = [this, request = *request, client = turn.client](AnswerHead head,
-                                                                              int64_t) {
-    return make_responses_format(std::move(head), request, client, stored_);
+  (*prepared)->make_format = [this, request = *request, client = turn.client](
+                                 AnswerHead head, const PreparedGeneration& asked) {
+    return make_responses_format(std::move(head), request, client, stored_, door_options(asked));
   };
   return prepared;
 }
@@ -279,8 +285,8 @@ Parsed<PreparedGeneration> RequestPreparer::chat_now(ChatRequest& request, const
   PreparedGeneration prepared = prepare(fields);
   prepared.chat = true;
   prepared.reasoning = request.include_reasoning;
-  prepared.kimi_call_ids = traits_.reply_format == text::ReplyFormat::kKimiK2;
-  prepared.num_calls_before = count_tool_calls(request.input);
+  prepared.call_ids = {.kimi = traits_.reply_format == text::ReplyFormat::kKimiK2,
+                       .num_before = count_tool_calls(request.input)};
   prepared.prompt_tokens = static_cast<int64_t>(ids->size());
   const text::ReplyParserOptions reply = reply_options(request, *prompt, grammar != nullptr);
   for (int64_t i = 0; i < fields.n; ++i) {

@@ -43,7 +43,8 @@ struct PreparedChoice {
 struct PreparedGeneration {
   bool chat = false;
   // Another API's form; null: OpenAI's chats or completions.
-  std::function<std::unique_ptr<AnswerFormat>(AnswerHead, int64_t prompt_tokens)> make_format = {};
+  std::function<std::unique_ptr<AnswerFormat>(AnswerHead, const PreparedGeneration&)> make_format =
+      {};
   std::string id_prefix = {};  // of the answer; empty: OpenAI's
   bool stream = false;
   bool include_usage = false;
@@ -51,8 +52,7 @@ struct PreparedGeneration {
   std::string user;
   bool tokens_of_echo = false;
   bool reasoning = true;  // told
-  bool kimi_call_ids = false;
-  int64_t num_calls_before = 0;
+  CallIds call_ids = {};
   int64_t prompt_tokens = 0;  // of all prompts, each once
   std::vector<PreparedChoice> choices;
 };

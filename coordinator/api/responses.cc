@@ -209,11 +209,13 @@ Json echo_of(const JsonValue& root) {
 
 class ResponsesFormat final : public AnswerFormat {
  public:
-  ResponsesFormat(AnswerHead head, ResponseRequest request, std::string owner, ResponseStore& store)
+  ResponsesFormat(AnswerHead head, ResponseRequest request, std::string owner, ResponseStore& store,
+                  DoorOptions options)
       : head_(std::move(head)),
         request_(std::move(request)),
         owner_(std::move(owner)),
-        store_(store) {}
+        store_(store),
+        options_(std::move(options)) {}
 
   bool names_events() const override { return true; }
   std::string error(const ApiError& error) override {
@@ -300,7 +302,7 @@ class ResponsesFormat final : public AnswerFormat {
 
   // out null: nothing is streamed.
   void take(const ChoiceDelta& delta, std::string* out) {
-    if (!delta.reply.reasoning.empty()) {
+    if (!delta.reply.reasoning.empty() && options_.reasoning) {
       enter(Item::kReasoning, out);
       say("response.reasoning_text.delta", delta.reply.reasoning, out);
     }
@@ -312,6 +314,7 @@ class ResponsesFormat final : public AnswerFormat {
       if (!call.name.empty()) {
         close(out);
         name_ = call.name;
+        call_id_ = options_.call_ids.of(call, "call_");
         enter(Item::kCall, out);
       }
       if (!call.arguments.empty())
@@ -368,7 +371,6 @@ class ResponsesFormat final : public AnswerFormat {
     item_ = item;
     text_.clear();
     id_ = random_id(item == Item::kReasoning ? "rs_" : item == Item::kCall ? "fc_" : "msg_");
-    if (item == Item::kCall) call_id_ = random_id("call_");
     if (out == nullptr) return;
     add("response.output_item.added",
         {{"output_index", output_.size()}, {"item", item_json("in_progress")}}, *out);
@@ -430,6 +432,7 @@ class ResponsesFormat final : public AnswerFormat {
   const ResponseRequest request_;
   const std::string owner_;
   ResponseStore& store_;
+  const DoorOptions options_;
   Json output_ = Json::array();
   int64_t sequence_ = 0;
   std::string finish_reason_;
@@ -513,9 +516,10 @@ Parsed<ResponseRequest> chat_of_responses(std::string_view body, const std::stri
 }
 
 std::unique_ptr<AnswerFormat> make_responses_format(AnswerHead head, ResponseRequest request,
-                                                    std::string owner, ResponseStore& store) {
+                                                    std::string owner, ResponseStore& store,
+                                                    DoorOptions options) {
   return std::make_unique<ResponsesFormat>(std::move(head), std::move(request), std::move(owner),
-                                           store);
+                                           store, std::move(options));
 }
 
 }  // namespace atl::coordinator

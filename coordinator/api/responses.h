@@ -57,6 +57,7 @@ Parsed<ResponseRequest> chat_of_responses(std::string_view body, const std::stri
 
 // The answer; a stored one is kept when it is whole. Borrows the store.
 std::unique_ptr<AnswerFormat> make_responses_format(AnswerHead head, ResponseRequest request,
-                                                    std::string owner, ResponseStore& store);
+                                                    std::string owner, ResponseStore& store,
+                                                    DoorOptions options);
 
 }  // namespace atl::coordinator

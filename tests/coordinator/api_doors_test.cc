@@ -11,8 +11,10 @@
 namespace atl::test {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr const char* kMessages = "/v1/messages";
 constexpr const char* kResponses = "/v1/responses";
@@ -257,7 +259,7 @@ TEST_F(Doors, a_stream_of_a_response_follows_the_grammar_of_its_events) {
                   "response.output_item.done", "response.completed"));
   EXPECT_EQ(arguments, "{\"city\": \"Rome\"}");
   EXPECT_EQ(all.back().data["response"]["output"].size(), 3u);
-  EXPECT_THAT(response.body, ::testing::Not(HasSubstr("[DONE]")));
+  EXPECT_THAT(response.body, Not(HasSubstr("[DONE]")));
 }
 
 TEST_F(Doors, the_item_that_a_response_was_cut_in_is_incomplete) {
@@ -274,6 +276,52 @@ TEST_F(Doors, the_item_that_a_response_was_cut_in_is_incomplete) {
     if (all.empty()) continue;
     EXPECT_EQ(all.back().name, "response.incomplete");
     EXPECT_EQ(all[all.size() - 2].data["item"], json["output"].back());
+  }
+}
+
+TEST_F(Doors, reasoning_is_left_out_where_it_is_not_wanted) {
+  server_.backend().say(kReply);
+  const std::string asked = R"({"include_reasoning": false, "max_tokens": 99, )";
+  for (const char* stream : {R"("stream": false, )", R"("stream": true, )"}) {
+    EXPECT_THAT(
+        server_
+            .post(kMessages, asked + stream + R"("messages": [{"role": "user", "content": "hi"}]})")
+            .body,
+        AllOf(HasSubstr("text"), Not(HasSubstr("thinking")), Not(HasSubstr("reasoning_text"))));
+    EXPECT_THAT(
+        server_
+            .post(kResponses,
+                  R"({"include_reasoning": false, )" + std::string(stream) + R"("input": "hi"})")
+            .body,
+        AllOf(HasSubstr("text"), Not(HasSubstr("thinking")), Not(HasSubstr("reasoning_text"))));
+  }
+}
+
+// That model counts its calls through the conversation and wants their ids back as it wrote them.
+TEST(DoorsOfKimi, calls_have_its_ids) {
+  ApiServerOptions options;
+  options.chat_template =
+      "{% for m in messages %}[{{ m.role }}]{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+      "<|tool_calls_section_begin|><|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>"
+      "{{ c.function.arguments }}{% endfor %}{% endfor %}";
+  ApiServer server(options);
+  server.backend().say(
+      "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+      "<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>");
+  for (const char* stream : {R"("stream": false, )", R"("stream": true, )"}) {
+    const std::string message =
+        std::string("{") + stream +
+        R"("max_tokens": 300, "messages": [{"role": "user", "content": "hi"}, {"role": "assistant",
+           "content": [{"type": "tool_use", "id": "functions.get_weather:0", "name": "get_weather", "input": {}}]},
+           {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "functions.get_weather:0",
+           "content": "x"}]}], )" +
+        kAnthropicTool + "}";
+    EXPECT_THAT(server.post(kMessages, message).body, HasSubstr(R"("functions.get_weather:1")"));
+    EXPECT_THAT(
+        server
+            .post(kResponses, std::string("{") + stream + R"("input": "hi", )" + kOpenAiTool + "}")
+            .body,
+        HasSubstr(R"("call_id":"functions.get_weather:0")"));
   }
 }
 
