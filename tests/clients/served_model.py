@@ -6,9 +6,11 @@ if its schema allows that.
 """
 
 import asyncio
+import ctypes
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +41,11 @@ def say(*names, behind="What is it like outside?"):
     return f"<<say {','.join(names)}>> {behind}"
 
 
+def _end_with_parent():
+    """A test that is killed leaves no server."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 class ServedModel:
     """One server process on a free port of the loopback interface."""
 
@@ -49,7 +56,7 @@ class ServedModel:
         self.process = subprocess.Popen(
             [os.environ["ATOLL_BINARY"], "serve", model_dir, "--port", "0", "--model-name", "tiny",
              "--nodes", "0", "--api-key-file", key_file],
-            stdout=subprocess.PIPE, text=True)
+            stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_parent)
         line = self.process.stdout.readline()
         if not line.startswith("listening on "):
             raise RuntimeError(f"atoll serve did not start: {line!r}")
