@@ -1,4 +1,5 @@
-// MLA attention in the absorbed form: an MQA over the latent cache. Source: docs/model.md 3.2.
+// Attention over a paged cache: MLA in the absorbed form, an MQA over the latent cache, and GQA, in
+// which a group of query heads shares a head's keys and values. Source: docs/model.md 3.2 and 3.7.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,23 @@ struct LatentShape {
 // heads, in multiples of four. Uses memory that the thread keeps: 0.45 MB for 64 heads of
 // DeepSeek-V3.
 void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
+                std::span<const void* const> blocks, int64_t num_positions, float scale,
+                float* out);
+
+// What the cache holds of one position and key-value head: the rotated key, then the value.
+struct GroupedShape {
+  int64_t head_dim = 0;
+  RowType cache_type = RowType::kBf16;
+
+  int64_t width() const { return 2 * head_dim; }
+};
+
+// The same sums for the query heads of one group: the key in place of the whole entry for scores,
+// the value in place of the latent for o.
+//   q        [num_heads][head_dim] FP32, rotated
+//   blocks   [ceil(num_positions/64)] pointers to [64][key, value] entries of cache_type
+//   out      [num_heads][head_dim] FP32
+void gqa_attend(const GroupedShape& shape, int64_t num_heads, const float* q,
                 std::span<const void* const> blocks, int64_t num_positions, float scale,
                 float* out);
 

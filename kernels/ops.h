@@ -39,6 +39,10 @@ void add_in_place(float* x, const float* y, int64_t n);
 // Source: docs/model.md 3.5 (interleaved layout).
 void rope_interleaved(float* x, const float* cos, const float* sin, int64_t num_pairs);
 
+// The same of the pairs (i, num_pairs + i): the layout of Qwen2 and Llama. Source: docs/model.md
+// 3.7.
+void rope_halves(float* x, const float* cos, const float* sin, int64_t num_pairs);
+
 // Rounds n values to `type` at `out` (BF16: nearest even), and back.
 void store_rounded(const float* x, int64_t n, RowType type, void* out);
 void load_row(const void* row, int64_t n, RowType type, float* out);

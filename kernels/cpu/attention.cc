@@ -59,23 +59,42 @@ constexpr int64_t kScoreStride = kAttentionBlock + 16;
 // heads take 0.45 MB.
 constexpr int64_t kHeadsMax = 64;
 
+// Where key and value stand in an entry of the cache: MLA's value is the beginning of its key.
+struct Entry {
+  int64_t columns;  // values from one entry to the next
+  int64_t key_width;
+  int64_t value_begin, value_width;
+  RowType cache_type;
+
+  bool has_value_apart() const { return value_begin >= key_width; }
+};
+
 struct Dims {
   int64_t num_heads;    // rounded up to whole tiles; the last ones have zero queries
-  int64_t width;        // of an entry, rounded up to 16 with zeros
+  int64_t key_width;    // of a widened key, and of a query: rounded up to 16 with zeros
+  int64_t value_begin;  // in a widened entry
   int64_t value_width;  // of a result, rounded up to whole vectors
+  int64_t width;        // from one widened entry to the next
+
+  Dims(const Entry& entry, int64_t heads)
+      : num_heads(round_up(heads, kHeadTile)),
+        key_width(round_up(entry.key_width, 16)),
+        value_begin(entry.has_value_apart() ? key_width : 0),
+        value_width(round_up(entry.value_width, kLanes)),
+        width(entry.has_value_apart() ? key_width + round_up(entry.value_width, 16) : key_width) {}
 };
 
 // Memory of this thread for one call.
 struct Scratch {
   float* entries;  // [kAttentionBlock][width] of the block at hand
-  float* q;        // [heads][width]
+  float* q;        // [heads][key_width]
   float* values;   // [heads][value_width] running, not yet divided
   float* weights;  // [heads][kScoreStride] scores, then p of the block at hand
 };
 
 Scratch MakeScratch(const Dims& dims) {
   const int64_t entries = kAttentionBlock * dims.width;
-  const int64_t q = dims.num_heads * dims.width;
+  const int64_t q = dims.num_heads * dims.key_width;
   const int64_t values = round_up(dims.num_heads * dims.value_width, 16);
   const int64_t weights = dims.num_heads * kScoreStride;
   const auto floats = static_cast<size_t>(entries + q + values + weights);
@@ -113,6 +132,27 @@ HWY_NOINLINE void WidenRows(const Element* from, int64_t count, int64_t columns,
   for (int64_t t = 0; t < count; ++t, from += columns, to += width) {
     WidenRow(from, columns, to);
     for (int64_t i = columns; i < width; ++i) to[i] = 0.0f;
+  }
+}
+
+// Keys, zeros behind them, and values.
+template <class Element>
+HWY_NOINLINE void WidenKeysAndValues(const Entry& entry, const Dims& dims, const Element* from,
+                                     int64_t count, float* to) {
+  for (int64_t t = 0; t < count; ++t, from += entry.columns, to += dims.width) {
+    WidenRow(from, entry.key_width, to);
+    for (int64_t i = entry.key_width; i < dims.key_width; ++i) to[i] = 0.0f;
+    WidenRow(from + entry.value_begin, entry.value_width, to + dims.value_begin);
+  }
+}
+
+template <class Element>
+HWY_INLINE void WidenEntries(const Entry& entry, const Dims& dims, const Element* from,
+                             int64_t count, float* to) {
+  if (entry.has_value_apart()) {
+    WidenKeysAndValues(entry, dims, from, count, to);
+  } else {
+    WidenRows(from, count, entry.columns, dims.width, to);
   }
 }
 
@@ -186,7 +226,8 @@ HWY_INLINE void StoreScores(const V (&parts)[kVectors][kHeadTile][kT], float sca
 // of the next.
 template <int kT>
 HWY_INLINE void ScoreTile(const float* HWY_RESTRICT q, const float* HWY_RESTRICT entries,
-                          int64_t width, float scale, float* HWY_RESTRICT scores) {
+                          int64_t width, int64_t key_width, float scale,
+                          float* HWY_RESTRICT scores) {
   V parts[kVectors][kHeadTile][kT];
   HWY_UNROLL(4)
   for (int part = 0; part < kVectors; ++part) {
@@ -196,13 +237,13 @@ HWY_INLINE void ScoreTile(const float* HWY_RESTRICT q, const float* HWY_RESTRICT
       HWY_UNROLL(4)
       for (int t = 0; t < kT; ++t) s[h][t] = hn::Zero(kD);
     }
-    for (int64_t i = part * kLanes; i < width; i += 16) {
+    for (int64_t i = part * kLanes; i < key_width; i += 16) {
       V e[kT];
       HWY_UNROLL(4)
       for (int t = 0; t < kT; ++t) e[t] = hn::Load(kD, entries + t * width + i);
       HWY_UNROLL(4)
       for (int h = 0; h < kHeadTile; ++h) {
-        const V x = hn::Load(kD, q + h * width + i);
+        const V x = hn::Load(kD, q + h * key_width + i);
         HWY_UNROLL(4)
         for (int t = 0; t < kT; ++t) s[h][t] = hn::MulAdd(x, e[t], s[h][t]);
       }
@@ -216,18 +257,19 @@ HWY_INLINE void ScoreTile(const float* HWY_RESTRICT q, const float* HWY_RESTRICT
   StoreScores<kT>(parts, scale, scores);
 }
 
-HWY_NOINLINE void TileScores(const float* q, const float* entries, int64_t width, int64_t count,
+HWY_NOINLINE void TileScores(const Dims& dims, const float* q, const float* entries, int64_t count,
                              float scale, Ahead* ahead, float* scores) {
+  const int64_t width = dims.width, key_width = dims.key_width;
   for (int64_t t = 0; t < count;) {
     ahead->Fetch();
     const int64_t n = NextTile(count - t);
     const float* at = entries + t * width;
     if (n == kTile) {
-      ScoreTile<kTile>(q, at, width, scale, scores + t);
+      ScoreTile<kTile>(q, at, width, key_width, scale, scores + t);
     } else if (n == 2) {
-      ScoreTile<2>(q, at, width, scale, scores + t);
+      ScoreTile<2>(q, at, width, key_width, scale, scores + t);
     } else {
-      ScoreTile<1>(q, at, width, scale, scores + t);
+      ScoreTile<1>(q, at, width, key_width, scale, scores + t);
     }
     t += n;
   }
@@ -335,51 +377,52 @@ void BlockValues(const Dims& dims, const Scratch& scratch, int64_t count, bool f
     const auto columns = n == kTile ? ColumnValues<kTile>
                          : n == 2   ? ColumnValues<2>
                                     : ColumnValues<1>;
-    columns(dims, scratch.entries + c, count, scratch.weights, first, heads, scratch.values + c);
+    columns(dims, scratch.entries + dims.value_begin + c, count, scratch.weights, first, heads,
+            scratch.values + c);
     c += n * kLanes;
   }
 }
 
 // ---- All of it ---------------------------------------------------------------------------------
 
-void DivideByL(const LatentShape& shape, const float* values, float l, float* out) {
+void DivideByL(const float* values, float l, int64_t width, float* out) {
   const V divisor = hn::Set(kD, l);
   int64_t c = 0;
-  for (; c + kLanes <= shape.kv_lora_rank; c += kLanes) {
+  for (; c + kLanes <= width; c += kLanes) {
     hn::StoreU(hn::Div(hn::LoadU(kD, values + c), divisor), kD, out + c);
   }
-  for (; c < shape.kv_lora_rank; ++c) out[c] = values[c] / l;
+  for (; c < width; ++c) out[c] = values[c] / l;
 }
 
 // A block of `count` positions, fetched while all heads score the one before.
 template <class Element>
-Ahead BlockAhead(const LatentShape& shape, const Dims& dims, const void* block, int64_t count) {
-  const int64_t bytes = count * shape.width() * static_cast<int64_t>(sizeof(Element));
+Ahead BlockAhead(const Entry& entry, const Dims& dims, const void* block, int64_t count) {
+  const int64_t bytes = count * entry.columns * static_cast<int64_t>(sizeof(Element));
   const int64_t turns = dims.num_heads / kHeadTile * (kAttentionBlock / kTile);
   const auto* begin = static_cast<const std::byte*>(block);
   return {begin, begin + bytes, ceil_div(ceil_div(bytes, 64), turns)};
 }
 
 template <class Element>
-void AttendHeads(const LatentShape& shape, int64_t num_heads, const float* q,
-                 const void* const* blocks, int64_t num_positions, float scale, float* out) {
-  const Dims dims{round_up(num_heads, kHeadTile), round_up(shape.width(), 16),
-                  round_up(shape.kv_lora_rank, kLanes)};
+void AttendHeads(const Entry& entry, int64_t num_heads, const float* q, const void* const* blocks,
+                 int64_t num_positions, float scale, float* out) {
+  const Dims dims(entry, num_heads);
   const Scratch scratch = MakeScratch(dims);
   HeadStates heads = {};
-  WidenRows(q, num_heads, shape.width(), dims.width, scratch.q);
-  std::fill(scratch.q + num_heads * dims.width, scratch.q + dims.num_heads * dims.width, 0.0f);
+  WidenRows(q, num_heads, entry.key_width, dims.key_width, scratch.q);
+  std::fill(scratch.q + num_heads * dims.key_width, scratch.q + dims.num_heads * dims.key_width,
+            0.0f);
   for (int64_t begin = 0; begin < num_positions; begin += kAttentionBlock) {
     const int64_t count = HWY_MIN(kAttentionBlock, num_positions - begin);
-    WidenRows(static_cast<const Element*>(blocks[begin / kAttentionBlock]), count, shape.width(),
-              dims.width, scratch.entries);
+    WidenEntries(entry, dims, static_cast<const Element*>(blocks[begin / kAttentionBlock]), count,
+                 scratch.entries);
     const int64_t next = HWY_MIN(kAttentionBlock, num_positions - begin - kAttentionBlock);
     Ahead ahead;
     if (next > 0)
-      ahead = BlockAhead<Element>(shape, dims, blocks[begin / kAttentionBlock + 1], next);
+      ahead = BlockAhead<Element>(entry, dims, blocks[begin / kAttentionBlock + 1], next);
     for (int64_t tile = 0; tile < dims.num_heads; tile += kHeadTile) {
       float* scores = scratch.weights + tile * kScoreStride;
-      TileScores(scratch.q + tile * dims.width, scratch.entries, dims.width, count, scale, &ahead,
+      TileScores(dims, scratch.q + tile * dims.key_width, scratch.entries, count, scale, &ahead,
                  scores);
       for (int64_t h = tile; h < tile + kHeadTile; ++h, scores += kScoreStride) {
         HeadWeights(count, scores, &heads.block_max[h], &heads.block_sum[h]);
@@ -389,20 +432,32 @@ void AttendHeads(const LatentShape& shape, int64_t num_heads, const float* q,
     BlockValues(dims, scratch, count, begin == 0, heads);
   }
   for (int64_t h = 0; h < num_heads; ++h) {
-    DivideByL(shape, scratch.values + h * dims.value_width, heads.sum[h],
-              out + h * shape.kv_lora_rank);
+    DivideByL(scratch.values + h * dims.value_width, heads.sum[h], entry.value_width,
+              out + h * entry.value_width);
+  }
+}
+
+void Attend(const Entry& entry, int64_t num_heads, const float* q, const void* const* blocks,
+            int64_t num_positions, float scale, float* out) {
+  for (int64_t h = 0; h < num_heads; h += kHeadsMax) {
+    const int64_t n = HWY_MIN(kHeadsMax, num_heads - h);
+    const auto attend =
+        entry.cache_type == RowType::kF32 ? AttendHeads<float> : AttendHeads<uint16_t>;
+    attend(entry, n, q + h * entry.key_width, blocks, num_positions, scale,
+           out + h * entry.value_width);
   }
 }
 
 void MlaAttend(const LatentShape& shape, int64_t num_heads, const float* q,
                const void* const* blocks, int64_t num_positions, float scale, float* out) {
-  for (int64_t h = 0; h < num_heads; h += kHeadsMax) {
-    const int64_t n = HWY_MIN(kHeadsMax, num_heads - h);
-    const auto attend =
-        shape.cache_type == RowType::kF32 ? AttendHeads<float> : AttendHeads<uint16_t>;
-    attend(shape, n, q + h * shape.width(), blocks, num_positions, scale,
-           out + h * shape.kv_lora_rank);
-  }
+  Attend({shape.width(), shape.width(), 0, shape.kv_lora_rank, shape.cache_type}, num_heads, q,
+         blocks, num_positions, scale, out);
+}
+
+void GqaAttend(const GroupedShape& shape, int64_t num_heads, const float* q,
+               const void* const* blocks, int64_t num_positions, float scale, float* out) {
+  Attend({shape.width(), shape.head_dim, shape.head_dim, shape.head_dim, shape.cache_type},
+         num_heads, q, blocks, num_positions, scale, out);
 }
 
 #else
@@ -411,6 +466,12 @@ void MlaAttend(const LatentShape& shape, int64_t num_heads, const float* q,
                const void* const* blocks, int64_t num_positions, float scale, float* out) {
   const auto num_blocks = static_cast<size_t>(ceil_div(num_positions, kAttentionBlock));
   reference::mla_attend(shape, num_heads, q, {blocks, num_blocks}, num_positions, scale, out);
+}
+
+void GqaAttend(const GroupedShape& shape, int64_t num_heads, const float* q,
+               const void* const* blocks, int64_t num_positions, float scale, float* out) {
+  const auto num_blocks = static_cast<size_t>(ceil_div(num_positions, kAttentionBlock));
+  reference::gqa_attend(shape, num_heads, q, {blocks, num_blocks}, num_positions, scale, out);
 }
 
 #endif
@@ -424,6 +485,7 @@ HWY_AFTER_NAMESPACE();
 namespace atl::kernels {
 
 HWY_EXPORT(MlaAttend);
+HWY_EXPORT(GqaAttend);
 
 std::byte* attention_scratch(size_t bytes) {
   thread_local HostBuffer buffer;
@@ -437,6 +499,14 @@ void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
   CHECK_GT(num_positions, 0);
   CHECK_GE(static_cast<int64_t>(blocks.size()), ceil_div(num_positions, kAttentionBlock));
   HWY_DYNAMIC_DISPATCH(MlaAttend)(shape, num_heads, q, blocks.data(), num_positions, scale, out);
+}
+
+void gqa_attend(const GroupedShape& shape, int64_t num_heads, const float* q,
+                std::span<const void* const> blocks, int64_t num_positions, float scale,
+                float* out) {
+  CHECK_GT(num_positions, 0);
+  CHECK_GE(static_cast<int64_t>(blocks.size()), ceil_div(num_positions, kAttentionBlock));
+  HWY_DYNAMIC_DISPATCH(GqaAttend)(shape, num_heads, q, blocks.data(), num_positions, scale, out);
 }
 
 }  // namespace atl::kernels

@@ -1,5 +1,7 @@
 #include "kernels/ops.h"
 
+#include <cmath>
+
 #include "kernels/cpu/targets.h"
 #include "kernels/reference/reference.h"
 
@@ -75,6 +77,23 @@ void Rope(float* x, const float* cos, const float* sin, int64_t num_pairs) {
     hn::StoreInterleaved2(even, odd, kD, x + 2 * i);
   }
   reference::rope_interleaved(x + 2 * i, cos + i, sin + i, num_pairs - i);
+}
+
+void RopeHalves(float* x, const float* cos, const float* sin, int64_t num_pairs) {
+  float* const y = x + num_pairs;
+  int64_t i = 0;
+  for (; i + kLanes <= num_pairs; i += kLanes) {
+    const V a = hn::LoadU(kD, x + i), b = hn::LoadU(kD, y + i);
+    const V c = hn::LoadU(kD, cos + i);
+    const V s = hn::LoadU(kD, sin + i);
+    hn::StoreU(hn::MulSub(a, c, hn::Mul(b, s)), kD, x + i);
+    hn::StoreU(hn::MulAdd(a, s, hn::Mul(b, c)), kD, y + i);
+  }
+  for (; i < num_pairs; ++i) {
+    const float a = x[i], b = y[i];
+    x[i] = std::fma(a, cos[i], -(b * sin[i]));
+    y[i] = std::fma(a, sin[i], b * cos[i]);
+  }
 }
 
 void StoreBf16(const float* x, int64_t n, uint16_t* out) {
@@ -157,6 +176,9 @@ void AddInPlace(float* x, const float* y, int64_t n) { reference::add_in_place(x
 void Rope(float* x, const float* cos, const float* sin, int64_t num_pairs) {
   reference::rope_interleaved(x, cos, sin, num_pairs);
 }
+void RopeHalves(float* x, const float* cos, const float* sin, int64_t num_pairs) {
+  reference::rope_halves(x, cos, sin, num_pairs);
+}
 void StoreBf16(const float* x, int64_t n, uint16_t* out) {
   reference::store_rounded(x, n, RowType::kBf16, out);
 }
@@ -183,6 +205,7 @@ HWY_EXPORT(SigmoidInPlace);
 HWY_EXPORT(SiluMul);
 HWY_EXPORT(AddInPlace);
 HWY_EXPORT(Rope);
+HWY_EXPORT(RopeHalves);
 HWY_EXPORT(StoreBf16);
 HWY_EXPORT(LoadBf16);
 HWY_EXPORT(Softmax);
@@ -211,6 +234,10 @@ void add_in_place(float* x, const float* y, int64_t n) {
 
 void rope_interleaved(float* x, const float* cos, const float* sin, int64_t num_pairs) {
   HWY_DYNAMIC_DISPATCH(Rope)(x, cos, sin, num_pairs);
+}
+
+void rope_halves(float* x, const float* cos, const float* sin, int64_t num_pairs) {
+  HWY_DYNAMIC_DISPATCH(RopeHalves)(x, cos, sin, num_pairs);
 }
 
 void store_rounded(const float* x, int64_t n, RowType type, void* out) {

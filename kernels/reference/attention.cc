@@ -14,14 +14,21 @@ struct BlockResult {
   std::vector<float> values;
 };
 
-BlockResult attend_block(const LatentShape& shape, const float* q, const void* block, int64_t count,
+// Where a position's key and value stand in its entry of `columns` values.
+struct Entry {
+  int64_t columns, key_width, value_begin, value_width;
+  RowType cache_type;
+};
+
+BlockResult attend_block(const Entry& entry, const float* q, const void* block, int64_t count,
                          float scale) {
-  const int64_t width = shape.width();
-  std::vector<float> entries(static_cast<size_t>(count * width));
-  reference::load_row(block, count * width, shape.cache_type, entries.data());
+  std::vector<float> entries(static_cast<size_t>(count * entry.columns));
+  reference::load_row(block, count * entry.columns, entry.cache_type, entries.data());
   BlockResult result;
   std::vector<float> p(static_cast<size_t>(count));
-  for (int64_t t = 0; t < count; ++t) p[t] = scale * dot(q, entries.data() + t * width, width);
+  for (int64_t t = 0; t < count; ++t) {
+    p[t] = scale * dot(q, entries.data() + t * entry.columns, entry.key_width);
+  }
   result.max = p[0];
   for (float score : p) result.max = score > result.max ? score : result.max;
   float partial[16] = {};
@@ -30,10 +37,11 @@ BlockResult attend_block(const LatentShape& shape, const float* q, const void* b
     partial[t % 16] += p[t];
   }
   result.sum = tree_sum(partial);
-  result.values.assign(static_cast<size_t>(shape.kv_lora_rank), 0.0f);
+  result.values.assign(static_cast<size_t>(entry.value_width), 0.0f);
   for (int64_t t = 0; t < count; ++t) {
-    for (int64_t c = 0; c < shape.kv_lora_rank; ++c) {
-      result.values[c] = std::fma(p[t], entries[t * width + c], result.values[c]);
+    const float* value = &entries[t * entry.columns + entry.value_begin];
+    for (int64_t c = 0; c < entry.value_width; ++c) {
+      result.values[c] = std::fma(p[t], value[c], result.values[c]);
     }
   }
   return result;
@@ -50,28 +58,41 @@ void merge(BlockResult& total, const BlockResult& block) {
   }
 }
 
-}  // namespace
-
-void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
-                std::span<const void* const> blocks, int64_t num_positions, float scale,
-                float* out) {
+void attend(const Entry& entry, int64_t num_heads, const float* q,
+            std::span<const void* const> blocks, int64_t num_positions, float scale, float* out) {
   for (int64_t head = 0; head < num_heads; ++head) {
-    const float* q_head = q + head * shape.width();
+    const float* q_head = q + head * entry.key_width;
     BlockResult total;
     for (int64_t begin = 0; begin < num_positions; begin += kAttentionBlock) {
       const int64_t count = std::min(kAttentionBlock, num_positions - begin);
       const void* entries = blocks[static_cast<size_t>(begin / kAttentionBlock)];
-      BlockResult block = attend_block(shape, q_head, entries, count, scale);
+      BlockResult block = attend_block(entry, q_head, entries, count, scale);
       if (begin == 0) {
         total = std::move(block);
       } else {
         merge(total, block);
       }
     }
-    for (int64_t c = 0; c < shape.kv_lora_rank; ++c) {
-      out[head * shape.kv_lora_rank + c] = total.values[static_cast<size_t>(c)] / total.sum;
+    for (int64_t c = 0; c < entry.value_width; ++c) {
+      out[head * entry.value_width + c] = total.values[static_cast<size_t>(c)] / total.sum;
     }
   }
+}
+
+}  // namespace
+
+void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
+                std::span<const void* const> blocks, int64_t num_positions, float scale,
+                float* out) {
+  attend({shape.width(), shape.width(), 0, shape.kv_lora_rank, shape.cache_type}, num_heads, q,
+         blocks, num_positions, scale, out);
+}
+
+void gqa_attend(const GroupedShape& shape, int64_t num_heads, const float* q,
+                std::span<const void* const> blocks, int64_t num_positions, float scale,
+                float* out) {
+  attend({shape.width(), shape.head_dim, shape.head_dim, shape.head_dim, shape.cache_type},
+         num_heads, q, blocks, num_positions, scale, out);
 }
 
 }  // namespace atl::kernels::reference

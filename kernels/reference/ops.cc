@@ -74,6 +74,15 @@ void rope_interleaved(float* x, const float* cos, const float* sin, int64_t num_
   }
 }
 
+void rope_halves(float* x, const float* cos, const float* sin, int64_t num_pairs) {
+  for (int64_t i = 0; i < num_pairs; ++i) {
+    const float a = x[i];
+    const float b = x[num_pairs + i];
+    x[i] = std::fma(a, cos[i], -(b * sin[i]));
+    x[num_pairs + i] = std::fma(a, sin[i], b * cos[i]);
+  }
+}
+
 void store_rounded(const float* x, int64_t n, RowType type, void* out) {
   for (int64_t i = 0; i < n; ++i) {
     if (type == RowType::kF32) {

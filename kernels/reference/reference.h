@@ -24,6 +24,7 @@ void sigmoid(float* x, int64_t n);
 void silu_mul(const float* gate, const float* up, int64_t n, float* h);
 void add_in_place(float* x, const float* y, int64_t n);
 void rope_interleaved(float* x, const float* cos, const float* sin, int64_t num_pairs);
+void rope_halves(float* x, const float* cos, const float* sin, int64_t num_pairs);
 void store_rounded(const float* x, int64_t n, RowType type, void* out);
 void load_row(const void* row, int64_t n, RowType type, float* out);
 void softmax(float* x, int64_t n);
@@ -37,6 +38,9 @@ void tile_down_accumulate(const TileView& tile, int64_t panel_begin, int64_t pan
                           std::span<uint8_t> bad);
 bool add_fixed_point_row(const int64_t* sum, int64_t n, float* out);
 void mla_attend(const LatentShape& shape, int64_t num_heads, const float* q,
+                std::span<const void* const> blocks, int64_t num_positions, float scale,
+                float* out);
+void gqa_attend(const GroupedShape& shape, int64_t num_heads, const float* q,
                 std::span<const void* const> blocks, int64_t num_positions, float scale,
                 float* out);
 

@@ -19,7 +19,8 @@ struct Cache {
   std::vector<float> entries;  // [num_positions][width], as rounded
 };
 
-Cache random_cache(std::mt19937& rng, const LatentShape& shape, int64_t num_positions) {
+template <class Shape>
+Cache random_cache(std::mt19937& rng, const Shape& shape, int64_t num_positions) {
   Cache cache;
   const int64_t width = shape.width();
   for (int64_t begin = 0; begin < num_positions; begin += 64) {
@@ -207,6 +208,82 @@ TEST(MlaAttend, large_scores_stay_finite_and_equal_the_reference) {
     mla_attend(shape, 5, q.data(), cache.blocks, 150, 1.0f, found.data());
     expect_same_bits(expected, found, "values");
   });
+}
+
+// ---- Grouped queries ---------------------------------------------------------------------------
+
+const GroupedShape kGroupedShapes[] = {{16, RowType::kF32},
+                                       {64, RowType::kBf16},
+                                       {80, RowType::kF32},
+                                       {128, RowType::kBf16},
+                                       {10, RowType::kBf16}};
+
+TEST(GqaAttend, equals_the_reference_on_every_target_for_any_split_of_heads) {
+  std::mt19937 rng(51);
+  for (const GroupedShape& shape : kGroupedShapes) {
+    for (int64_t positions : {1, 15, 63, 64, 65, 200}) {
+      const int64_t heads = 7, d = shape.head_dim;
+      const Cache cache = random_cache(rng, shape, positions);
+      const std::vector<float> q = random_values(rng, heads * d);
+      std::vector<float> expected(q.size());
+      reference::gqa_attend(shape, heads, q.data(), cache.blocks, positions, 0.3f, expected.data());
+      for_each_target([&](const std::string& target) {
+        for (int64_t split = 0; split <= heads; ++split) {
+          if (target == "SCALAR" && split != 3) continue;
+          std::vector<float> found(expected.size(), 1e9f);
+          gqa_attend(shape, split, q.data(), cache.blocks, positions, 0.3f, found.data());
+          gqa_attend(shape, heads - split, q.data() + split * d, cache.blocks, positions, 0.3f,
+                     found.data() + split * d);
+          ASSERT_NO_FATAL_FAILURE(expect_same_bits(
+              expected, found,
+              "head_dim " + std::to_string(d) + " positions " + std::to_string(positions)));
+        }
+      });
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Bounded as MLA's, with the width of a key.
+TEST(GqaAttend, is_within_the_rounding_bound_of_a_naive_double_precision_softmax) {
+  std::mt19937 rng(52);
+  for (const GroupedShape& shape : kGroupedShapes) {
+    for (int64_t positions : {1, 64, 150}) {
+      const Cache cache = random_cache(rng, shape, positions);
+      const int64_t d = shape.head_dim;
+      const std::vector<float> q = random_values(rng, d);
+      std::vector<float> out(static_cast<size_t>(d));
+      gqa_attend(shape, 1, q.data(), cache.blocks, positions, 0.25f, out.data());
+      std::vector<double> score(static_cast<size_t>(positions));
+      double score_error = 0;
+      for (int64_t t = 0; t < positions; ++t) {
+        double magnitude = 0;
+        for (int64_t i = 0; i < d; ++i) {
+          const double term = 0.25 * q[i] * cache.entries[t * 2 * d + i];
+          score[t] += term;
+          magnitude += std::fabs(term);
+        }
+        const double roundings = static_cast<double>(d) / 16 + 6;
+        score_error = std::max(score_error, roundings * 0x1p-24 * magnitude);
+      }
+      const double max = *std::max_element(score.begin(), score.end());
+      const double min = *std::min_element(score.begin(), score.end());
+      const auto blocks = static_cast<double>((positions + 63) / 64);
+      const double relative =
+          2 * (score_error + ((max - min) * (1 + blocks) + 64 + 8 + 6 * blocks) * 0x1p-24);
+      double sum = 0;
+      for (double s : score) sum += std::exp(s - max);
+      for (int64_t c = 0; c < d; ++c) {
+        double value = 0, magnitude = 0;
+        for (int64_t t = 0; t < positions; ++t) {
+          const double term = std::exp(score[t] - max) / sum * cache.entries[t * 2 * d + d + c];
+          value += term;
+          magnitude += std::fabs(term);
+        }
+        ASSERT_NEAR(out[c], value, relative * magnitude) << positions << " positions, value " << c;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -127,6 +127,12 @@ TEST(Ops, every_operation_equals_the_reference_on_every_target) {
         reference::rope_interleaved(a.data(), x.data(), y.data(), n);
         rope_interleaved(b.data(), x.data(), y.data(), n);
         compare("rope");
+        a = x;
+        a.insert(a.end(), y.begin(), y.end());
+        b = a;
+        reference::rope_halves(a.data(), x.data(), y.data(), n);
+        rope_halves(b.data(), x.data(), y.data(), n);
+        compare("rope_halves");
         std::vector<uint16_t> rounded(static_cast<size_t>(n));
         store_rounded(x.data(), n, RowType::kBf16, rounded.data());
         for (size_t i = 0; i < rounded.size(); ++i) ASSERT_EQ(rounded[i], float_to_bf16(x[i]));
@@ -194,6 +200,24 @@ TEST(Ops, rope_rotates_pairs_of_neighbours) {
     const double bound = 2 * 0x1p-24 * 1.01 * (std::fabs(a) + std::fabs(b));
     EXPECT_NEAR(x[2 * i], a * c - b * s, bound);
     EXPECT_NEAR(x[2 * i + 1], a * s + b * c, bound);
+  }
+}
+
+// The two layouts are one rotation of other places.
+TEST(Ops, rope_halves_rotates_the_pairs_of_both_halves) {
+  std::mt19937 rng(34);
+  const int64_t pairs = 37;
+  std::vector<float> interleaved = random_values(rng, 2 * pairs), halves(2 * pairs);
+  const std::vector<float> cosines = random_values(rng, pairs), sines = random_values(rng, pairs);
+  for (int64_t i = 0; i < pairs; ++i) {
+    halves[i] = interleaved[2 * i];
+    halves[pairs + i] = interleaved[2 * i + 1];
+  }
+  rope_interleaved(interleaved.data(), cosines.data(), sines.data(), pairs);
+  rope_halves(halves.data(), cosines.data(), sines.data(), pairs);
+  for (int64_t i = 0; i < pairs; ++i) {
+    EXPECT_TRUE(same_bits(halves[i], interleaved[2 * i])) << i;
+    EXPECT_TRUE(same_bits(halves[pairs + i], interleaved[2 * i + 1])) << i;
   }
 }
 
