@@ -267,7 +267,7 @@ class EngineBench {
     const coordinator::Weights& weights = deployment_.engine().weights();
     for (size_t layer = 0; layer < weights.layers().size(); ++layer) {
       const coordinator::LayerWeights& w = weights.layers()[layer];
-      const coordinator::AttentionWeights& a = w.attention;
+      const auto& a = std::get<coordinator::MlaWeights>(w.attention);
       for (const auto* linear : {&a.q_a_proj, &a.q_proj, &a.kv_a_proj, &a.o_proj}) {
         add(*linear, kProjections, steps, rows);
       }

@@ -23,6 +23,7 @@
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/table.h"
+#include "coordinator/engine/kv_cache.h"
 #include "deployment/device_memory.h"
 #include "deployment/memory_check.h"
 #include "kernels/attention.h"
@@ -135,8 +136,9 @@ std::string_view name_of(kernels::TopkMethod method) {
 }
 
 uint64_t kv_bytes_per_token(const model::ModelConfig& config, kernels::RowType type) {
-  const int64_t values = config.kv_lora_rank + config.qk_rope_head_dim;
-  return static_cast<uint64_t>(values * config.num_hidden_layers) * kernels::element_bytes(type);
+  return static_cast<uint64_t>(coordinator::cache_shape(config, type).values() *
+                               config.num_hidden_layers) *
+         kernels::element_bytes(type);
 }
 
 // Components that every token needs, as they are in the files.

@@ -98,12 +98,11 @@ void PlanModel::add_matrices(const model::NumericsProfile& numerics, ModelShape*
   bool has_dense = false, has_moe = false;
   for (size_t layer = 0; layer < tensors_.layers.size(); ++layer) {
     const model::LayerTensors& tensors = tensors_.layers[layer];
-    const model::AttentionTensors& attention = tensors.attention;
     if (layer == 0) {
-      for (const MatrixSource* matrix : {&attention.q_a_proj, &attention.q_proj,
-                                         &attention.kv_a_proj_with_mqa, &attention.o_proj}) {
+      for (const MatrixSource* matrix : model::whole_matrices(tensors.attention)) {
         add(*matrix, held, &shape->projections);
       }
+      const auto& attention = std::get<model::MlaTensors>(tensors.attention);
       add(attention.kv_a_proj_with_mqa, held, &shape->kv_a);
       add(attention.kv_b_proj, held, &shape->absorbed);
     }
@@ -119,10 +118,12 @@ void PlanModel::add_matrices(const model::NumericsProfile& numerics, ModelShape*
   }
   add(tensors_.lm_head, held, &shape->head);
   for (const model::LayerTensors& tensors : tensors_.layers) {
-    const model::AttentionTensors& a = tensors.attention;
+    for (const MatrixSource* matrix : model::whole_matrices(tensors.attention)) {
+      shape->coordinator_read_bytes += stored_bytes(*matrix);
+    }
     for (const MatrixSource* matrix :
-         {&a.q_a_proj, &a.q_proj, &a.kv_a_proj_with_mqa, &a.o_proj, &a.kv_b_proj,
-          &tensors.ffn.gate_proj, &tensors.ffn.up_proj, &tensors.ffn.down_proj, &tensors.router}) {
+         {&std::get<model::MlaTensors>(tensors.attention).kv_b_proj, &tensors.ffn.gate_proj,
+          &tensors.ffn.up_proj, &tensors.ffn.down_proj, &tensors.router}) {
       shape->coordinator_read_bytes += stored_bytes(*matrix);
     }
   }

@@ -86,8 +86,8 @@ std::string check_draft(const std::string& text) {
 
 // Positions that the KV cache gets room for.
 int64_t cache_tokens(const ServeOptions& options, const model::ModelConfig& config) {
-  const kernels::LatentShape shape{config.kv_lora_rank, config.qk_rope_head_dim,
-                                   options.deployment.numerics.cache};
+  const coordinator::CacheShape shape =
+      coordinator::cache_shape(config, options.deployment.numerics.cache);
   const uint64_t block = coordinator::KvCache::block_bytes(config.num_hidden_layers, shape);
   const auto fit = static_cast<int64_t>(options.cache_bytes.value_or(kDefaultCacheBytes) / block);
   if (fit < 2) {

@@ -17,10 +17,6 @@ using coordinator::CudaMemoryNeed;
 using coordinator::KvCache;
 using kernels::WeightFormat;
 
-kernels::LatentShape cache_shape(const model::OpenedModel& model, const MemoryRequest& request) {
-  return {model.config.kv_lora_rank, model.config.qk_rope_head_dim, request.numerics.cache};
-}
-
 bool rounds_rows(const model::NumericsProfile& numerics) {
   return numerics.dense_format &&
          numerics.dense().activations_of(*numerics.dense_format) == kernels::Activations::kI8;
@@ -39,7 +35,8 @@ Result<CudaMemoryNeed> device_memory_need(const model::OpenedModel& model,
   const uint64_t matrices =
       coordinator::Weights::held_bytes(model.config, tensors, request.numerics.dense()) -
       tensors.embed_tokens.weight->bytes;
-  return CudaCompute::memory_need(model.config, matrices, cache_shape(model, request),
+  return CudaCompute::memory_need(model.config, matrices,
+                                  coordinator::cache_shape(model.config, request.numerics.cache),
                                   KvCache::blocks_for(request.cache_tokens) + 1, request.rows_max);
 }
 

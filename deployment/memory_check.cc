@@ -271,7 +271,7 @@ MemoryNeed DeploymentNeed::sum() const {
 uint64_t kv_cache_bytes(const model::OpenedModel& model, const model::NumericsProfile& numerics,
                         int64_t cache_tokens) {
   const model::ModelConfig& config = model.config;
-  const kernels::LatentShape shape{config.kv_lora_rank, config.qk_rope_head_dim, numerics.cache};
+  const coordinator::CacheShape shape = coordinator::cache_shape(config, numerics.cache);
   return static_cast<uint64_t>(coordinator::KvCache::blocks_for(cache_tokens) + 1) *
          coordinator::KvCache::block_bytes(config.num_hidden_layers, shape);
 }

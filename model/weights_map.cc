@@ -167,13 +167,12 @@ class Mapper {
 
 std::string layer_prefix(int64_t layer) { return fmt::format("{}{}.", kLayerPrefix, layer); }
 
-AttentionTensors map_attention(Mapper& mapper, const ModelConfig& config,
-                               const std::string& prefix) {
+MlaTensors map_attention(Mapper& mapper, const ModelConfig& config, const std::string& prefix) {
   const int64_t hidden = config.hidden_size;
   const int64_t q_rows = config.num_attention_heads * config.qk_head_dim();
   const int64_t kv_rows =
       config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim);
-  AttentionTensors a;
+  MlaTensors a;
   if (config.q_lora_rank == 0) {
     a.q_proj = mapper.any_matrix(prefix + "q_proj.weight", q_rows, hidden);
   } else {
@@ -353,6 +352,16 @@ Checkpoint open_checkpoint(const std::filesystem::path& model_dir, const ModelCo
         model_dir.string(), checkpoint.absent().size());
   }
   return checkpoint;
+}
+
+std::vector<const MatrixSource*> whole_matrices(const AttentionTensors& attention) {
+  std::vector<const MatrixSource*> matrices;
+  const auto& mla = std::get<MlaTensors>(attention);
+  for (const MatrixSource* matrix :
+       {&mla.q_a_proj, &mla.q_proj, &mla.kv_a_proj_with_mqa, &mla.o_proj}) {
+    if (matrix->weight != nullptr) matrices.push_back(matrix);
+  }
+  return matrices;
 }
 
 ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint,

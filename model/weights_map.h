@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "model/config.h"
@@ -18,7 +19,7 @@ struct PlainTensor {
   const storage::TensorInfo* tensor = nullptr;
 };
 
-struct AttentionTensors {
+struct MlaTensors {
   storage::MatrixSource q_a_proj;  // absent (weight == nullptr) if q_lora_rank == 0
   PlainTensor q_a_layernorm;       // absent likewise
   storage::MatrixSource q_proj;    // q_b_proj, or q_proj if q_lora_rank == 0
@@ -27,6 +28,11 @@ struct AttentionTensors {
   storage::MatrixSource kv_b_proj;
   storage::MatrixSource o_proj;
 };
+using AttentionTensors = std::variant<MlaTensors>;
+// The matrices that are held as they are: all but MLA's kv_b_proj, which is cut by head. Absent
+// ones are left out.
+std::vector<const storage::MatrixSource*> whole_matrices(const AttentionTensors& attention);
+
 struct FfnTensors {  // dense MLP or shared experts
   storage::MatrixSource gate_proj, up_proj, down_proj;
 };

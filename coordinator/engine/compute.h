@@ -73,24 +73,26 @@ class Compute {
                         Activation to) = 0;
   // to = from W^T.
   virtual void linear(const Linear& weights, Activation from, Activation to) = 0;
-  // Rotates the rope part of every head of kQ.
-  virtual void rope_queries() = 0;
   // From here to the step's end only these rows of it go on, ascending and not all: kX and kH hold
   // theirs, and rows are counted anew.
   virtual void keep_rows(std::span<const int32_t> kept) = 0;
+  // ---- Of MLA ----
+  // Rotates the rope part of every head of kQ.
+  virtual void rope_queries() = 0;
   // kKvA: its latent part normalised by `weight`, its rope part rotated, both rounded into the
   // cache at each row's position.
-  virtual void write_cache(int64_t layer, const std::vector<float>& weight) = 0;
+  virtual void write_latents(int64_t layer, const std::vector<float>& weight) = 0;
 
   // Rows that the three parts of the core take at a time: bounds the absorbed queries.
   virtual int64_t attention_rows() const = 0;
   // q~ = q_nope Wk with q_pe behind it, for rows [row_begin, +n) of kQ, n <= attention_rows().
-  virtual void absorb_queries(const AttentionWeights& weights, int64_t row_begin, int64_t n) = 0;
+  virtual void absorb_queries(const MlaWeights& weights, int64_t row_begin, int64_t n) = 0;
   // o~ = softmax(scale (q~ c + q_pe k_pe)) c, each row over its sequence up to itself.
-  virtual void attend(int64_t layer, int64_t row_begin, int64_t n) = 0;
+  virtual void attend_latents(int64_t layer, int64_t row_begin, int64_t n) = 0;
   // kO = o~ Wv^T.
-  virtual void unabsorb_values(const AttentionWeights& weights, int64_t row_begin, int64_t n) = 0;
+  virtual void unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) = 0;
 
+  // ---- Of every model ----
   // kGate = silu(kGate) * kUp, of `width` values a row.
   virtual void silu_mul(int64_t width) = 0;
   // to += from, of hidden_size values a row.
@@ -113,7 +115,8 @@ class Compute {
   virtual void head(const std::vector<float>& norm, float eps, const Linear& lm_head,
                     const LogitsSink& sink) = 0;
 
-  // For benchmarks, between steps: the 64 entries of a block, [64][rank + rope] FP32, rounded.
+  // For benchmarks, between steps: the entries of a block, [parts][64][width] FP32 as the cache
+  // has them (CacheShape), rounded.
   virtual void store_block(int64_t layer, BlockId block, const float* entries) = 0;
 
   // Until everything queued is done. An error is the device's and ends the step.

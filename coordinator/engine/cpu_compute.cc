@@ -168,7 +168,7 @@ void CpuCompute::rope_queries() {
   });
 }
 
-void CpuCompute::write_cache(int64_t layer, const std::vector<float>& weight) {
+void CpuCompute::write_latents(int64_t layer, const std::vector<float>& weight) {
   const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
   const int64_t pairs = config_.qk_rope_head_dim / 2;
   for (int64_t row = 0; row < num_rows(); ++row) {
@@ -178,13 +178,13 @@ void CpuCompute::write_cache(int64_t layer, const std::vector<float>& weight) {
     kernels::rope_interleaved(k_pe, &cos_[row * pairs], &sin_[row * pairs], pairs);
     const int64_t position = rows_[row].position;
     cache_.write(layer, rows_[row].blocks[position / kernels::kAttentionBlock],
-                 position % kernels::kAttentionBlock, latent, k_pe);
+                 position % kernels::kAttentionBlock, 0, {latent, static_cast<size_t>(width)});
   }
 }
 
 int64_t CpuCompute::attention_rows() const { return kAttentionRows; }
 
-void CpuCompute::absorb_queries(const AttentionWeights& weights, int64_t row_begin, int64_t n) {
+void CpuCompute::absorb_queries(const MlaWeights& weights, int64_t row_begin, int64_t n) {
   const int64_t heads = config_.num_attention_heads, nope = config_.qk_nope_head_dim;
   const int64_t rope = config_.qk_rope_head_dim, rank = config_.kv_lora_rank;
   const float* q = at(Activation::kQ);
@@ -204,9 +204,10 @@ void CpuCompute::absorb_queries(const AttentionWeights& weights, int64_t row_beg
   });
 }
 
-void CpuCompute::attend(int64_t layer, int64_t row_begin, int64_t n) {
+void CpuCompute::attend_latents(int64_t layer, int64_t row_begin, int64_t n) {
   const int64_t heads = config_.num_attention_heads;
   const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
+  const kernels::LatentShape shape{rank, config_.qk_rope_head_dim, cache_.shape().type};
   const int64_t unit_heads = heads_per_unit(n, heads, team_.num_threads());
   const int64_t head_units = ceil_div(heads, unit_heads);
   team_.parallel_for(n * head_units, 1, [&](int64_t begin, int64_t end, int) {
@@ -219,14 +220,14 @@ void CpuCompute::attend(int64_t layer, int64_t row_begin, int64_t n) {
       for (int64_t block = 0; block < KvCache::blocks_for(num_positions); ++block) {
         blocks.push_back(cache_.block(layer, step_row.blocks[block]));
       }
-      kernels::mla_attend(cache_.shape(), std::min(unit_heads, heads - head),
+      kernels::mla_attend(shape, std::min(unit_heads, heads - head),
                           &q_absorbed_[(row * heads + head) * width], blocks, num_positions,
                           softmax_scale_, &o_latent_[(row * heads + head) * rank]);
     }
   });
 }
 
-void CpuCompute::unabsorb_values(const AttentionWeights& weights, int64_t row_begin, int64_t n) {
+void CpuCompute::unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) {
   const int64_t heads = config_.num_attention_heads;
   const int64_t rank = config_.kv_lora_rank, v = config_.v_head_dim;
   float* o = at(Activation::kO);
@@ -318,9 +319,12 @@ void CpuCompute::head(const std::vector<float>& norm, float eps, const Linear& l
 }
 
 void CpuCompute::store_block(int64_t layer, BlockId block, const float* entries) {
-  const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
-  for (int64_t slot = 0; slot < kernels::kAttentionBlock; ++slot, entries += width) {
-    cache_.write(layer, block, slot, entries, entries + rank);
+  const CacheShape& shape = cache_.shape();
+  const auto width = static_cast<size_t>(shape.width);
+  for (int64_t part = 0; part < shape.parts; ++part) {
+    for (int64_t slot = 0; slot < kernels::kAttentionBlock; ++slot, entries += width) {
+      cache_.write(layer, block, slot, part, {entries, width});
+    }
   }
 }
 

@@ -25,11 +25,11 @@ class CpuCompute final : public Compute {
   void linear(const Linear& weights, Activation from, Activation to) override;
   void keep_rows(std::span<const int32_t> kept) override;
   void rope_queries() override;
-  void write_cache(int64_t layer, const std::vector<float>& weight) override;
+  void write_latents(int64_t layer, const std::vector<float>& weight) override;
   int64_t attention_rows() const override;
-  void absorb_queries(const AttentionWeights& weights, int64_t row_begin, int64_t n) override;
-  void attend(int64_t layer, int64_t row_begin, int64_t n) override;
-  void unabsorb_values(const AttentionWeights& weights, int64_t row_begin, int64_t n) override;
+  void absorb_queries(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
+  void attend_latents(int64_t layer, int64_t row_begin, int64_t n) override;
+  void unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
   void silu_mul(int64_t width) override;
   void add(Activation from, Activation to) override;
   void clear(Activation what) override;

@@ -85,7 +85,7 @@ size_t layer_cache_bytes(const KvCache& cache) {
 template <typename Visit>
 void for_each_matrix(const Weights& weights, const Visit& visit) {
   for (const LayerWeights& layer : weights.layers()) {
-    const AttentionWeights& attention = layer.attention;
+    const MlaWeights& attention = std::get<MlaWeights>(layer.attention);
     for (const Linear* one :
          {&attention.q_a_proj, &attention.q_proj, &attention.kv_a_proj, &attention.o_proj,
           &layer.ffn.gate_proj, &layer.ffn.up_proj, &layer.ffn.down_proj, &layer.router}) {
@@ -125,7 +125,7 @@ CudaMemoryNeed CudaCompute::memory_need(const model::ModelConfig& config, const 
 }
 
 CudaMemoryNeed CudaCompute::memory_need(const model::ModelConfig& config, uint64_t matrix_bytes,
-                                        const kernels::LatentShape& cache, int64_t cache_blocks,
+                                        const CacheShape& cache, int64_t cache_blocks,
                                         int64_t rows_max) {
   CudaMemoryNeed need;
   need.weights = matrix_bytes;
@@ -214,9 +214,10 @@ Status CudaCompute::upload_weights() {
     if (status) status = upload(matrices, key);
   });
   for (const LayerWeights& layer : weights_.layers()) {
+    const MlaWeights& attention = std::get<MlaWeights>(layer.attention);
     for (const std::vector<float>* vector :
-         {&layer.input_layernorm, &layer.post_attention_layernorm, &layer.attention.q_a_layernorm,
-          &layer.attention.kv_a_layernorm, &layer.e_score_correction_bias}) {
+         {&layer.input_layernorm, &layer.post_attention_layernorm, &attention.q_a_layernorm,
+          &attention.kv_a_layernorm, &layer.e_score_correction_bias}) {
       if (status && !vector->empty()) status = upload(*vector);
     }
   }
@@ -388,7 +389,7 @@ std::byte* CudaCompute::cache_of(int64_t layer) const {
 
 cuda::CacheCall CudaCompute::cache_call(int64_t layer, int64_t row_begin, int64_t n) const {
   cuda::CacheCall call;
-  call.type = cache_.shape().cache_type;
+  call.type = cache_.shape().type;
   call.entries = cache_of(layer);
   call.rank = static_cast<int32_t>(config_.kv_lora_rank);
   call.rope = static_cast<int32_t>(config_.qk_rope_head_dim);
@@ -399,7 +400,7 @@ cuda::CacheCall CudaCompute::cache_call(int64_t layer, int64_t row_begin, int64_
   return call;
 }
 
-void CudaCompute::write_cache(int64_t layer, const std::vector<float>& weight) {
+void CudaCompute::write_latents(int64_t layer, const std::vector<float>& weight) {
   const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
   float* const latent = at(Activation::kKvA);
   cuda::rms_norm(device_.stream(), rows32(), static_cast<int32_t>(rank), latent, width,
@@ -409,7 +410,7 @@ void CudaCompute::write_cache(int64_t layer, const std::vector<float>& weight) {
   cuda::write_cache(device_.stream(), cache_call(layer, 0, num_rows()), latent);
 }
 
-void CudaCompute::absorb_queries(const AttentionWeights& weights, int64_t row_begin, int64_t n) {
+void CudaCompute::absorb_queries(const MlaWeights& weights, int64_t row_begin, int64_t n) {
   const int64_t heads = config_.num_attention_heads, nope = config_.qk_nope_head_dim;
   const int64_t rope = config_.qk_rope_head_dim, rank = config_.kv_lora_rank;
   const float* q = at(Activation::kQ) + row_begin * heads * (nope + rope);
@@ -419,14 +420,14 @@ void CudaCompute::absorb_queries(const AttentionWeights& weights, int64_t row_be
                   q + nope, nope + rope, q_absorbed_.as<float>() + rank, rank + rope);
 }
 
-void CudaCompute::attend(int64_t layer, int64_t row_begin, int64_t n) {
+void CudaCompute::attend_latents(int64_t layer, int64_t row_begin, int64_t n) {
   CHECK_LE(n, attention_rows_);
   cuda::mla_attend(device_.stream(), cache_call(layer, row_begin, n),
                    {static_cast<int32_t>(config_.num_attention_heads), softmax_scale_,
                     q_absorbed_.as<float>(), o_latent_.as<float>(), scratch_.as<float>()});
 }
 
-void CudaCompute::unabsorb_values(const AttentionWeights& weights, int64_t row_begin, int64_t n) {
+void CudaCompute::unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) {
   const int64_t heads = config_.num_attention_heads;
   const int64_t rank = config_.kv_lora_rank, v = config_.v_head_dim;
   linear(matrices_.at(&weights.w_v), n, o_latent_.as<float>(), heads * rank, rank,
@@ -520,9 +521,9 @@ void CudaCompute::head(const std::vector<float>& norm, float eps, const Linear& 
 }
 
 void CudaCompute::store_block(int64_t layer, BlockId block, const float* entries) {
-  const kernels::LatentShape& shape = cache_.shape();
+  const CacheShape& shape = cache_.shape();
   std::vector<std::byte> rounded(KvCache::block_bytes(1, shape));
-  kernels::store_rounded(entries, kernels::kAttentionBlock * shape.width(), shape.cache_type,
+  kernels::store_rounded(entries, kernels::kAttentionBlock * shape.values(), shape.type,
                          rounded.data());
   device_.upload(cache_of(layer) + static_cast<size_t>(block) * rounded.size(), rounded.data(),
                  rounded.size());

@@ -36,7 +36,7 @@ class CudaCompute final : public Compute {
   // The same before anything is loaded.
   //   matrix_bytes  of all dense matrices as they will be held, without the embedding
   static CudaMemoryNeed memory_need(const model::ModelConfig& config, uint64_t matrix_bytes,
-                                    const kernels::LatentShape& cache, int64_t cache_blocks,
+                                    const CacheShape& cache, int64_t cache_blocks,
                                     int64_t rows_max);
 
   void begin(std::span<const StepRow> rows) override;
@@ -45,11 +45,11 @@ class CudaCompute final : public Compute {
   void linear(const Linear& weights, Activation from, Activation to) override;
   void keep_rows(std::span<const int32_t> kept) override;
   void rope_queries() override;
-  void write_cache(int64_t layer, const std::vector<float>& weight) override;
+  void write_latents(int64_t layer, const std::vector<float>& weight) override;
   int64_t attention_rows() const override { return attention_rows_; }
-  void absorb_queries(const AttentionWeights& weights, int64_t row_begin, int64_t n) override;
-  void attend(int64_t layer, int64_t row_begin, int64_t n) override;
-  void unabsorb_values(const AttentionWeights& weights, int64_t row_begin, int64_t n) override;
+  void absorb_queries(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
+  void attend_latents(int64_t layer, int64_t row_begin, int64_t n) override;
+  void unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
   void silu_mul(int64_t width) override;
   void add(Activation from, Activation to) override;
   void clear(Activation what) override;

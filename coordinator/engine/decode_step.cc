@@ -17,6 +17,7 @@ DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights,
       experts_(experts),
       options_(options),
       timer_(clock),
+      attention_(make_attention(config, compute, timer_)),
       load_(config, clock) {}
 
 Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
@@ -45,10 +46,10 @@ Status DecodeStep::run_layers(const LogitsSink& sink, StepObserver* observer) {
     timer_.set_layer(layer);
     const LayerWeights& weights = weights_.layers()[layer];
     compute_.rms_norm(Activation::kX, weights.input_layernorm, norm_eps(), Activation::kH);
-    write_cache(layer, weights.attention);
+    attention_->write_cache(layer, weights.attention);
     const bool is_last = layer + 1 == config_.num_hidden_layers;
     if (is_last && !observer && !keep_wanted_rows()) return compute_.wait();
-    attention(layer, weights.attention);
+    attention_->attend(layer, weights.attention, num_rows());
     compute_.add(Activation::kOut, Activation::kX);
 
     compute_.rms_norm(Activation::kX, weights.post_attention_layernorm, norm_eps(), Activation::kH);
@@ -128,42 +129,6 @@ void DecodeStep::note_failures(int64_t layer, std::span<const RowFailure> failur
                               "+-8388608",
                               rows_[origin(failure.row)].position, layer, who)};
   }
-}
-
-void DecodeStep::write_cache(int64_t layer, const AttentionWeights& weights) {
-  StageScope linears(timer_, Stage::kAttentionLinear);
-  compute_.linear(weights.kv_a_proj, Activation::kH, Activation::kKvA);
-  compute_.write_cache(layer, weights.kv_a_layernorm);
-}
-
-// Multi-head latent attention in its absorbed form. Source: docs/model.md 3.2.
-void DecodeStep::attention(int64_t layer, const AttentionWeights& weights) {
-  StageScope linears(timer_, Stage::kAttentionLinear);
-  queries(weights);
-  for (int64_t row = 0; row < num_rows(); row += compute_.attention_rows()) {
-    const int64_t n = std::min(compute_.attention_rows(), num_rows() - row);
-    StageScope absorbed(timer_, Stage::kAttentionAbsorbed);
-    compute_.absorb_queries(weights, row, n);
-    {
-      StageScope core(timer_, Stage::kAttentionCore);
-      compute_.attend(layer, row, n);
-    }
-    compute_.unabsorb_values(weights, row, n);
-  }
-  compute_.linear(weights.o_proj, Activation::kO, Activation::kOut);
-}
-
-// q = RMSNorm(h q_a) q_b, its rope part rotated.
-void DecodeStep::queries(const AttentionWeights& weights) {
-  if (weights.q_a_proj) {
-    compute_.linear(weights.q_a_proj, Activation::kH, Activation::kQA);
-    compute_.rms_norm(Activation::kQA, weights.q_a_layernorm, model::kInnerNormEps,
-                      Activation::kQA);
-    compute_.linear(weights.q_proj, Activation::kQA, Activation::kQ);
-  } else {
-    compute_.linear(weights.q_proj, Activation::kH, Activation::kQ);
-  }
-  compute_.rope_queries();
 }
 
 // out = W_down (silu(W_gate h) * (W_up h)); zero if the layer has no such experts.

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "coordinator/cluster/dispatcher.h"
+#include "coordinator/engine/attention.h"
 #include "coordinator/engine/compute.h"
 #include "coordinator/engine/expert_load.h"
 #include "coordinator/engine/routing_recorder.h"
@@ -85,10 +87,7 @@ class DecodeStep {
 
  private:
   Status run_layers(const LogitsSink& sink, StepObserver* observer);
-  void write_cache(int64_t layer, const AttentionWeights& weights);
   bool keep_wanted_rows();
-  void attention(int64_t layer, const AttentionWeights& weights);
-  void queries(const AttentionWeights& weights);
   void ffn(const FfnWeights& weights);
   void poll_experts();
   Status moe(int64_t layer, const LayerWeights& weights, StepObserver* observer);
@@ -107,6 +106,7 @@ class DecodeStep {
   Dispatcher* experts_;
   const DecodeStepOptions options_;
   StageTimer timer_;
+  const std::unique_ptr<Attention> attention_;
   HintStats hint_stats_;
   ExpertLoad load_;
   RoutingRecorder* recorder_ = nullptr;

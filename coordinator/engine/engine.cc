@@ -24,8 +24,7 @@ Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatc
       weights_(weights),
       options_(options),
       experts_(experts),
-      cache_(config.num_hidden_layers,
-             kernels::LatentShape{config.kv_lora_rank, config.qk_rope_head_dim, options.cache_type},
+      cache_(config.num_hidden_layers, cache_shape(config, options.cache_type),
              options.cache_blocks),
       prefixes_(cache_),
       compute_(compute_of(make_compute ? make_compute(cache_) : nullptr,
@@ -112,8 +111,7 @@ std::optional<Error> Engine::make_room(Sequence& sequence, int64_t num_tokens) {
 Status Engine::fill_context(Sequence& sequence, int64_t num_tokens, uint64_t seed) {
   CHECK_EQ(sequence.num_tokens, 0);
   if (std::optional<Error> error = make_room(sequence, num_tokens)) return *error;
-  const int64_t width = config_.kv_lora_rank + config_.qk_rope_head_dim;
-  std::vector<float> entries(kernels::kAttentionBlock * width);
+  std::vector<float> entries(kernels::kAttentionBlock * cache_.shape().values());
   for (size_t i = 0; i < entries.size(); ++i) {
     entries[i] = 2 * uniform_f32(seed, {.position = i}) - 1;
   }

@@ -9,10 +9,15 @@
 
 namespace atl::coordinator {
 
-KvCache::KvCache(int64_t num_layers, const kernels::LatentShape& shape, int64_t max_blocks)
+CacheShape cache_shape(const model::ModelConfig& config, kernels::RowType type) {
+  return {1, config.kv_lora_rank + config.qk_rope_head_dim, type};
+}
+
+KvCache::KvCache(int64_t num_layers, const CacheShape& shape, int64_t max_blocks)
     : shape_(shape),
       max_blocks_(max_blocks),
       layer_block_bytes_(block_bytes(1, shape)),
+      part_bytes_(layer_block_bytes_ / static_cast<size_t>(shape.parts)),
       free_(max_blocks) {
   for (int64_t layer = 0; layer < num_layers; ++layer) {
     layers_.emplace_back(layer_block_bytes_ * static_cast<size_t>(max_blocks));
@@ -20,9 +25,9 @@ KvCache::KvCache(int64_t num_layers, const kernels::LatentShape& shape, int64_t 
   std::iota(free_.rbegin(), free_.rend(), 0);  // lowest ids first
 }
 
-size_t KvCache::block_bytes(int64_t num_layers, const kernels::LatentShape& shape) {
-  return static_cast<size_t>(num_layers * kernels::kAttentionBlock * shape.width()) *
-         kernels::element_bytes(shape.cache_type);
+size_t KvCache::block_bytes(int64_t num_layers, const CacheShape& shape) {
+  return static_cast<size_t>(num_layers * kernels::kAttentionBlock * shape.values()) *
+         kernels::element_bytes(shape.type);
 }
 
 Result<BlockId> KvCache::allocate() {
@@ -42,13 +47,13 @@ void KvCache::release(BlockId block) {
   CHECK_LE(static_cast<int64_t>(free_.size()), max_blocks_);
 }
 
-void KvCache::write(int64_t layer, BlockId block, int64_t slot, const float* latent,
-                    const float* k_pe) {
-  const size_t element = kernels::element_bytes(shape_.cache_type);
-  std::byte* entry = at(layer, block) + static_cast<size_t>(slot * shape_.width()) * element;
-  kernels::store_rounded(latent, shape_.kv_lora_rank, shape_.cache_type, entry);
-  kernels::store_rounded(k_pe, shape_.qk_rope_head_dim, shape_.cache_type,
-                         entry + static_cast<size_t>(shape_.kv_lora_rank) * element);
+void KvCache::write(int64_t layer, BlockId block, int64_t slot, int64_t part,
+                    std::span<const float> values) {
+  CHECK_EQ(static_cast<int64_t>(values.size()), shape_.width);
+  const size_t entry_bytes = values.size() * kernels::element_bytes(shape_.type);
+  std::byte* entry = at(layer, block) + static_cast<size_t>(part) * part_bytes_;
+  kernels::store_rounded(values.data(), shape_.width, shape_.type,
+                         entry + static_cast<size_t>(slot) * entry_bytes);
 }
 
 }  // namespace atl::coordinator

@@ -133,8 +133,7 @@ struct Weights::Builder {
     return {whole(tensors.gate_proj), whole(tensors.up_proj), whole(tensors.down_proj)};
   }
 
-  void cut_kv_b(const model::ModelConfig& config, const MatrixSource& kv_b,
-                AttentionWeights* attention) {
+  void cut_kv_b(const model::ModelConfig& config, const MatrixSource& kv_b, MlaWeights* attention) {
     std::byte* at = weights.memory_.emplace_back(cut_kv_b_bytes(config, kv_b, format)).data();
     PackTask task{&kv_b, 0, kv_b.rows, {}};
     const auto take = [&](const HeadShape& part, std::vector<Linear>* heads) {
@@ -147,6 +146,20 @@ struct Weights::Builder {
       take(v_of_head(config, kv_b, format, head), &attention->w_v);
     }
     tasks.push_back(std::move(task));
+  }
+
+  template <typename Plain>
+  MlaWeights attention(const model::ModelConfig& config, const model::MlaTensors& from,
+                       const Plain& plain) {
+    MlaWeights to;
+    to.q_a_proj = whole(from.q_a_proj);
+    to.q_a_layernorm = plain(from.q_a_layernorm, config.q_lora_rank);
+    to.q_proj = whole(from.q_proj);
+    to.kv_a_proj = whole(from.kv_a_proj_with_mqa);
+    to.kv_a_layernorm = plain(from.kv_a_layernorm, config.kv_lora_rank);
+    cut_kv_b(config, from.kv_b_proj, &to);
+    to.o_proj = whole(from.o_proj);
+    return to;
   }
 };
 
@@ -164,14 +177,11 @@ Weights Weights::load(const model::ModelConfig& config, const model::ModelTensor
     LayerWeights& layer = weights.layers_.emplace_back();
     layer.input_layernorm = plain(from.input_layernorm, hidden);
     layer.post_attention_layernorm = plain(from.post_attention_layernorm, hidden);
-    AttentionWeights& attention = layer.attention;
-    attention.q_a_proj = build.whole(from.attention.q_a_proj);
-    attention.q_a_layernorm = plain(from.attention.q_a_layernorm, config.q_lora_rank);
-    attention.q_proj = build.whole(from.attention.q_proj);
-    attention.kv_a_proj = build.whole(from.attention.kv_a_proj_with_mqa);
-    attention.kv_a_layernorm = plain(from.attention.kv_a_layernorm, config.kv_lora_rank);
-    build.cut_kv_b(config, from.attention.kv_b_proj, &attention);
-    attention.o_proj = build.whole(from.attention.o_proj);
+    layer.attention = std::visit(
+        [&](const auto& tensors) -> AttentionWeights {
+          return build.attention(config, tensors, plain);
+        },
+        from.attention);
     layer.ffn = build.ffn(from.ffn);
     layer.router = build.whole(from.router, {});
     layer.e_score_correction_bias = plain(from.e_score_correction_bias, config.n_routed_experts);
@@ -199,13 +209,17 @@ uint64_t Weights::held_bytes(const model::ModelConfig& config, const model::Mode
   };
   uint64_t bytes = tensors.embed_tokens.weight->bytes + held(tensors.lm_head, format);
   for (const model::LayerTensors& layer : tensors.layers) {
-    const model::AttentionTensors& attention = layer.attention;
-    for (const MatrixSource* matrix :
-         {&attention.q_a_proj, &attention.q_proj, &attention.kv_a_proj_with_mqa, &attention.o_proj,
-          &layer.ffn.gate_proj, &layer.ffn.up_proj, &layer.ffn.down_proj}) {
+    for (const MatrixSource* matrix : model::whole_matrices(layer.attention)) {
       bytes += held(*matrix, format);
     }
-    bytes += cut_kv_b_bytes(config, attention.kv_b_proj, format) + held(layer.router, {});
+    for (const MatrixSource* matrix :
+         {&layer.ffn.gate_proj, &layer.ffn.up_proj, &layer.ffn.down_proj}) {
+      bytes += held(*matrix, format);
+    }
+    if (const auto* mla = std::get_if<model::MlaTensors>(&layer.attention)) {
+      bytes += cut_kv_b_bytes(config, mla->kv_b_proj, format);
+    }
+    bytes += held(layer.router, {});
   }
   return bytes;
 }
@@ -213,10 +227,13 @@ uint64_t Weights::held_bytes(const model::ModelConfig& config, const model::Mode
 uint64_t Weights::read_bytes(const model::ModelTensors& tensors) {
   uint64_t bytes = tensors.embed_tokens.weight->bytes + matrix_bytes(tensors.lm_head);
   for (const model::LayerTensors& layer : tensors.layers) {
-    const model::AttentionTensors& attention = layer.attention;
-    bytes += matrix_bytes(attention.q_a_proj) + matrix_bytes(attention.q_proj) +
-             matrix_bytes(attention.kv_a_proj_with_mqa) + matrix_bytes(attention.kv_b_proj) +
-             matrix_bytes(attention.o_proj) + ffn_bytes(layer.ffn) + matrix_bytes(layer.router);
+    for (const MatrixSource* matrix : model::whole_matrices(layer.attention)) {
+      bytes += matrix_bytes(*matrix);
+    }
+    if (const auto* mla = std::get_if<model::MlaTensors>(&layer.attention)) {
+      bytes += matrix_bytes(mla->kv_b_proj);
+    }
+    bytes += ffn_bytes(layer.ffn) + matrix_bytes(layer.router);
   }
   return bytes;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <variant>
 #include <vector>
 
 #include "base/memory.h"
@@ -20,7 +21,7 @@ struct Linear {
   explicit operator bool() const { return matrix.codes != nullptr; }
 };
 
-struct AttentionWeights {
+struct MlaWeights {
   Linear q_a_proj;                    // [q_lora_rank, hidden]; empty if q_lora_rank == 0
   std::vector<float> q_a_layernorm;   // [q_lora_rank]; empty likewise
   Linear q_proj;                      // [heads * (nope + rope), q_lora_rank or hidden]
@@ -31,6 +32,8 @@ struct AttentionWeights {
   std::vector<Linear> w_v;  // [heads] of [v_head_dim, kv_lora_rank]: o = o~ Wv^T
   Linear o_proj;            // [hidden, heads * v]
 };
+
+using AttentionWeights = std::variant<MlaWeights>;  // by the model's kind (model/config.h)
 
 struct FfnWeights {           // dense MLP, or the shared experts as one
   Linear gate_proj, up_proj;  // [intermediate, hidden]

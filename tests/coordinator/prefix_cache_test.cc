@@ -14,7 +14,7 @@ namespace {
 using testing::ElementsAre;
 using testing::IsEmpty;
 
-constexpr kernels::LatentShape kShape{5, 2, kernels::RowType::kBf16};
+constexpr CacheShape kShape{1, 7, kernels::RowType::kBf16};
 constexpr int64_t kBlock = PrefixCache::kBlock;
 
 // n blocks of tokens that tell where they begin.

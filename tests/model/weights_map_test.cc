@@ -86,8 +86,9 @@ TEST(WeightsMap, finds_every_tensor_of_the_bundled_models) {
     EXPECT_EQ(last.router.rows, config.n_routed_experts);
     EXPECT_EQ(model.layers[0].router.weight, nullptr);
     EXPECT_EQ(last.e_score_correction_bias.tensor != nullptr, config.has_correction_bias());
-    EXPECT_EQ(last.attention.q_a_proj.weight != nullptr, config.q_lora_rank > 0);
-    EXPECT_EQ(last.attention.q_a_layernorm.tensor != nullptr, config.q_lora_rank > 0);
+    const auto& attention = std::get<MlaTensors>(last.attention);
+    EXPECT_EQ(attention.q_a_proj.weight != nullptr, config.q_lora_rank > 0);
+    EXPECT_EQ(attention.q_a_layernorm.tensor != nullptr, config.q_lora_rank > 0);
     EXPECT_EQ(last.ffn.down_proj.cols, config.n_shared_experts * config.moe_intermediate_size);
     const storage::ExpertCatalog catalog = map_experts(config, checkpoint);
     EXPECT_EQ(catalog.format, config.fp8 ? WeightFormat::kFp8E4m3 : WeightFormat::kBf16);
@@ -107,7 +108,7 @@ TEST(WeightsMap, takes_weight_and_scale_from_different_shards_and_ragged_grids) 
   { storage::CheckpointWriter writer(dir.path(), synthetic_tensors(spec), 1); }  // a shard each
   const Checkpoint checkpoint = Checkpoint::open(dir.path());
   const ModelTensors model = map_tensors(spec.config, checkpoint);
-  const storage::MatrixSource& o = model.layers[0].attention.o_proj;
+  const storage::MatrixSource& o = std::get<MlaTensors>(model.layers[0].attention).o_proj;
   EXPECT_NE(o.weight->shard, o.scale->shard);
   EXPECT_THAT(o.weight->shape, testing::ElementsAre(140, 24));
   EXPECT_THAT(o.scale->shape, testing::ElementsAre(2, 1));
@@ -168,8 +169,8 @@ std::vector<std::vector<std::byte>> packed(const std::filesystem::path& dir,
   const auto experts = map_experts(config, checkpoint);
   std::vector<std::vector<std::byte>> all;
   for (const storage::MatrixSource& matrix :
-       {model.layers[0].attention.o_proj, model.layers[0].ffn.down_proj, experts.experts[0][3].gate,
-        experts.experts[1][1].down}) {
+       {std::get<MlaTensors>(model.layers[0].attention).o_proj, model.layers[0].ffn.down_proj,
+        experts.experts[0][3].gate, experts.experts[1][1].down}) {
     storage::PackTarget target;
     target.shape =
         storage::HeldFormat().shape(matrix.format, matrix.rows, matrix.cols, target.source);

@@ -532,7 +532,8 @@ TEST(TileStore, refuses_bf16_weights_that_are_not_finite) {
 TEST(PackMatrix, packs_transposed_parts_and_several_targets_in_one_pass) {
   const OpenModel model(kModels / "rand-ragged");
   const model::ModelTensors tensors = model::map_tensors(model.config, model.checkpoint);
-  const MatrixSource& kv_b = tensors.layers[0].attention.kv_b_proj;  // [6 * 44, 40]
+  const MatrixSource& kv_b =
+      std::get<model::MlaTensors>(tensors.layers[0].attention).kv_b_proj;  // [6 * 44, 40]
   const NaiveMatrix naive = dequantise(model.checkpoint, kv_b);
 
   const kernels::PanelSource k_source{.row_begin = 44 * 3, .col_begin = 0, .transposed = true};
@@ -570,7 +571,8 @@ TEST(PackMatrix, quantizes_transposed_parts_the_same_in_any_window) {
   model::write_synthetic_checkpoint(dir.path(), spec);
   const OpenModel model(dir.path());
   const model::ModelTensors tensors = model::map_tensors(model.config, model.checkpoint);
-  const MatrixSource& kv_b = tensors.layers[0].attention.kv_b_proj;  // [2 * 256, 64]
+  const MatrixSource& kv_b =
+      std::get<model::MlaTensors>(tensors.layers[0].attention).kv_b_proj;  // [2 * 256, 64]
   const HeldFormat format{WeightFormat::kInt4, {}};
   const kernels::PanelSource source{.row_begin = 256, .col_begin = 0, .transposed = true};
   const PanelShape shape = format.shape(kv_b.format, 64, 144, source);
