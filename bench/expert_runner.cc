@@ -39,6 +39,8 @@ CodeBits bits_of_codes(WeightFormat format) {
       return {0x83ff83ff83ff83ffu, 0x3c003c003c003c00u};
     case WeightFormat::kF32:
       return {0x83ffffff83ffffffu, 0x3c0000003c000000u};
+    case WeightFormat::kF16:
+      return {0x83ff83ff83ff83ffu, 0x3c003c003c003c00u};
     case WeightFormat::kInt4:
     case WeightFormat::kInt8:
       return {~uint64_t{0}, 0};

@@ -30,6 +30,7 @@ Kernel kernel_of(const kernels::PanelShape& shape) {
     case WeightFormat::kF32:
       return Kernel::kF32;
     case WeightFormat::kBf16:
+    case WeightFormat::kF16:  // as many bytes and about as many instructions
       return Kernel::kBf16;
     case WeightFormat::kFp8E4m3:
       return Kernel::kFp8;

@@ -12,7 +12,8 @@ namespace atl::kernels {
 // How the weights of a matrix are stored. kFp8E4m3 carries FP32 scales, one per 128x128 block of
 // the checkpoint's matrix; kInt4 (kernels/int4.h) and kInt8 (kernels/int8.h) are only ever made by
 // packing and have their scales among their codes; the others have no scale.
-enum class WeightFormat : uint8_t { kF32, kBf16, kFp8E4m3, kInt4, kInt8 };
+// kF16 (IEEE binary16) is a checkpoint's own: nothing is converted to it.
+enum class WeightFormat : uint8_t { kF32, kBf16, kFp8E4m3, kInt4, kInt8, kF16 };
 
 // Made by packing alone: no checkpoint has it.
 constexpr bool is_packed_only(WeightFormat format) {
@@ -32,6 +33,7 @@ constexpr int code_bits(WeightFormat format) {
     case WeightFormat::kF32:
       return 32;
     case WeightFormat::kBf16:
+    case WeightFormat::kF16:
       return 16;
     case WeightFormat::kFp8E4m3:
       return 8;
@@ -60,6 +62,8 @@ constexpr std::string_view to_string(WeightFormat format) {
       return "int4";
     case WeightFormat::kInt8:
       return "int8";
+    case WeightFormat::kF16:
+      return "f16";
   }
   return "?";
 }
@@ -69,7 +73,7 @@ constexpr std::string_view to_string(Activations activations) {
 // The format or activations of that name, if there is one.
 constexpr std::optional<WeightFormat> parse_weight_format(std::string_view name) {
   for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3,
-                              WeightFormat::kInt4, WeightFormat::kInt8}) {
+                              WeightFormat::kInt4, WeightFormat::kInt8, WeightFormat::kF16}) {
     if (name == to_string(format)) return format;
   }
   return std::nullopt;
@@ -94,6 +98,15 @@ constexpr uint16_t float_to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// binary16: 1 sign, 5 exponent (bias 15), 10 mantissa bits. Moved to the sign, the low exponent
+// bits and the high mantissa bits of an FP32, a number is itself times 2^-112, subnormals included.
+constexpr float f16_to_float(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fffu) << 13;
+  if ((bits & 0x7c00u) == 0x7c00u) return std::bit_cast<float>(sign | 0x70000000u | magnitude);
+  return std::bit_cast<float>(sign | magnitude) * 0x1p+112f;
 }
 
 // E4M3 "fn": 1 sign, 4 exponent (bias 7), 3 mantissa bits, no infinities; 0x7F and 0xFF are NaN

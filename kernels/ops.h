@@ -46,7 +46,7 @@ void rope_halves(float* x, const float* cos, const float* sin, int64_t num_pairs
 // Rounds n values to `type` at `out` (BF16: nearest even), and back.
 void store_rounded(const float* x, int64_t n, RowType type, void* out);
 void load_row(const void* row, int64_t n, RowType type, float* out);
-// Same for embedding rows of a weight format without scales (kBf16, kF32).
+// Same for embedding rows of a weight format without scales (kBf16, kF16, kF32).
 void load_weights_row(const void* row, int64_t n, WeightFormat format, float* out);
 
 // Softmax over n values in place: exp(x - max), divided by their sum (16 partial sums).

@@ -51,6 +51,13 @@ void row_values(const MatrixRows& rows, int64_t row, int64_t col, int64_t n, flo
         values[i] = bf16_to_float(bits);
       }
       return;
+    case WeightFormat::kF16:
+      for (int64_t i = 0; i < n; ++i) {
+        uint16_t bits;
+        std::memcpy(&bits, codes + i * 2, sizeof(bits));
+        values[i] = f16_to_float(bits);
+      }
+      return;
     case WeightFormat::kFp8E4m3:
       for (int64_t begin = 0, end; begin < n; begin = end) {
         end = std::min(n, begin + kScaleBlock - (col + begin) % kScaleBlock);
@@ -181,6 +188,8 @@ class OutputWriter {
         return write_int4(lane, begin, end, values, panel);
       case WeightFormat::kInt8:
         return write_int8(lane, begin, end, values, panel);
+      case WeightFormat::kF16:
+        break;  // nothing is converted to it: pack() checks
     }
   }
 
@@ -355,6 +364,7 @@ void pack(const PanelShape& shape, const PanelSource& source, const MatrixRows& 
   CHECK(!is_packed_only(rows.format));
   CHECK_LE(source.col_begin + (source.transposed ? shape.outputs : shape.k), rows.cols);
   if (rows.format != shape.format) {
+    CHECK(shape.format != WeightFormat::kF16);
     // Scales of a checkpoint's block would be shared by outputs that are quantized one by one.
     CHECK(shape.format != WeightFormat::kFp8E4m3 || shape.scale_per_output);
     if (source.transposed) {
@@ -379,6 +389,8 @@ int64_t find_non_finite(WeightFormat format, const std::byte* values, int64_t co
       return find_code<uint32_t>(values, count, 0x7f800000u, 0x00800000u);
     case WeightFormat::kBf16:
       return find_code<uint16_t>(values, count, 0x7f80, 0x0080);
+    case WeightFormat::kF16:
+      return find_code<uint16_t>(values, count, 0x7c00, 0x0400);
     case WeightFormat::kFp8E4m3:
       return find_e4m3_nan(values, count);
     case WeightFormat::kInt4:

@@ -4,7 +4,7 @@
 // SIMD lane is an output: for each step of k, one 32-bit word per output holds the next
 // 4 / code_bytes codes of that output, first k in the lowest byte:
 //
-//   FP8   [ceil(k/4)][16][4 codes]     BF16  [ceil(k/2)][16][2 codes]     F32  [k][16]
+//   FP8   [ceil(k/4)][16][4 codes]     BF16, F16  [ceil(k/2)][16][2 codes]     F32  [k][16]
 //
 // (int4 and int8 have their scales among the codes: kernels/int4.h, kernels/int8.h.) k is padded to
 // a multiple of 4 and the last panel to 16 outputs, both with zero codes. Kernels never do
@@ -114,15 +114,15 @@ inline constexpr int64_t kTransposedPieceRows = 128;
 // group of 4 k).
 //
 // Where rows.format is not shape.format, each value (FP8: code * scale, rounded to FP32) is
-// converted: rounded to BF16; or quantized to int4, to int8, or to FP8 with scale = largest
-// magnitude / 448 of an output's 128 k (which asks for ScaleOrigin::kPacking). docs/numbers.md,
-// "Converted weights".
+// converted (never to F16): rounded to BF16; or quantized to int4, to int8, or to FP8 with scale =
+// largest magnitude / 448 of an output's 128 k (which asks for ScaleOrigin::kPacking).
+// docs/numbers.md, "Converted weights".
 void pack(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
           std::byte* codes, float* scales);
 
 // Index of the first NaN code (0x7F, 0xFF) among `count` E4M3 codes, or -1.
 int64_t find_e4m3_nan(const std::byte* codes, int64_t count);
-// Index of the first NaN or infinity among `count` values of F32 or BF16, or -1.
+// Index of the first NaN or infinity among `count` values of F32, BF16 or F16, or -1.
 int64_t find_non_finite(WeightFormat format, const std::byte* values, int64_t count);
 
 }  // namespace atl::kernels

@@ -258,6 +258,11 @@ void load_row(const void* row, int64_t n, RowType type, float* out) {
 
 void load_weights_row(const void* row, int64_t n, WeightFormat format, float* out) {
   CHECK(format != WeightFormat::kFp8E4m3);
+  if (format == WeightFormat::kF16) {
+    const auto* bits = static_cast<const uint16_t*>(row);
+    for (int64_t i = 0; i < n; ++i) out[i] = f16_to_float(bits[i]);
+    return;
+  }
   load_row(row, n, format == WeightFormat::kF32 ? RowType::kF32 : RowType::kBf16, out);
 }
 

@@ -77,6 +77,20 @@ struct Fp8Codes {
 };
 constexpr float kFp8RowBound = 0x1p+8f;
 
+// binary16 s eeeee mmmmmmmmmm in the same way, times 2^-112; an arithmetic shift copies the sign,
+// and what the other half of the word leaves below is masked off.
+struct F16Codes {
+  static constexpr int kPerWord = 2;
+  static constexpr float kRowScale = 0x1p+112f;
+  template <int kJ>
+  static HWY_INLINE V Decode(VU word) {
+    if constexpr (kJ == 0) word = hn::ShiftLeft<16>(word);
+    const auto bits = hn::BitCast(kDU, hn::ShiftRight<3>(hn::BitCast(kDI, word)));
+    return hn::BitCast(kD, hn::And(bits, hn::Set(kDU, 0x8fffe000u)));
+  }
+};
+constexpr float kF16RowBound = 0x1p+16f;
+
 constexpr size_t kWordBytes = kPanelWidth * sizeof(uint32_t);  // one word of each output
 
 // Into the second level, not the first: a core has room for a dozen or two fetches under way into
@@ -505,6 +519,8 @@ void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const Prepar
       return AllSums<Bf16Codes>(w, panel, num_panels, rows, next, sums);
     case WeightFormat::kFp8E4m3:
       return AllSums<Fp8Codes>(w, panel, num_panels, rows, next, sums);
+    case WeightFormat::kF16:
+      return AllSums<F16Codes>(w, panel, num_panels, rows, next, sums);
     case WeightFormat::kInt4:
       return Int4Sums(w, panel, num_panels, rows.int4, rows.num_rows, next, sums);
     case WeightFormat::kInt8:
@@ -512,10 +528,10 @@ void PanelSums(const PanelMatrix& w, int64_t panel, int num_panels, const Prepar
   }
 }
 
-// to[i] = from[i] * scale for n values; whether all |from[i]| < kFp8RowBound (a NaN is not).
-bool ScaleRow(const float* from, int64_t n, float scale, float* to) {
+// to[i] = from[i] * scale for n values; whether all |from[i]| < row_bound (a NaN is not).
+bool ScaleRow(const float* from, int64_t n, float scale, float row_bound, float* to) {
   const V factor = hn::Set(kD, scale);
-  const V bound = hn::Set(kD, kFp8RowBound);
+  const V bound = hn::Set(kD, row_bound);
   auto within = hn::Eq(factor, factor);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -525,7 +541,7 @@ bool ScaleRow(const float* from, int64_t n, float scale, float* to) {
   }
   bool tail_within = true;
   for (; i < n; ++i) {
-    tail_within &= from[i] < kFp8RowBound && -from[i] < kFp8RowBound;
+    tail_within &= from[i] < row_bound && -from[i] < row_bound;
     to[i] = from[i] * scale;
   }
   return hn::AllTrue(kD, within) && tail_within;
@@ -542,9 +558,12 @@ bool PrepareGroup(const PanelShape& shape, const float* const* rows, int64_t num
   const int64_t per_word = 4 / static_cast<int64_t>(code_bytes(shape.format));
   const bool whole_words = begin % per_word == 0 && end % per_word == 0;
   bool direct = whole_words && !DecodeToMemory(shape.format, num_rows);
-  if (direct && shape.format == WeightFormat::kFp8E4m3) {
+  const bool fp8 = shape.format == WeightFormat::kFp8E4m3;
+  if (direct && (fp8 || shape.format == WeightFormat::kF16)) {
+    const float scale = fp8 ? Fp8Codes::kRowScale : F16Codes::kRowScale;
+    const float bound = fp8 ? kFp8RowBound : kF16RowBound;
     for (int64_t r = 0; r < num_rows; ++r) {
-      direct &= ScaleRow(rows[r] + begin, end - begin, Fp8Codes::kRowScale, x + r * kRowStride);
+      direct &= ScaleRow(rows[r] + begin, end - begin, scale, bound, x + r * kRowStride);
     }
     if (direct) return true;
   }

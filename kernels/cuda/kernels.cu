@@ -603,6 +603,7 @@ void linear(StreamHandle stream, const LinearCall& call) {
     case WeightFormat::kInt4:
       return launch_linear<WeightFormat::kInt4>(stream, call);
     case WeightFormat::kInt8:
+    case WeightFormat::kF16:
       CHECK(false);  // has no kernel: CudaCompute::make() refuses it
   }
 }

@@ -22,6 +22,11 @@ float code_value(WeightFormat format, const std::byte* panel, int64_t k, int64_t
       std::memcpy(&bits, code, sizeof(bits));
       return bf16_to_float(bits);
     }
+    case WeightFormat::kF16: {
+      uint16_t bits;
+      std::memcpy(&bits, code, sizeof(bits));
+      return f16_to_float(bits);
+    }
     case WeightFormat::kF32: {
       float value;
       std::memcpy(&value, code, sizeof(value));

@@ -90,6 +90,7 @@ TEST_P(Cuda, linear_equals_the_reference_for_any_rows_and_format) {
   std::mt19937 rng(11);
   for (const Arithmetic& arithmetic : kArithmetics) {
     if (arithmetic.activations != Activations::kF32) continue;
+    if (arithmetic.format == WeightFormat::kF16) continue;  // of models without GPU kernels
     for (const LinearCase& c : kLinearCases) {
       const int64_t rows = c.source.row_begin + (c.source.transposed ? c.k : c.outputs);
       const int64_t cols = c.source.col_begin + (c.source.transposed ? c.outputs : c.k);

@@ -20,7 +20,7 @@
 namespace atl::kernels::testing {
 
 inline constexpr WeightFormat kFormats[] = {WeightFormat::kF32, WeightFormat::kBf16,
-                                            WeightFormat::kFp8E4m3};
+                                            WeightFormat::kFp8E4m3, WeightFormat::kF16};
 
 // Every arithmetic of linear layers: packed format and what is done to rows.
 struct Arithmetic {
@@ -39,6 +39,7 @@ inline constexpr Arithmetic kArithmetics[] = {
     {WeightFormat::kF32},
     {WeightFormat::kBf16},
     {WeightFormat::kFp8E4m3},
+    {WeightFormat::kF16},
     {WeightFormat::kInt4, Activations::kF32},
     {WeightFormat::kInt4, Activations::kI8},
     {WeightFormat::kInt8, Activations::kI8},
@@ -124,6 +125,11 @@ struct TestMatrix {
       std::memcpy(&bits, at, 2);
       return bf16_to_float(bits);
     }
+    if (format == WeightFormat::kF16) {
+      uint16_t bits;
+      std::memcpy(&bits, at, 2);
+      return f16_to_float(bits);
+    }
     float value;
     std::memcpy(&value, at, 4);
     return value;
@@ -146,6 +152,10 @@ inline TestMatrix random_matrix(std::mt19937& rng, WeightFormat format, int64_t 
       m.data[i] = static_cast<std::byte>(code);
     } else if (format == WeightFormat::kBf16) {
       const uint16_t bits = float_to_bf16(values[i]);
+      std::memcpy(m.data.data() + 2 * i, &bits, 2);
+    } else if (format == WeightFormat::kF16) {
+      auto bits = static_cast<uint16_t>(rng());  // subnormals among them
+      if ((bits & 0x7c00) == 0x7c00) bits = 0x8000;
       std::memcpy(m.data.data() + 2 * i, &bits, 2);
     } else {
       std::memcpy(m.data.data() + 4 * i, &values[i], 4);

@@ -104,11 +104,13 @@ TEST(Linear, gives_the_reference_bits_for_rows_around_the_bound_of_scaled_fp8_ro
       {48, 1152, {}},
       {90, 1280, {.row_begin = 120, .col_begin = 256}},
   };
-  const float below = std::nextafter(256.0f, 0.0f);
   std::mt19937 rng(15);
   for (const Arithmetic& arithmetic : kArithmetics) {
     for (const Case& c : cases) {
-      for (float largest : {below, 256.0f, -257.0f}) {
+      // The bounds of FP8 and of F16.
+      const bool f16 = arithmetic.format == WeightFormat::kF16;
+      const float bound = f16 ? 65536.0f : 256.0f, below = std::nextafter(bound, 0.0f);
+      for (float largest : {below, bound, -257.0f / 256 * bound}) {
         SCOPED_TRACE(describe(arithmetic, c) + " largest " + std::to_string(largest));
         const Packed w = pack_as(arithmetic, matrix_for(rng, arithmetic.source_format(), c),
                                  c.outputs, c.k, c.source);

@@ -37,6 +37,21 @@ TEST(NumericTypes, e4m3_matches_the_published_examples) {
   EXPECT_EQ(e4m3_to_float(0xfe), -448.0f);
 }
 
+TEST(NumericTypes, f16_of_all_65536_codes_follows_the_formula) {
+  for (int code = 0; code < 65536; ++code) {
+    const float value = f16_to_float(static_cast<uint16_t>(code));
+    const int exponent = (code >> 10) & 31, mantissa = code & 1023;
+    EXPECT_EQ(std::signbit(value), (code & 0x8000) != 0) << code;
+    if (exponent == 31) {
+      EXPECT_TRUE(mantissa == 0 ? std::isinf(value) : std::isnan(value)) << code;
+      continue;
+    }
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    EXPECT_EQ(std::fabs(value), magnitude) << code;
+  }
+}
+
 TEST(NumericTypes, bf16_survives_a_round_trip) {
   for (uint32_t bits = 0; bits < 65536; ++bits) {
     const float value = bf16_to_float(static_cast<uint16_t>(bits));
@@ -94,9 +109,8 @@ TEST(NumericTypes, e4m3_rounds_to_the_nearest_of_all_codes_with_ties_to_even) {
 }
 
 TEST(NumericTypes, names_of_formats_and_activations_parse_back) {
-  for (WeightFormat format :
-       {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3, WeightFormat::kInt4,
-        WeightFormat::kInt8}) {
+  for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kFp8E4m3,
+                              WeightFormat::kInt4, WeightFormat::kInt8}) {
     EXPECT_EQ(parse_weight_format(to_string(format)), format);
   }
   for (Activations activations : {Activations::kF32, Activations::kI8}) {

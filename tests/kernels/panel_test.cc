@@ -173,6 +173,14 @@ TEST(Panel, scans_find_the_first_bad_value_wherever_it_is) {
         EXPECT_EQ(scan16(), -1);
         halves[static_cast<size_t>(at)] = float_to_bf16(bad);
         ASSERT_EQ(scan16(), at);
+        std::vector<uint16_t> f16(static_cast<size_t>(count), 0xfbff);  // the largest
+        const auto scan_f16 = [&] {
+          return find_non_finite(WeightFormat::kF16, reinterpret_cast<std::byte*>(f16.data()),
+                                 count);
+        };
+        EXPECT_EQ(scan_f16(), -1);
+        f16[static_cast<size_t>(at)] = std::isnan(bad) ? 0x7c01 : 0xfc00;
+        ASSERT_EQ(scan_f16(), at);
       }
     }
   }

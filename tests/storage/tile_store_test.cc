@@ -83,9 +83,10 @@ NaiveMatrix dequantise(const Checkpoint& checkpoint, const MatrixSource& source)
         value = kernels::e4m3_to_float(static_cast<uint8_t>(raw[i])) *
                 scales[(i / m.cols / 128) * grid_cols + i % m.cols / 128];
         break;
+      case WeightFormat::kF16:
       case WeightFormat::kInt4:
       case WeightFormat::kInt8:
-        break;  // never in a checkpoint
+        break;  // never in a checkpoint with experts
     }
     m.values.push_back(value);
   }
@@ -108,6 +109,7 @@ float unpacked(const PanelMatrix& m, int64_t output, int64_t k) {
       std::memcpy(&half, code, 2);
       return kernels::bf16_to_float(half);
     case WeightFormat::kFp8E4m3:
+    case WeightFormat::kF16:
     case WeightFormat::kInt4:
     case WeightFormat::kInt8:  // not packed here
       break;
