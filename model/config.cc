@@ -33,7 +33,10 @@ constexpr int64_t kVocabMax = 1 << 24;
 constexpr int64_t kPositionsMax = int64_t{1} << 31;
 
 constexpr std::string_view kSupported =
-    "supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2";
+    "supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models (Qwen2, "
+    "Llama 3), and Kimi K2";
+
+constexpr std::string_view kModelTypes = "deepseek_v2, deepseek_v3, kimi_k2, qwen2 or llama";
 
 [[noreturn]] void refuse(const std::filesystem::path& file, const std::string& what) {
   throw LoadError(fmt::format("{}: {}", file.string(), what));
@@ -173,68 +176,63 @@ class Section {
   const Json& object_;
 };
 
-// What somebody may have meant who has a model of this type.
-std::string hint_of(const std::string& model_type) {
-  if (model_type.starts_with("qwen") || model_type.starts_with("llama")) {
-    return fmt::format(
-        "{}; R1's distilled models are Qwen and Llama models, which Atoll does not "
-        "run",
-        kSupported);
-  }
-  return std::string(kSupported);
-}
+struct Kind {
+  const char* model_type;
+  const char* class_name;
+  Architecture architecture;
+};
+constexpr Kind kKinds[] = {
+    {"deepseek_v2", "DeepseekV2ForCausalLM", Architecture::kDeepseekV2},
+    {"deepseek_v3", "DeepseekV3ForCausalLM", Architecture::kDeepseekV3},
+    {"kimi_k2", "DeepseekV3ForCausalLM", Architecture::kKimiK2},
+    {"qwen2", "Qwen2ForCausalLM", Architecture::kQwen2},
+    {"llama", "LlamaForCausalLM", Architecture::kLlama},
+};
 
-Architecture architecture_of(const Section& json, const std::string& model_type) {
-  if (model_type == "deepseek_v2") return Architecture::kDeepseekV2;
-  if (model_type == "deepseek_v3") return Architecture::kDeepseekV3;
-  if (model_type == "kimi_k2") return Architecture::kKimiK2;
-  json.wrong("model_type", "deepseek_v2, deepseek_v3 or kimi_k2", hint_of(model_type));
-}
-
-// The class name alone decides if there is no model_type; otherwise both must agree.
+// Both names where both stand must be of one kind; one alone decides, of a class the first.
 void read_architecture(const Section& json, ModelConfig& config) {
-  if (json.has("model_type")) {
-    config.model_type = json.text_or("model_type", "");
-    config.architecture = architecture_of(json, config.model_type);
+  const bool has_type = json.has("model_type");
+  const std::string type = json.text_or("model_type", "");
+  if (has_type && std::none_of(std::begin(kKinds), std::end(kKinds),
+                               [&](const Kind& kind) { return type == kind.model_type; })) {
+    json.wrong("model_type", kModelTypes, kSupported);
   }
+  const Json* list = json.value("architectures");
+  if (!has_type && list == nullptr) json.wrong("model_type", kModelTypes, kSupported);
   std::string class_name;
-  if (const Json* list = json.value("architectures"); list != nullptr) {
+  if (list != nullptr) {
     const bool names_one = list->is_array() && list->size() == 1 && (*list)[0].is_string();
     if (names_one) class_name = (*list)[0].get<std::string>();
-    if (class_name != "DeepseekV2ForCausalLM" && class_name != "DeepseekV3ForCausalLM") {
-      json.wrong("architectures", "[\"DeepseekV3ForCausalLM\"] or [\"DeepseekV2ForCausalLM\"]",
-                 kSupported);
-    }
   }
-  if (!json.has("model_type")) {
-    if (!class_name.empty()) {
-      config.model_type = class_name == "DeepseekV2ForCausalLM" ? "deepseek_v2" : "deepseek_v3";
-    }
-    config.architecture = architecture_of(json, config.model_type);
+  for (const Kind& kind : kKinds) {
+    if (has_type && type != kind.model_type) continue;
+    if (list != nullptr && class_name != kind.class_name) continue;
+    config.model_type = kind.model_type;
+    config.architecture = kind.architecture;
+    return;
   }
-  const bool v2 = config.architecture == Architecture::kDeepseekV2;
-  if (!class_name.empty() && v2 != (class_name == "DeepseekV2ForCausalLM")) {
-    json.wrong("architectures", fmt::format("the class of model_type {}", config.model_type));
-  }
+  json.wrong("architectures",
+             has_type ? fmt::format("the class of model_type {}", type)
+                      : std::string("the class of a known model_type"),
+             kSupported);
 }
 
 void read_sizes(const Section& json, ModelConfig& config) {
   config.vocab_size = json.integer("vocab_size", 1, kVocabMax);
   config.hidden_size = json.integer("hidden_size", 1, kSizeMax);
   config.intermediate_size = json.integer("intermediate_size", 1, kSizeMax);
-  config.moe_intermediate_size = json.integer("moe_intermediate_size", 1, kSizeMax);
   config.num_hidden_layers = json.integer("num_hidden_layers", 1, kLayersMax);
-  config.first_k_dense_replace = json.integer("first_k_dense_replace", 0, config.num_hidden_layers);
-  config.moe_layer_freq = json.integer_or("moe_layer_freq", 1, 1, kLayersMax);
   config.num_attention_heads = json.integer("num_attention_heads", 1, 1 << 14);
+  config.max_position_embeddings = json.integer("max_position_embeddings", 1, kPositionsMax);
+  config.rms_norm_eps = json.number_or("rms_norm_eps", 1e-6, 0, 1);
+}
+
+void read_mla(const Section& json, ModelConfig& config) {
   config.q_lora_rank = json.integer_or("q_lora_rank", 0, 0, kSizeMax);
   config.kv_lora_rank = json.integer("kv_lora_rank", 1, kSizeMax);
   config.qk_nope_head_dim = json.integer("qk_nope_head_dim", 1, 1 << 14);
   config.qk_rope_head_dim = json.integer("qk_rope_head_dim", 2, 1 << 14);
   config.v_head_dim = json.integer("v_head_dim", 1, 1 << 14);
-  config.max_position_embeddings = json.integer("max_position_embeddings", 1, kPositionsMax);
-  config.num_nextn_predict_layers = json.integer_or("num_nextn_predict_layers", 0, 0, kLayersMax);
-  config.rms_norm_eps = json.number_or("rms_norm_eps", 1e-6, 0, 1);
   if (config.qk_rope_head_dim % 2 != 0) json.wrong("qk_rope_head_dim", "an even number");
   const int64_t heads =
       json.integer_or("num_key_value_heads", config.num_attention_heads, 1, kSizeMax);
@@ -243,6 +241,20 @@ void read_sizes(const Section& json, ModelConfig& config) {
                fmt::format("num_attention_heads ({}): MLA has no grouped heads",
                            config.num_attention_heads));
   }
+}
+
+void read_gqa(const Section& json, ModelConfig& config) {
+  const int64_t heads = config.num_attention_heads;
+  config.num_key_value_heads = json.integer_or("num_key_value_heads", heads, 1, heads);
+  if (heads % config.num_key_value_heads != 0) {
+    json.wrong("num_key_value_heads", fmt::format("a divisor of num_attention_heads ({})", heads));
+  }
+  if (!json.has("head_dim") && config.hidden_size % heads != 0) {
+    json.wrong("hidden_size", fmt::format("a multiple of num_attention_heads ({})", heads));
+  }
+  config.head_dim = json.integer_or("head_dim", config.hidden_size / heads, 2, 1 << 14);
+  if (config.head_dim % 2 != 0) json.wrong("head_dim", "an even number");
+  config.tie_word_embeddings = json.boolean_or("tie_word_embeddings", false);
 }
 
 TopkMethod topk_method_of(const Section& json, bool v2) {
@@ -281,8 +293,12 @@ void check_groups(const Section& json, const ModelConfig& config) {
   }
 }
 
-void read_router(const Section& json, ModelConfig& config) {
+void read_experts(const Section& json, ModelConfig& config) {
   const bool v2 = config.architecture == Architecture::kDeepseekV2;
+  config.moe_intermediate_size = json.integer("moe_intermediate_size", 1, kSizeMax);
+  config.first_k_dense_replace = json.integer("first_k_dense_replace", 0, config.num_hidden_layers);
+  config.moe_layer_freq = json.integer_or("moe_layer_freq", 1, 1, kLayersMax);
+  config.num_nextn_predict_layers = json.integer_or("num_nextn_predict_layers", 0, 0, kLayersMax);
   config.n_routed_experts = json.integer("n_routed_experts", 1, 1 << 16);
   config.n_shared_experts = json.integer_or("n_shared_experts", 0, 0, 1 << 10);
   config.num_experts_per_tok = json.integer("num_experts_per_tok", 1, config.n_routed_experts);
@@ -301,16 +317,9 @@ void read_router(const Section& json, ModelConfig& config) {
   check_groups(json, config);
 }
 
-void read_yarn(const Section& scaling, ModelConfig& config) {
-  const bool newer = scaling.has("rope_type");
-  const char* type_key = newer ? "rope_type" : "type";
-  const std::string type = scaling.text_or(type_key, "");
-  if (newer && type == "default") return;  // "no scaling" of newer writers
-  if (type != "yarn") scaling.wrong(type_key, "yarn");
-  RopeScaling& rope = config.rope_scaling;
+void read_yarn(const Section& scaling, RopeScaling& rope) {
+  rope.type = RopeType::kYarn;
   rope.factor = scaling.number("factor", 1, 1e6);
-  rope.original_max_position_embeddings =
-      scaling.integer_or("original_max_position_embeddings", 4096, 1, kPositionsMax);
   rope.beta_fast = scaling.number_or("beta_fast", 32, 1e-3, 1e6);
   rope.beta_slow = scaling.number_or("beta_slow", 1, 1e-3, 1e6);
   rope.mscale = scaling.number_or("mscale", 1, 0, 100);
@@ -318,18 +327,59 @@ void read_yarn(const Section& scaling, ModelConfig& config) {
   if (rope.beta_slow > rope.beta_fast) scaling.wrong("beta_slow", "at most beta_fast");
 }
 
+void read_llama3(const Section& scaling, RopeScaling& rope) {
+  rope.type = RopeType::kLlama3;
+  rope.factor = scaling.number("factor", 1, 1e6);
+  rope.low_freq_factor = scaling.number("low_freq_factor", 1e-3, 1e6);
+  rope.high_freq_factor = scaling.number("high_freq_factor", 1e-3, 1e6);
+  rope.original_max_position_embeddings =
+      scaling.integer("original_max_position_embeddings", 1, kPositionsMax);
+  if (rope.low_freq_factor >= rope.high_freq_factor) {
+    scaling.wrong("low_freq_factor", "less than high_freq_factor");
+  }
+}
+
+void read_rope_scaling(const Section& scaling, ModelConfig& config) {
+  const bool mla = config.attention_kind() == AttentionKind::kMla;
+  const bool newer = scaling.has("rope_type");
+  const char* type_key = newer ? "rope_type" : "type";
+  const std::string type = scaling.text_or(type_key, "");
+  RopeScaling& rope = config.rope_scaling;
+  if (type == "default" && (newer || !mla)) return;  // "no scaling"
+  if (type == "yarn") {
+    // Qwen's own files name it; what others may mean without it differs.
+    rope.original_max_position_embeddings =
+        mla ? scaling.integer_or("original_max_position_embeddings", 4096, 1, kPositionsMax)
+            : scaling.integer("original_max_position_embeddings", 1, kPositionsMax);
+    for (const char* key : {"mscale", "mscale_all_dim", "attention_factor"}) {
+      if (!mla && scaling.has(key)) scaling.wrong(key, "no such key in a Qwen2 or Llama model");
+    }
+    return read_yarn(scaling, rope);
+  }
+  if (mla) scaling.wrong(type_key, "yarn");
+  if (type == "llama3") return read_llama3(scaling, rope);
+  if (type != "linear") scaling.wrong(type_key, "default, linear, llama3 or yarn");
+  rope.type = RopeType::kLinear;
+  rope.factor = scaling.number("factor", 1, 1e6);
+}
+
 // `rope_theta` and `rope_scaling`, or both inside `rope_parameters`.
 void read_rope(const Section& json, ModelConfig& config) {
   config.rope_theta = json.number_or("rope_theta", 10000, 1.001, 1e12);
-  if (!json.boolean_or("rope_interleave", true)) {
+  if (config.attention_kind() == AttentionKind::kGqa) {
+    config.rope_scaling.type = RopeType::kDefault;
+    if (json.number_or("partial_rotary_factor", 1, 0, 1) != 1) {
+      json.wrong("partial_rotary_factor", "1");
+    }
+  } else if (!json.boolean_or("rope_interleave", true)) {
     json.wrong("rope_interleave", "true: half-split rope weights are not supported");
   }
   if (json.has("rope_parameters")) {
     const Section parameters = json.section("rope_parameters");
     config.rope_theta = parameters.number_or("rope_theta", config.rope_theta, 1.001, 1e12);
-    read_yarn(parameters, config);
+    read_rope_scaling(parameters, config);
   } else if (json.has("rope_scaling")) {
-    read_yarn(json.section("rope_scaling"), config);
+    read_rope_scaling(json.section("rope_scaling"), config);
   }
 }
 
@@ -375,11 +425,30 @@ void read_quantization(const Section& json, ModelConfig& config) {
   }
 }
 
-void refuse_other_variants(const Section& json) {
+// Layers that see the last sliding_window positions only: all from max_window_layers on if
+// use_sliding_window is set; newer files say it of each layer.
+void refuse_sliding_window(const Section& json, const ModelConfig& config) {
+  constexpr std::string_view kFull = "attention over all positions: a sliding window is not built";
+  if (const Json* types = json.value("layer_types"); types != nullptr) {
+    const bool full =
+        types->is_array() && std::all_of(types->begin(), types->end(),
+                                         [](const Json& type) { return type == "full_attention"; });
+    if (!full) json.wrong("layer_types", fmt::format("\"full_attention\" throughout, {}", kFull));
+    return;
+  }
+  if (!json.boolean_or("use_sliding_window", false) || !json.has("sliding_window")) return;
+  const int64_t first = json.integer_or("max_window_layers", 0, 0, kLayersMax);
+  if (first < config.num_hidden_layers)
+    json.wrong("use_sliding_window", fmt::format("false, {}", kFull));
+}
+
+void refuse_other_variants(const Section& json, const ModelConfig& config) {
   if (json.text_or("hidden_act", "silu") != "silu") json.wrong("hidden_act", "silu");
-  for (const char* key : {"attention_bias", "mlp_bias", "tie_word_embeddings"}) {
+  for (const char* key : {"attention_bias", "mlp_bias"}) {
     if (json.boolean_or(key, false)) json.wrong(key, "false");
   }
+  if (config.attention_kind() == AttentionKind::kGqa) return;
+  if (json.boolean_or("tie_word_embeddings", false)) json.wrong("tie_word_embeddings", "false");
 }
 
 int32_t token_id(const Section& json, const char* key, const Json& value, int64_t vocab_size) {
@@ -425,9 +494,15 @@ ModelConfig load_config(const std::filesystem::path& model_dir) {
   const Section json(file, "", tree);
   ModelConfig config;
   read_architecture(json, config);
-  refuse_other_variants(json);
+  refuse_other_variants(json, config);
   read_sizes(json, config);
-  read_router(json, config);
+  if (config.attention_kind() == AttentionKind::kMla) {
+    read_mla(json, config);
+    read_experts(json, config);
+  } else {
+    read_gqa(json, config);
+    refuse_sliding_window(json, config);
+  }
   read_rope(json, config);
   read_quantization(json, config);
   read_special_tokens(json, config);
@@ -455,31 +530,66 @@ kernels::RouterShape ModelConfig::router_shape() const {
 }
 
 double ModelConfig::softmax_scale() const {
-  const double m = yarn_scale(rope_scaling.factor, rope_scaling.mscale_all_dim);
+  const bool yarn = rope_scaling.type == RopeType::kYarn;
+  const double m = yarn ? yarn_scale(rope_scaling.factor, rope_scaling.mscale_all_dim) : 1;
   return m * m / std::sqrt(static_cast<double>(qk_head_dim()));
 }
 
-std::vector<double> ModelConfig::rope_inv_freq() const {
-  const auto dim = static_cast<double>(qk_rope_head_dim);
-  const auto original = static_cast<double>(rope_scaling.original_max_position_embeddings);
+namespace {
+
+double base_frequency(const ModelConfig& config, int64_t pair) {
+  return std::pow(config.rope_theta,
+                  -2.0 * static_cast<double>(pair) / static_cast<double>(config.rope_head_dim()));
+}
+
+std::vector<double> yarn_frequencies(const ModelConfig& config) {
+  const RopeScaling& scaling = config.rope_scaling;
+  const auto dim = static_cast<double>(config.rope_head_dim());
+  const auto original = static_cast<double>(scaling.original_max_position_embeddings);
   // The (fractional) pair that turns `rotations` times over the original context.
   const auto pair_of = [&](double rotations) {
     return dim * std::log(original / (2 * std::numbers::pi * rotations)) /
-           (2 * std::log(rope_theta));
+           (2 * std::log(config.rope_theta));
   };
-  const double low = std::max(std::floor(pair_of(rope_scaling.beta_fast)), 0.0);
-  double high = std::min(std::ceil(pair_of(rope_scaling.beta_slow)), dim - 1);
+  const double low = std::max(std::floor(pair_of(scaling.beta_fast)), 0.0);
+  double high = std::min(std::ceil(pair_of(scaling.beta_slow)), dim - 1);
   if (low == high) high += 0.001;  // as the published code does, against a division by zero
   std::vector<double> frequencies;
-  for (int64_t i = 0; i < qk_rope_head_dim / 2; ++i) {
-    const double base = std::pow(rope_theta, -2.0 * static_cast<double>(i) / dim);
+  for (int64_t i = 0; i < config.rope_head_dim() / 2; ++i) {
+    const double base = base_frequency(config, i);
     const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
-    frequencies.push_back(base * (1 - ramp) + base / rope_scaling.factor * ramp);
+    frequencies.push_back(base * (1 - ramp) + base / scaling.factor * ramp);
+  }
+  return frequencies;
+}
+
+// Pairs that turn often over the original context stay, those that turn seldom are slowed down by
+// the factor, those between are mixed.
+double llama3_frequency(const RopeScaling& scaling, double base) {
+  const auto original = static_cast<double>(scaling.original_max_position_embeddings);
+  const double turns = original * base / (2 * std::numbers::pi);
+  const double kept = std::clamp(
+      (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0,
+      1.0);
+  return (1 - kept) * base / scaling.factor + kept * base;
+}
+
+}  // namespace
+
+std::vector<double> ModelConfig::rope_inv_freq() const {
+  if (rope_scaling.type == RopeType::kYarn) return yarn_frequencies(*this);
+  std::vector<double> frequencies;
+  for (int64_t i = 0; i < rope_head_dim() / 2; ++i) {
+    const double base = base_frequency(*this, i);
+    frequencies.push_back(rope_scaling.type == RopeType::kLlama3
+                              ? llama3_frequency(rope_scaling, base)
+                              : base / rope_scaling.factor);
   }
   return frequencies;
 }
 
 double ModelConfig::rope_magnitude() const {
+  if (rope_scaling.type != RopeType::kYarn) return 1;
   return yarn_scale(rope_scaling.factor, rope_scaling.mscale) /
          yarn_scale(rope_scaling.factor, rope_scaling.mscale_all_dim);
 }

@@ -15,15 +15,26 @@ namespace atl::model {
 // (docs/model.md 3.1).
 inline constexpr float kInnerNormEps = 1e-6f;
 
-enum class Architecture : uint8_t { kDeepseekV2, kDeepseekV3, kKimiK2 };
+enum class Architecture : uint8_t { kDeepseekV2, kDeepseekV3, kKimiK2, kQwen2, kLlama };
 
-struct RopeScaling {  // YaRN; absent in the config: factor 1
+// How the layers attend, and with it which of the sizes below a model has.
+enum class AttentionKind : uint8_t {
+  kMla,  // one latent for all heads
+  kGqa,  // groups of query heads, each with a head of keys and values
+};
+
+enum class RopeType : uint8_t { kDefault, kLinear, kLlama3, kYarn };
+
+struct RopeScaling {  // absent in the config: YaRN of factor 1 with kMla, kDefault with kGqa
+  RopeType type = RopeType::kYarn;
   double factor = 1;
   int64_t original_max_position_embeddings = 4096;
   double beta_fast = 32;
   double beta_slow = 1;
   double mscale = 1;
   double mscale_all_dim = 0;
+  double low_freq_factor = 1;  // kLlama3
+  double high_freq_factor = 4;
 };
 
 // A checked value: every size is positive and consistent with the others, so that code that holds
@@ -39,12 +50,16 @@ struct ModelConfig {
   int64_t first_k_dense_replace = 0;
   int64_t moe_layer_freq = 1;
   int64_t num_attention_heads = 0;
+  // kGqa only:
+  int64_t num_key_value_heads = 0;  // divides num_attention_heads
+  int64_t head_dim = 0;
+  // kMla only:
   int64_t q_lora_rank = 0;  // 0: one q_proj, no q_a/q_b
   int64_t kv_lora_rank = 0;
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
   int64_t v_head_dim = 0;
-  int64_t n_routed_experts = 0;
+  int64_t n_routed_experts = 0;  // 0: a dense model, as those of kGqa are; no others are then
   int64_t n_shared_experts = 0;
   int64_t num_experts_per_tok = 0;
   int64_t n_group = 1;
@@ -58,19 +73,36 @@ struct ModelConfig {
   RopeScaling rope_scaling;
   int64_t max_position_embeddings = 0;
   int64_t num_nextn_predict_layers = 0;
-  bool fp8 = false;  // quantization_config: fp8, e4m3, 128x128 blocks
+  bool fp8 = false;                  // quantization_config: fp8, e4m3, 128x128 blocks
+  bool tie_word_embeddings = false;  // the head is the embedding
   std::optional<int32_t> bos_token_id;
   std::vector<int32_t> eos_token_ids;  // generation_config.json first, else config.json
 
+  AttentionKind attention_kind() const {
+    const bool grouped =
+        architecture == Architecture::kQwen2 || architecture == Architecture::kLlama;
+    return grouped ? AttentionKind::kGqa : AttentionKind::kMla;
+  }
+  bool has_qkv_bias() const { return architecture == Architecture::kQwen2; }
+  bool has_experts() const { return n_routed_experts > 0; }
   bool is_moe_layer(int64_t layer) const {
     return n_routed_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;
   }
   bool has_correction_bias() const { return topk_method == kernels::TopkMethod::kNoauxTc; }
-  int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  // Values of a head's query (and key), of its rotated part, and of its result.
+  int64_t qk_head_dim() const {
+    return attention_kind() == AttentionKind::kGqa ? head_dim : qk_nope_head_dim + qk_rope_head_dim;
+  }
+  int64_t rope_head_dim() const {
+    return attention_kind() == AttentionKind::kGqa ? head_dim : qk_rope_head_dim;
+  }
+  int64_t o_head_dim() const {
+    return attention_kind() == AttentionKind::kGqa ? head_dim : v_head_dim;
+  }
   kernels::RouterShape router_shape() const;
-  // (nope + rope)^-1/2 * m^2. Source: docs/model.md 3.3.
+  // qk_head_dim^-1/2 * m^2. Source: docs/model.md 3.3.
   double softmax_scale() const;
-  // YaRN frequencies [qk_rope_head_dim / 2], the factor on cos and sin. Source: docs/model.md 3.4.
+  // Frequencies [rope_head_dim / 2], the factor on cos and sin. Source: docs/model.md 3.4 and 3.7.
   std::vector<double> rope_inv_freq() const;
   double rope_magnitude() const;
 };

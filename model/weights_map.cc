@@ -14,6 +14,7 @@
 #include "base/result.h"
 #include "base/units.h"
 #include "kernels/numeric_types.h"
+#include "kernels/ops.h"
 #include "kernels/panel.h"
 #include "storage/io/printable.h"
 
@@ -56,10 +57,11 @@ class Mapper {
   Mapper(const ModelConfig& config, const Checkpoint& checkpoint)
       : config_(config), checkpoint_(checkpoint) {}
 
-  // A BF16 or F32 vector.
+  // A BF16 or F32 vector, or F16 where that is taken.
   PlainTensor vector(const std::string& name, int64_t size) {
     const TensorInfo& tensor = require(name);
-    if (tensor.dtype != DType::kBf16 && tensor.dtype != DType::kF32) {
+    const bool f16 = tensor.dtype == DType::kF16 && takes_f16();
+    if (tensor.dtype != DType::kBf16 && tensor.dtype != DType::kF32 && !f16) {
       refuse(checkpoint_, tensor,
              fmt::format("dtype {}, expected BF16 or F32", storage::printable(tensor.dtype_name)));
     }
@@ -94,6 +96,12 @@ class Mapper {
       case DType::kF8E4m3:
         matrix.format = WeightFormat::kFp8E4m3;
         break;
+      case DType::kF16:
+        if (takes_f16()) {
+          matrix.format = WeightFormat::kF16;
+          break;
+        }
+        [[fallthrough]];
       default:
         refuse(checkpoint_, tensor,
                fmt::format("dtype {}, expected F8_E4M3, BF16 or F32",
@@ -111,6 +119,8 @@ class Mapper {
     return ffn;
   }
 
+  void ignore(const std::string& name) { used_.insert(checkpoint_.find(name)); }
+
   bool used(const TensorInfo& tensor) const { return used_.contains(&tensor); }
 
  private:
@@ -123,6 +133,9 @@ class Mapper {
     used_.insert(tensor);
     return *tensor;
   }
+
+  // Tiles and packs of experts have no F16.
+  bool takes_f16() const { return !config_.has_experts(); }
 
   const TensorInfo* find_scale(const std::string& weight) const {
     for (const std::string_view suffix : kScaleSuffixes) {
@@ -167,7 +180,24 @@ class Mapper {
 
 std::string layer_prefix(int64_t layer) { return fmt::format("{}{}.", kLayerPrefix, layer); }
 
-MlaTensors map_attention(Mapper& mapper, const ModelConfig& config, const std::string& prefix) {
+GqaTensors map_gqa(Mapper& mapper, const ModelConfig& config, const std::string& prefix) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t q_rows = config.num_attention_heads * config.head_dim;
+  const int64_t kv_rows = config.num_key_value_heads * config.head_dim;
+  GqaTensors a;
+  a.q_proj = mapper.any_matrix(prefix + "q_proj.weight", q_rows, hidden);
+  a.k_proj = mapper.any_matrix(prefix + "k_proj.weight", kv_rows, hidden);
+  a.v_proj = mapper.any_matrix(prefix + "v_proj.weight", kv_rows, hidden);
+  a.o_proj = mapper.any_matrix(prefix + "o_proj.weight", hidden, q_rows);
+  if (config.has_qkv_bias()) {
+    a.q_bias = mapper.vector(prefix + "q_proj.bias", q_rows);
+    a.k_bias = mapper.vector(prefix + "k_proj.bias", kv_rows);
+    a.v_bias = mapper.vector(prefix + "v_proj.bias", kv_rows);
+  }
+  return a;
+}
+
+MlaTensors map_mla(Mapper& mapper, const ModelConfig& config, const std::string& prefix) {
   const int64_t hidden = config.hidden_size;
   const int64_t q_rows = config.num_attention_heads * config.qk_head_dim();
   const int64_t kv_rows =
@@ -193,7 +223,11 @@ LayerTensors map_layer(Mapper& mapper, const ModelConfig& config, int64_t index)
   const std::string prefix = layer_prefix(index);
   LayerTensors layer;
   layer.input_layernorm = mapper.vector(prefix + "input_layernorm.weight", config.hidden_size);
-  layer.attention = map_attention(mapper, config, prefix + "self_attn.");
+  if (config.attention_kind() == AttentionKind::kGqa) {
+    layer.attention = map_gqa(mapper, config, prefix + "self_attn.");
+  } else {
+    layer.attention = map_mla(mapper, config, prefix + "self_attn.");
+  }
   layer.post_attention_layernorm =
       mapper.vector(prefix + "post_attention_layernorm.weight", config.hidden_size);
   if (!config.is_moe_layer(index)) {
@@ -355,6 +389,9 @@ Checkpoint open_checkpoint(const std::filesystem::path& model_dir, const ModelCo
 }
 
 std::vector<const MatrixSource*> whole_matrices(const AttentionTensors& attention) {
+  if (const auto* gqa = std::get_if<GqaTensors>(&attention)) {
+    return {&gqa->q_proj, &gqa->k_proj, &gqa->v_proj, &gqa->o_proj};
+  }
   std::vector<const MatrixSource*> matrices;
   const auto& mla = std::get<MlaTensors>(attention);
   for (const MatrixSource* matrix :
@@ -374,7 +411,13 @@ ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint
     model.layers.push_back(map_layer(mapper, config, layer));
   }
   model.norm = mapper.vector("model.norm.weight", config.hidden_size);
-  model.lm_head = mapper.any_matrix("lm_head.weight", config.vocab_size, config.hidden_size);
+  // Some files that tie the two carry the head as well; it is then the same by definition.
+  if (config.tie_word_embeddings) {
+    model.lm_head = model.embed_tokens;
+    mapper.ignore("lm_head.weight");
+  } else {
+    model.lm_head = mapper.any_matrix("lm_head.weight", config.vocab_size, config.hidden_size);
+  }
   if (experts == RoutedExperts::kInCheckpoint) {
     // A coordinator refuses what its nodes would refuse.
     storage::ExpertCatalog catalog = catalog_of(config);
@@ -407,22 +450,16 @@ std::vector<float> read_plain(const Checkpoint& checkpoint, const PlainTensor& p
   }
   std::vector<std::byte> raw(tensor.bytes);
   checkpoint.read(tensor, 0, raw);
-  const auto format = tensor.dtype == DType::kF32 ? WeightFormat::kF32 : WeightFormat::kBf16;
+  const auto format = tensor.dtype == DType::kF32   ? WeightFormat::kF32
+                      : tensor.dtype == DType::kF16 ? WeightFormat::kF16
+                                                    : WeightFormat::kBf16;
   const int64_t bad = kernels::find_non_finite(format, raw.data(), expected);
   if (bad >= 0) {
     refuse(checkpoint, tensor,
            fmt::format("value {} is not finite: the file is damaged, fetch it again", bad));
   }
   std::vector<float> values(static_cast<size_t>(expected));
-  if (format == WeightFormat::kF32) {
-    std::memcpy(values.data(), raw.data(), raw.size());
-    return values;
-  }
-  for (size_t i = 0; i < values.size(); ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, raw.data() + i * sizeof bits, sizeof bits);
-    values[i] = kernels::bf16_to_float(bits);
-  }
+  kernels::load_weights_row(raw.data(), expected, format, values.data());
   return values;
 }
 

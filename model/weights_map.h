@@ -14,7 +14,7 @@
 
 namespace atl::model {
 
-// A BF16 or F32 vector or matrix that is used as it is (norms, embedding, bias).
+// A BF16, F32 or F16 vector or matrix that is used as it is (norms, embedding, bias).
 struct PlainTensor {
   const storage::TensorInfo* tensor = nullptr;
 };
@@ -28,7 +28,11 @@ struct MlaTensors {
   storage::MatrixSource kv_b_proj;
   storage::MatrixSource o_proj;
 };
-using AttentionTensors = std::variant<MlaTensors>;
+struct GqaTensors {
+  storage::MatrixSource q_proj, k_proj, v_proj, o_proj;
+  PlainTensor q_bias, k_bias, v_bias;  // absent unless has_qkv_bias()
+};
+using AttentionTensors = std::variant<MlaTensors, GqaTensors>;
 // The matrices that are held as they are: all but MLA's kv_b_proj, which is cut by head. Absent
 // ones are left out.
 std::vector<const storage::MatrixSource*> whole_matrices(const AttentionTensors& attention);
@@ -47,11 +51,11 @@ struct LayerTensors {
 struct ModelTensors {
   storage::MatrixSource embed_tokens;  // BF16 or F32
   PlainTensor norm;
-  storage::MatrixSource lm_head;
+  storage::MatrixSource lm_head;  // with tie_word_embeddings that of embed_tokens
   std::vector<LayerTensors> layers;
 };
 
-// The values as FP32 (BF16 converted exactly). LoadError if there are not `expected` of them or one
+// The values as FP32 (the others converted exactly). LoadError if there are not `expected` of them or one
 // is not finite.
 std::vector<float> read_plain(const storage::Checkpoint& checkpoint, const PlainTensor& plain,
                               int64_t expected);
@@ -60,7 +64,7 @@ std::vector<float> read_plain(const storage::Checkpoint& checkpoint, const Plain
 enum class RoutedExperts : uint8_t { kInCheckpoint, kInPack };
 
 // Finds and checks every tensor the model needs (dtype, shape, scales; norms and biases in BF16 or
-// F32); MTP layers (index >= num_hidden_layers) are recognised and left out, any other tensor that
+// F32; all in F16, too, of a model without experts); MTP layers (index >= num_hidden_layers) are recognised and left out, any other tensor that
 // the model doesn't know is refused. LoadError: one line with file and tensor.
 ModelTensors map_tensors(const ModelConfig& config, const storage::Checkpoint& checkpoint,
                          RoutedExperts experts = RoutedExperts::kInCheckpoint);

@@ -252,30 +252,37 @@ struct BadConfig {
 
 const BadConfig kBadConfigs[] = {
     {"v32", R"({"model_type":"deepseek_v32"})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"deepseek_v32\""
-     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
-    {"qwen_distill", R"({"model_type":"qwen2","architectures":["Qwen2ForCausalLM"]})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"qwen2\""
-     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"
-     "; R1's distilled models are Qwen and Llama models, which Atoll does not run"},
-    {"llama_distill", R"({"model_type":"llama","architectures":["LlamaForCausalLM"]})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"llama\""
-     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"
-     "; R1's distilled models are Qwen and Llama models, which Atoll does not run"},
+     "model_type: expected deepseek_v2, deepseek_v3, kimi_k2, qwen2 or llama, found "
+     "\"deepseek_v32\""
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models "
+     "(Qwen2, Llama 3), and Kimi K2"},
+    {"qwen3", R"({"model_type":"qwen3","architectures":["Qwen3ForCausalLM"]})",
+     "model_type: expected deepseek_v2, deepseek_v3, kimi_k2, qwen2 or llama, found \"qwen3\""
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models "
+     "(Qwen2, Llama 3), and Kimi K2"},
     {"v4", R"({"model_type":"deepseek_v4","architectures":null})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found \"deepseek_v4\""
-     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
+     "model_type: expected deepseek_v2, deepseek_v3, kimi_k2, qwen2 or llama, found \"deepseek_v4\""
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models "
+     "(Qwen2, Llama 3), and Kimi K2"},
     {"no_type", R"({"model_type":null,"architectures":null})",
-     "model_type: expected deepseek_v2, deepseek_v3 or kimi_k2, found nothing"
-     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
+     "model_type: expected deepseek_v2, deepseek_v3, kimi_k2, qwen2 or llama, found nothing"
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models "
+     "(Qwen2, Llama 3), and Kimi K2"},
     {"type_is_number", R"({"model_type":3})", "model_type: expected a string, found 3"},
     {"other_class", R"({"architectures":["DeepseekV32ForCausalLM"]})",
-     "architectures: expected [\"DeepseekV3ForCausalLM\"] or [\"DeepseekV2ForCausalLM\"], found "
+     "architectures: expected the class of model_type deepseek_v3, found "
      "[\"DeepseekV32ForCausalLM\"]"
-     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1, and Kimi K2"},
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models "
+     "(Qwen2, Llama 3), and Kimi K2"},
+    {"class_alone", R"({"model_type":null,"architectures":["Qwen2MoeForCausalLM"]})",
+     "architectures: expected the class of a known model_type, found [\"Qwen2MoeForCausalLM\"]"
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models "
+     "(Qwen2, Llama 3), and Kimi K2"},
     {"class_against_type", R"({"architectures":["DeepseekV2ForCausalLM"]})",
      "architectures: expected the class of model_type deepseek_v3, found "
-     "[\"DeepseekV2ForCausalLM\"]"},
+     "[\"DeepseekV2ForCausalLM\"]"
+     "; supported are DeepSeek-V2, V2-Lite, V2.5, V3, V3.1 and R1 and its distilled models "
+     "(Qwen2, Llama 3), and Kimi K2"},
     {"vocab_missing", R"({"vocab_size":null})", "vocab_size is missing"},
     {"hidden_zero", R"({"hidden_size":0})",
      "hidden_size: expected a whole number from 1 to 1048576, found 0"},
@@ -377,6 +384,132 @@ TEST_P(BadConfigs, are_refused_by_name) {
 INSTANTIATE_TEST_SUITE_P(Config, BadConfigs, testing::ValuesIn(kBadConfigs),
                          [](const auto& info) { return std::string(info.param.name); });
 
+// ---- Dense models ------------------------------------------------------------------------------
+
+// R1-Distill-Qwen-1.5B as published, but for keys that others have, too.
+json qwen2() {
+  return json::parse(R"({
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 1536, "initializer_range": 0.02,
+    "intermediate_size": 8960, "max_position_embeddings": 131072, "max_window_layers": 21,
+    "model_type": "qwen2", "num_attention_heads": 12, "num_hidden_layers": 28,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 10000, "sliding_window": 4096,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true,
+    "use_mrope": false, "use_sliding_window": false, "vocab_size": 151936})");
+}
+
+// R1-Distill-Llama-8B.
+json llama() {
+  return json::parse(R"({
+    "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": 128001, "hidden_act": "silu", "hidden_size": 4096,
+    "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 131072,
+    "mlp_bias": false, "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    "use_cache": true, "vocab_size": 128256})");
+}
+
+TEST(Config, reads_the_distilled_models) {
+  const ModelConfig q = load(qwen2());
+  EXPECT_EQ(q.architecture, Architecture::kQwen2);
+  EXPECT_EQ(q.attention_kind(), AttentionKind::kGqa);
+  EXPECT_TRUE(q.has_qkv_bias());
+  EXPECT_FALSE(q.has_experts());
+  EXPECT_FALSE(q.is_moe_layer(5));
+  EXPECT_EQ(q.num_key_value_heads, 2);
+  EXPECT_EQ(q.head_dim, 128);
+  EXPECT_EQ(q.qk_head_dim(), 128);
+  EXPECT_EQ(q.rope_scaling.type, RopeType::kDefault);
+  EXPECT_NEAR(q.softmax_scale(), 1 / std::sqrt(128.0), 1e-15);
+  EXPECT_EQ(q.rope_inv_freq().size(), 64u);
+  EXPECT_EQ(q.rope_inv_freq()[1], std::pow(10000.0, -2.0 / 128));
+  EXPECT_FALSE(q.tie_word_embeddings);
+
+  const ModelConfig l = load(llama());
+  EXPECT_EQ(l.architecture, Architecture::kLlama);
+  EXPECT_FALSE(l.has_qkv_bias());
+  EXPECT_EQ(l.rope_scaling.type, RopeType::kLlama3);
+  EXPECT_EQ(l.rms_norm_eps, 1e-5);
+  EXPECT_EQ(l.rope_magnitude(), 1);
+  // Computed in double from the published formula: a fast pair stays, a slow one is divided by 8.
+  EXPECT_EQ(l.rope_inv_freq()[0], 1);
+  EXPECT_NEAR(l.rope_inv_freq()[63] / (std::pow(500000.0, -126.0 / 128) / 8), 1, 1e-15);
+
+  json other = llama();  // one head_dim of its own, tied, as Llama-3.2-1B
+  other["head_dim"] = 64;
+  other["tie_word_embeddings"] = true;
+  EXPECT_EQ(load(other).head_dim, 64);
+  EXPECT_TRUE(load(other).tie_word_embeddings);
+  other.erase("num_key_value_heads");  // every head its own
+  EXPECT_EQ(load(other).num_key_value_heads, 32);
+
+  json linear = qwen2();
+  linear["rope_scaling"] = {{"type", "linear"}, {"factor", 4}};
+  EXPECT_EQ(load(linear).rope_inv_freq()[3], std::pow(10000.0, -6.0 / 128) / 4);
+  json newer = qwen2();
+  newer["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5000}};
+  EXPECT_EQ(load(newer).rope_theta, 5000);
+  EXPECT_EQ(load(newer).rope_scaling.type, RopeType::kDefault);
+  newer["layer_types"] = std::vector<std::string>(28, "full_attention");
+  newer["use_sliding_window"] = true;  // the layers decide
+  EXPECT_EQ(load(newer).num_hidden_layers, 28);
+  newer.erase("layer_types");
+  newer["max_window_layers"] = 28;  // of no layer
+  EXPECT_EQ(load(newer).num_hidden_layers, 28);
+}
+
+const BadConfig kBadQwen2[] = {
+    {"sliding_window", R"({"use_sliding_window":true})",
+     "use_sliding_window: expected false, attention over all positions: a sliding window is not "
+     "built, found true"},
+    {"sliding_layers", R"({"layer_types":["full_attention","sliding_attention"]})",
+     "layer_types: expected \"full_attention\" throughout, attention over all positions: a "
+     "sliding window is not built, found [\"full_attention\",\"sliding_attention\"]"},
+    {"rope_type", R"({"rope_scaling":{"rope_type":"longrope","factor":4}})",
+     "rope_scaling.rope_type: expected default, linear, llama3 or yarn, found \"longrope\""},
+    {"rope_dynamic", R"({"rope_scaling":{"type":"dynamic","factor":4}})",
+     "rope_scaling.type: expected default, linear, llama3 or yarn, found \"dynamic\""},
+    {"yarn_without_length", R"({"rope_scaling":{"type":"yarn","factor":4}})",
+     "rope_scaling.original_max_position_embeddings is missing"},
+    {"yarn_with_a_factor_of_its_own",
+     R"({"rope_scaling":{"type":"yarn","factor":4,"original_max_position_embeddings":32768,
+         "attention_factor":1.5}})",
+     "rope_scaling.attention_factor: expected no such key in a Qwen2 or Llama model, found 1.5"},
+    {"llama3_ramp",
+     R"({"rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4,
+         "original_max_position_embeddings":8192}})",
+     "rope_scaling.low_freq_factor: expected less than high_freq_factor, found 4"},
+    {"groups", R"({"num_key_value_heads":5})",
+     "num_key_value_heads: expected a divisor of num_attention_heads (12), found 5"},
+    {"more_groups_than_heads", R"({"num_key_value_heads":24})",
+     "num_key_value_heads: expected a whole number from 1 to 12, found 24"},
+    {"odd_head_dim", R"({"head_dim":127})", "head_dim: expected an even number, found 127"},
+    {"no_head_dim", R"({"hidden_size":1537})",
+     "hidden_size: expected a multiple of num_attention_heads (12), found 1537"},
+    {"bias", R"({"attention_bias":true})", "attention_bias: expected false, found true"},
+    {"mlp_bias", R"({"mlp_bias":true})", "mlp_bias: expected false, found true"},
+    {"partial_rope", R"({"partial_rotary_factor":0.5})",
+     "partial_rotary_factor: expected 1, found 0.5"},
+    {"act", R"({"hidden_act":"gelu"})", "hidden_act: expected silu, found \"gelu\""},
+    {"quant", R"({"quantization_config":{"quant_method":"awq","bits":4}})",
+     "quantization_config.quant_method: expected fp8 or compressed-tensors: other quantized "
+     "checkpoints are not supported, found \"awq\""},
+};
+
+class BadQwen2 : public testing::TestWithParam<BadConfig> {};
+
+TEST_P(BadQwen2, are_refused_by_name) {
+  json j = qwen2();
+  j.merge_patch(json::parse(GetParam().patch));
+  EXPECT_EQ(load_error(j.dump()), "DIR/config.json: " + std::string(GetParam().message));
+}
+
+INSTANTIATE_TEST_SUITE_P(Config, BadQwen2, testing::ValuesIn(kBadQwen2),
+                         [](const auto& info) { return std::string(info.param.name); });
+
 TEST(Config, refuses_files_that_are_no_config) {
   const std::string good = v3().dump();
   const std::string prefix = "DIR/config.json: ";
@@ -411,6 +544,11 @@ TEST(Config, reads_the_bundled_models) {
         load_config(std::filesystem::path(ATOLL_SOURCE_DIR) / "tests/models" / name);
     EXPECT_EQ(c.fp8, std::string(name) == "tiny-fp8" || std::string(name) == "rand-ragged") << name;
     EXPECT_THAT(c.eos_token_ids, testing::ElementsAre(1)) << name;
+  }
+  for (const char* name : {"rand-qwen2", "rand-llama3", "rand-llama-linear", "rand-qwen2-yarn"}) {
+    const ModelConfig c =
+        load_config(std::filesystem::path(ATOLL_SOURCE_DIR) / "tests/models" / name);
+    EXPECT_FALSE(c.has_experts()) << name;
   }
 }
 
