@@ -267,12 +267,18 @@ class EngineBench {
     const coordinator::Weights& weights = deployment_.engine().weights();
     for (size_t layer = 0; layer < weights.layers().size(); ++layer) {
       const coordinator::LayerWeights& w = weights.layers()[layer];
-      const auto& a = std::get<coordinator::MlaWeights>(w.attention);
-      for (const auto* linear : {&a.q_a_proj, &a.q_proj, &a.kv_a_proj, &a.o_proj}) {
-        add(*linear, kProjections, steps, rows);
-      }
-      for (const auto* heads : {&a.w_k, &a.w_v}) {
-        for (const coordinator::Linear& linear : *heads) add(linear, kAbsorbed, steps, rows);
+      if (const auto* mla = std::get_if<coordinator::MlaWeights>(&w.attention)) {
+        for (const auto* linear : {&mla->q_a_proj, &mla->q_proj, &mla->kv_a_proj, &mla->o_proj}) {
+          add(*linear, kProjections, steps, rows);
+        }
+        for (const auto* heads : {&mla->w_k, &mla->w_v}) {
+          for (const coordinator::Linear& linear : *heads) add(linear, kAbsorbed, steps, rows);
+        }
+      } else {
+        const auto& gqa = std::get<coordinator::GqaWeights>(w.attention);
+        for (const auto* linear : {&gqa.q_proj, &gqa.k_proj, &gqa.v_proj, &gqa.o_proj}) {
+          add(*linear, kProjections, steps, rows);
+        }
       }
       add(w.router, kRouter, steps, rows);
       const bool moe = config().is_moe_layer(static_cast<int64_t>(layer));
@@ -296,8 +302,11 @@ class EngineBench {
   void add_attention(double attended, double read, StepWork* work) const {
     const model::ModelConfig& c = config();
     const auto layers = static_cast<double>(c.num_hidden_layers);
-    const auto width = static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim);
-    const double flop = 2 * width + 2 * static_cast<double>(c.kv_lora_rank);
+    const bool mla = c.attention_kind() == model::AttentionKind::kMla;
+    const auto width = static_cast<double>(
+        coordinator::cache_shape(c, options_.deployment.numerics.cache).values());
+    const double flop = mla ? 2 * width + 2 * static_cast<double>(c.kv_lora_rank)
+                            : 4 * static_cast<double>(c.head_dim);
     const auto element =
         static_cast<double>(kernels::element_bytes(options_.deployment.numerics.cache));
     (*work)[kCore].add(
@@ -385,6 +394,7 @@ class EngineBench {
     const NodeTotals after = node_totals();
     if (after.tiles.size() != before.tiles.size()) throw LoadError("an expert node was lost");
     // Each expert is computed as all of its tiles, whoever owns them.
+    if (after.tiles.empty()) return measured;  // a model without experts
     const auto tiles_per_expert =
         static_cast<double>(kernels::num_tiles(config().moe_intermediate_size));
     for (size_t n = 0; n < after.tiles.size(); ++n) {

@@ -46,14 +46,10 @@ AdminServer::AdminServer(const config::Address& address, std::string cluster, co
     });
   };
   route("GET", "/cluster", [this](auto& exchange) { status(exchange); });
-  route("POST", "/cluster/drain", [this](auto& exchange) {
-    change(exchange,
-           [this](const std::string& node) { return deployment_->cluster().drain(node); });
-  });
-  route("POST", "/cluster/resume", [this](auto& exchange) {
-    change(exchange,
-           [this](const std::string& node) { return deployment_->cluster().resume(node); });
-  });
+  route("POST", "/cluster/drain",
+        [this](auto& exchange) { change(exchange, &coordinator::Cluster::drain); });
+  route("POST", "/cluster/resume",
+        [this](auto& exchange) { change(exchange, &coordinator::Cluster::resume); });
   route("POST", "/cluster/reload", [this](auto& exchange) { reload(exchange); });
   thread_ = std::thread([this] { server_.run(); });
 }
@@ -86,13 +82,16 @@ void AdminServer::status(http::HttpExchange& exchange) const {
          {{"cluster", cluster_}, {"epoch", snapshot.epoch.value}, {"nodes", std::move(nodes)}});
 }
 
-void AdminServer::change(http::HttpExchange& exchange,
-                         const std::function<Status(const std::string&)>& change) {
+void AdminServer::change(http::HttpExchange& exchange, Change change) {
   const auto body = read_json(exchange.request().body, {.depth_max = 4, .bytes_max = 64 << 10});
   if (!body || !body->is_object() || !body->contains("node") || !(*body)["node"].is_string()) {
     return answer_error(exchange, R"(expected {"node": NAME})");
   }
-  const Status changed = change((*body)["node"].get<std::string>());
+  coordinator::Cluster* const cluster = deployment_->cluster();
+  if (cluster == nullptr) {
+    return answer_error(exchange, "there are no nodes: the model has no routed experts");
+  }
+  const Status changed = (cluster->*change)((*body)["node"].get<std::string>());
   if (!changed) return answer_error(exchange, changed.error().message);
   status(exchange);
 }

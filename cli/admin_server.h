@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "config/cluster_config.h"
+#include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/cluster_snapshot.h"
 #include "deployment/deployment.h"
 #include "http/http_server.h"
@@ -29,8 +30,8 @@ class AdminServer {
 
  private:
   void status(http::HttpExchange& exchange) const;
-  void change(http::HttpExchange& exchange,
-              const std::function<Status(const std::string&)>& change);
+  using Change = Status (coordinator::Cluster::*)(const std::string& node);
+  void change(http::HttpExchange& exchange, Change change);
   void reload(http::HttpExchange& exchange);
 
   const std::string cluster_;

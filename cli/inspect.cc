@@ -195,7 +195,8 @@ TileFacts tile_facts(const model::OpenedModel& loaded, const model::NumericsProf
 }
 
 MemoryFacts memory_facts(const model::OpenedModel& loaded, const InspectOptions& options) {
-  const int num_tiles = kernels::num_tiles(loaded.config.moe_intermediate_size);
+  const bool has_experts = loaded.config.has_experts();
+  const int num_tiles = has_experts ? kernels::num_tiles(loaded.config.moe_intermediate_size) : 0;
   const int cores = topology::this_machine().usable_cores;
   MemoryFacts facts;
   facts.nodes = options.nodes.value_or(0);
@@ -204,7 +205,9 @@ MemoryFacts memory_facts(const model::OpenedModel& loaded, const InspectOptions&
       options.context.value_or(std::min(kDefaultContext, loaded.config.max_position_embeddings));
   deployment::MemoryRequest request;
   request.numerics = loaded.settle(options.numerics);
-  request.placement = topology::equal_placement(num_tiles, std::max(1, facts.nodes));
+  if (has_experts) {
+    request.placement = topology::equal_placement(num_tiles, std::max(1, facts.nodes));
+  }
   request.local_node = facts.nodes == 0;
   request.coordinator_threads = cores;
   request.node_threads = std::max(1, cores / std::max(1, facts.nodes));
@@ -273,13 +276,50 @@ void add_fact(std::string* text, std::string_view name, std::string_view value) 
   *text += fmt::format("  {:<16}{}\n", name, value);
 }
 
+std::string_view rope_type_name(model::RopeType type) {
+  switch (type) {
+    case model::RopeType::kDefault:
+      return "default";
+    case model::RopeType::kLinear:
+      return "linear";
+    case model::RopeType::kLlama3:
+      return "llama3";
+    case model::RopeType::kYarn:
+      return "yarn";
+  }
+  return "?";
+}
+
 std::string rope_text(const model::ModelConfig& config) {
   const model::RopeScaling& yarn = config.rope_scaling;
+  switch (yarn.type) {
+    case model::RopeType::kDefault:
+      return fmt::format("theta {}, not scaled", config.rope_theta);
+    case model::RopeType::kLinear:
+      return fmt::format("theta {}, linear factor {}", config.rope_theta, yarn.factor);
+    case model::RopeType::kLlama3:
+      return fmt::format("theta {}, llama3 factor {} over {} positions ({} to {} turns)",
+                         config.rope_theta, yarn.factor,
+                         format_count(yarn.original_max_position_embeddings), yarn.low_freq_factor,
+                         yarn.high_freq_factor);
+    case model::RopeType::kYarn:
+      break;
+  }
   if (yarn.factor == 1) return fmt::format("theta {}, no YaRN", config.rope_theta);
   return fmt::format(
       "theta {}, YaRN factor {} over {} positions (beta {} to {}, mscale {}, mscale_all_dim {})",
       config.rope_theta, yarn.factor, format_count(yarn.original_max_position_embeddings),
       yarn.beta_fast, yarn.beta_slow, yarn.mscale, yarn.mscale_all_dim);
+}
+
+std::string attention_text(const model::ModelConfig& c) {
+  if (c.attention_kind() == model::AttentionKind::kGqa) {
+    return fmt::format("{} heads of {}, {} of keys and values{}", c.num_attention_heads, c.head_dim,
+                       c.num_key_value_heads, c.has_qkv_bias() ? "; q, k and v with bias" : "");
+  }
+  return fmt::format("{} heads of {} + {} (rope), values of {}; q_lora_rank {}, kv_lora_rank {}",
+                     c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
+                     c.q_lora_rank == 0 ? "none" : std::to_string(c.q_lora_rank), c.kv_lora_rank);
 }
 
 std::string model_text(const Facts& facts) {
@@ -290,11 +330,7 @@ std::string model_text(const Facts& facts) {
            fmt::format("{}: {} dense, {} with routed experts", c.num_hidden_layers,
                        c.num_hidden_layers - facts.moe_layers, facts.moe_layers));
   add_fact(&text, "hidden size", std::to_string(c.hidden_size));
-  add_fact(
-      &text, "attention",
-      fmt::format("{} heads of {} + {} (rope), values of {}; q_lora_rank {}, kv_lora_rank {}",
-                  c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
-                  c.q_lora_rank == 0 ? "none" : std::to_string(c.q_lora_rank), c.kv_lora_rank));
+  add_fact(&text, "attention", attention_text(c));
   if (facts.moe_layers > 0) {
     add_fact(&text, "experts",
              fmt::format("{} routed of {}, {} per token; {} shared", c.n_routed_experts,
@@ -311,6 +347,7 @@ std::string model_text(const Facts& facts) {
                        facts.tokenizer_tokens ? fmt::format("tokenizer with {} tokens",
                                                             format_count(*facts.tokenizer_tokens))
                                               : "no tokenizer"));
+  if (c.tie_word_embeddings) add_fact(&text, "head", "the embedding's weights (tied)");
   add_fact(&text, "MTP",
            c.num_nextn_predict_layers == 0
                ? "none"
@@ -381,7 +418,7 @@ std::string checkpoint_text(const Facts& facts) {
 
 std::string needs_text(const Facts& facts) {
   std::string text = "\nserving\n";
-  add_fact(&text, "other weights",
+  add_fact(&text, facts.tiles ? "other weights" : "weights",
            fmt::format("{} as stored, {} as held", format_bytes(coordinator_bytes(facts)),
                        format_bytes(facts.memory.need.coordinator.weights)));
   add_fact(&text, "KV cache",
@@ -454,6 +491,7 @@ std::string memory_text(const Facts& facts) {
     return text;
   }
   add_fact(&text, "verdict", *memory.shortage);
+  if (!facts.tiles) return text;
   add_fact(&text, "experts alone",
            memory.machines > 0 ? fmt::format("fit on {} machine{} with as much free memory",
                                              memory.machines, memory.machines == 1 ? "" : "s")
@@ -517,8 +555,15 @@ Json model_json(const Facts& facts) {
                {"max_position_embeddings", c.max_position_embeddings},
                {"rope_theta", c.rope_theta},
                {"num_nextn_predict_layers", c.num_nextn_predict_layers}};
+  if (c.attention_kind() == model::AttentionKind::kGqa) {
+    json["num_key_value_heads"] = c.num_key_value_heads;
+    json["head_dim"] = c.head_dim;
+    json["qkv_bias"] = c.has_qkv_bias();
+    json["tie_word_embeddings"] = c.tie_word_embeddings;
+  }
+  json["rope_scaling"] = {{"type", rope_type_name(yarn.type)}, {"factor", yarn.factor}};
   json["yarn"] =
-      yarn.factor == 1
+      yarn.factor == 1 || yarn.type != model::RopeType::kYarn
           ? Json(nullptr)
           : Json{{"factor", yarn.factor},
                  {"original_max_position_embeddings", yarn.original_max_position_embeddings},
@@ -644,8 +689,16 @@ Json tensors_json(const storage::Checkpoint& checkpoint) {
 int inspect(const InspectOptions& options) {
   const std::unique_ptr<model::OpenedModel> loaded = model::open(options.model_dir);
   const storage::Checkpoint& checkpoint = loaded->checkpoint;
-  deployment::require_nodes(options.nodes.value_or(0),
-                            kernels::num_tiles(loaded->config.moe_intermediate_size));
+  if (loaded->config.has_experts()) {
+    deployment::require_nodes(options.nodes.value_or(0),
+                              kernels::num_tiles(loaded->config.moe_intermediate_size));
+  } else {
+    deployment::DeploymentOptions asked;
+    asked.nodes = options.nodes.value_or(0);
+    asked.numerics = options.numerics;
+    asked.memory.ram_budget = options.ram_budget;
+    deployment::require_no_expert_options(asked, loaded->config);
+  }
   if (options.context && *options.context > loaded->config.max_position_embeddings) {
     throw LoadError(fmt::format("--context {}: the model has {} positions", *options.context,
                                 loaded->config.max_position_embeddings));

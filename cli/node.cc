@@ -128,6 +128,12 @@ void serve(const NodeCommandOptions& options) {
       model::open(options.model_dir, options.memory.stripes);
   const model::NumericsProfile numerics = model->settle(options.numerics);
   StopSignals signals;
+  if (!model->config.has_experts()) {
+    throw LoadError(fmt::format(
+        "{}: a {} model has no routed experts that a node could hold: it runs on the coordinator "
+        "alone (atoll run, atoll serve)",
+        options.model_dir.string(), model->config.model_type));
+  }
   ThreadTeam team(threads.num_threads, threads.cpus);
   expert_node::NodeOptions node_options;
   node_options.name = options.name;

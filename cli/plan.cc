@@ -82,6 +82,12 @@ struct Planned {
 Planned plan_of(const PlanOptions& options, bool with_what_if) {
   const config::ClusterConfig config = load_config(options, with_what_if);
   const auto opened = model::open(config.model, config.stripes);
+  if (!opened->config.has_experts()) {
+    throw LoadError(fmt::format(
+        "{}: a {} model has no routed experts to be planned for: it runs on the coordinator alone; "
+        "atoll inspect says whether it fits",
+        config.model.string(), opened->config.model_type));
+  }
   PlanSubject subject = plan_subject(config, opened->config.max_position_embeddings,
                                      [&] { return probe_machine(options.probe); });
   topology::PlanRequest& request = subject.request;

@@ -231,6 +231,7 @@ std::string nodes_text(const std::vector<deployment::Deployment::NodeReport>& no
 
 void print_nodes(deployment::Deployment& deployment) {
   const std::vector<deployment::Deployment::NodeReport> nodes = deployment.node_reports();
+  if (nodes.empty()) return;  // a model without experts
   fmt::print(stderr, "\n{}", nodes_text(nodes));
   const std::string caches =
       cache_text(nodes, deployment.engine().hint_stats(), deployment.engine().times().steps);

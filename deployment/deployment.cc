@@ -90,6 +90,23 @@ void require_nodes(int nodes, int num_tiles) {
                   nodes, num_tiles, num_tiles));
 }
 
+void require_no_expert_options(const DeploymentOptions& options, const model::ModelConfig& config) {
+  const auto refuse = [&](std::string_view option, std::string_view instead) {
+    throw LoadError(
+        fmt::format("{}: a {} model has no routed experts{}", option, config.model_type, instead));
+  };
+  constexpr std::string_view kAlone = " that nodes could hold: it runs on the coordinator alone";
+  if (options.nodes > 0) refuse("--nodes", kAlone);
+  if (!options.tile_counts.empty()) refuse("--tiles", kAlone);
+  if (options.redundancy > 1) refuse("--redundancy", kAlone);
+  if (options.cluster && !options.cluster->nodes.empty()) {
+    refuse(options.cluster->file.string() + ": nodes", kAlone);
+  }
+  if (options.memory.ram_budget) refuse("--ram-budget", ": all its weights stay in RAM");
+  if (options.prefetch != coordinator::Prefetch::kOff) refuse("--prefetch", "");
+  if (options.numerics.format) refuse("--format", ": --dense-format says how weights are held");
+}
+
 Deployment::Deployment(const DeploymentOptions& options)
     : options_(options),
       model_(model::open(options.model_dir, options.memory.stripes)),
@@ -97,22 +114,21 @@ Deployment::Deployment(const DeploymentOptions& options)
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
   const auto start = clock_.now();
-  topology::Placement placement =
-      make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
-  add_standbys(&placement, options_.cluster ? &*options_.cluster : nullptr);
+  topology::Placement placement;  // without experts: of no node
+  if (model_->config.has_experts()) {
+    placement = make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
+    add_standbys(&placement, options_.cluster ? &*options_.cluster : nullptr);
+  } else {
+    require_no_expert_options(options_, model_->config);
+  }
   open_device();
   if (!options_.force) {
     check_device_memory();
     check_memory(placement);
   }
-  join_cluster(placement, dials_nodes()         ? dialled_nodes()
-                          : options_.nodes == 0 ? local_node()
-                                                : child_nodes());
-  if (dials_nodes()) cluster_->watch();
+  if (model_->config.has_experts()) start_nodes(placement);
   load_weights();
-  wait_for_nodes("loading experts", &coordinator::Cluster::LoadState::ready);
-  if (!dials_nodes()) cluster_->watch();
-  cluster_->begin();
+  if (model_->config.has_experts()) finish_nodes();
   coordinator::EngineOptions engine_options;
   engine_options.cache_type = numerics_.cache;
   engine_options.rows_max = options_.rows_max;
@@ -122,6 +138,19 @@ Deployment::Deployment(const DeploymentOptions& options)
       model_->config, *weights_, dispatcher_.get(), team_, clock_, engine_options,
       [this](coordinator::KvCache& cache) { return make_compute(cache); });
   load_seconds_ = seconds_between(start, clock_.now());
+}
+
+void Deployment::start_nodes(const topology::Placement& placement) {
+  join_cluster(placement, dials_nodes()         ? dialled_nodes()
+                          : options_.nodes == 0 ? local_node()
+                                                : child_nodes());
+  if (dials_nodes()) cluster_->watch();
+}
+
+void Deployment::finish_nodes() {
+  wait_for_nodes("loading experts", &coordinator::Cluster::LoadState::ready);
+  if (!dials_nodes()) cluster_->watch();
+  cluster_->begin();
 }
 
 Deployment::~Deployment() {
@@ -372,7 +401,7 @@ void Deployment::wait_for_nodes(const char* label, bool coordinator::Cluster::Lo
 }
 
 void Deployment::wait_until_warm() {
-  wait_for_nodes("warming", &coordinator::Cluster::LoadState::warm);
+  if (cluster_) wait_for_nodes("warming", &coordinator::Cluster::LoadState::warm);
 }
 
 std::string Deployment::fingerprint() const {
@@ -391,6 +420,7 @@ std::string Deployment::short_fingerprint() const {
 
 std::vector<Deployment::NodeReport> Deployment::node_reports() {
   std::vector<NodeReport> reports;
+  if (!cluster_) return reports;
   for (coordinator::Cluster::NamedStats& stats : cluster_->stats()) {
     NodeReport report;
     report.name = stats.name;

@@ -68,6 +68,9 @@ inline constexpr int kNodesMax = 256;
 // LoadError unless `nodes` equal nodes each get one of an expert's tiles; 0 is this process alone.
 void require_nodes(int nodes, int num_tiles);
 
+// LoadError if something is asked for that only routed experts have, of a model without any.
+void require_no_expert_options(const DeploymentOptions& options, const model::ModelConfig& config);
+
 // A model ready to run, with its nodes, once it is known to fit into memory. Nodes may go on
 // loading experts in the background; what is asked for meanwhile and not there yet is read at once.
 // The destructor ends child nodes.
@@ -93,9 +96,13 @@ class Deployment {
   std::string fingerprint() const;
   std::string checkpoint_fingerprint() const { return model_->fingerprint(); }
   std::string short_fingerprint() const;  // 12 hexadecimal digits of it
-  coordinator::Cluster& cluster() { return *cluster_; }
+  // Null for a model without experts: it runs on the coordinator alone.
+  coordinator::Cluster* cluster() { return cluster_.get(); }
+  const coordinator::Dispatcher* dispatcher() const { return dispatcher_.get(); }
   // The engine's thread: hears of nodes that went or came while nothing is computed.
-  void poll_nodes() { dispatcher_->poll(); }
+  void poll_nodes() {
+    if (dispatcher_) dispatcher_->poll();
+  }
   // Reads the cluster file again and takes its nodes. Any thread, one at a time. LoadError: it is
   // wrong, and nothing changes; or there is none.
   struct Reload {
@@ -103,9 +110,10 @@ class Deployment {
     std::vector<std::string> needs_restart;  // keys with another value, which was not taken
   };
   Reload reload();
-  const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
   // Before the first step; as Dispatcher::set_trace().
-  void trace_shares(TraceRing* ring, uint8_t kind) { dispatcher_->set_trace(ring, kind); }
+  void trace_shares(TraceRing* ring, uint8_t kind) {
+    if (dispatcher_) dispatcher_->set_trace(ring, kind);
+  }
   // What each node did so far, with the traffic seen from here.
   struct NodeReport {
     std::string name;
@@ -115,7 +123,9 @@ class Deployment {
     coordinator::NodeTraffic traffic;
   };
   std::vector<NodeReport> node_reports();
-  std::vector<pid_t> child_pids() const { return cluster_->source().pids(); }
+  std::vector<pid_t> child_pids() const {
+    return cluster_ ? cluster_->source().pids() : std::vector<pid_t>{};
+  }
   double load_seconds() const { return load_seconds_; }  // until all were ready
   // Where the coordinator's threads run (and the experts' with nodes == 0).
   const topology::TeamPlan& threads() const { return threads_.coordinator; }
@@ -133,6 +143,8 @@ class Deployment {
   std::unique_ptr<coordinator::NodeSource> child_nodes();
   std::unique_ptr<coordinator::NodeSource> dialled_nodes();
   bool dials_nodes() const;
+  void start_nodes(const topology::Placement& placement);
+  void finish_nodes();
   void join_cluster(const topology::Placement& placement,
                     std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
@@ -154,10 +166,10 @@ class Deployment {
   std::unique_ptr<storage::TileStore> local_tiles_;
   std::unique_ptr<expert_node::ExpertNode> local_node_;
 
-  std::optional<config::Settings> settings_;      // of the cluster file when this began
-  coordinator::DialledNodes* dialled_ = nullptr;  // cluster_'s source, if it dials
-  std::unique_ptr<coordinator::Cluster> cluster_;
-  std::unique_ptr<coordinator::Dispatcher> dispatcher_;
+  std::optional<config::Settings> settings_;             // of the cluster file when this began
+  coordinator::DialledNodes* dialled_ = nullptr;         // cluster_'s source, if it dials
+  std::unique_ptr<coordinator::Cluster> cluster_;        // null without experts
+  std::unique_ptr<coordinator::Dispatcher> dispatcher_;  // likewise
   std::optional<coordinator::Weights> weights_;
   std::unique_ptr<kernels::cuda::Device> device_;  // of the engine's steps; nullptr: this CPU
   std::unique_ptr<coordinator::Engine> engine_;

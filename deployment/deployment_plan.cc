@@ -81,7 +81,7 @@ std::vector<std::string> changed_keys(const config::Settings& before, const conf
 // Places in the source and in the cluster are the same: a node that goes leaves its place empty,
 // and takes it again if it comes back.
 Deployment::Reload Deployment::reload() {
-  if (dialled_ == nullptr) {
+  if (dialled_ == nullptr) {  // so has every model without experts
     throw LoadError("there is nothing to reload: the coordinator has no cluster file with nodes");
   }
   const config::Settings settings = options_.read_cluster_file();

@@ -27,6 +27,9 @@ bool rounds_rows(const model::NumericsProfile& numerics) {
 Result<CudaMemoryNeed> device_memory_need(const model::OpenedModel& model,
                                           const model::ModelTensors& tensors,
                                           const MemoryRequest& request) {
+  if (model.config.attention_kind() == model::AttentionKind::kGqa) {
+    return Error{ErrorCode::kUnsupported, std::string(coordinator::kNoGqaKernels)};
+  }
   if (rounds_rows(request.numerics)) {
     return Error{ErrorCode::kUnsupported,
                  "dense weights that meet rows rounded to int8 have no GPU kernel: another "

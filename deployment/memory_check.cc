@@ -27,6 +27,7 @@ constexpr uint64_t kSmallCacheBytes = kGiB;
 // What the coordinator has in flight beside the step's own buffers: integer sums, an answer of each
 // node, and the message that all of them read (its buffers are powers of two).
 uint64_t exchange_bytes(const model::OpenedModel& model, const MemoryRequest& request) {
+  if (!model.config.has_experts()) return 0;
   transport::WireLimits limits;
   limits.rows_max = static_cast<uint32_t>(request.rows_max);
   limits.hidden_size = static_cast<uint32_t>(model.config.hidden_size);
@@ -157,9 +158,10 @@ class WaysOut {
     const model::NumericsProfile& numerics = request_.numerics;
     const bool experts_are_int4 =
         numerics.format.value_or(model_.catalog.format) == WeightFormat::kInt4;
-    if (change.int4 && (model_.pack || experts_are_int4)) return false;
+    const bool has_experts = !model_.catalog.moe_layers.empty();
+    if (change.int4 && (!has_experts || model_.pack || experts_are_int4)) return false;
     if (change.dense_int4 && numerics.dense_format == WeightFormat::kInt4) return false;
-    if (change.budget && model_.catalog.moe_layers.empty()) return false;
+    if (change.budget && !has_experts) return false;
     return !change.small_cache || !cache_.bytes_option.empty() || !cache_.advice.empty();
   }
 

@@ -12,11 +12,17 @@ namespace atl::deployment {
 transport::ModelIdentity identity_of(const model::OpenedModel& model,
                                      const model::NumericsProfile& numerics) {
   transport::ModelIdentity identity;
+  identity.checkpoint_fingerprint = model.fingerprint();
+  if (!model.config.has_experts()) {
+    identity.model = fmt::format("{}, {} layers, hidden {}", model.config.model_type,
+                                 model.config.num_hidden_layers, model.config.hidden_size);
+    identity.profile = "f32 arithmetic, grouped attention, " + numerics.describe_dense();
+    return identity;
+  }
   identity.model =
       fmt::format("{}, {} layers, hidden {}, {} experts of {}", model.config.model_type,
                   model.config.num_hidden_layers, model.config.hidden_size,
                   model.config.n_routed_experts, model.config.moe_intermediate_size);
-  identity.checkpoint_fingerprint = model.fingerprint();
   identity.profile =
       "f32 arithmetic, absorbed attention, " + numerics.describe(model.catalog.format);
   return identity;

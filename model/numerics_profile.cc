@@ -43,18 +43,30 @@ NumericsProfile NumericsProfile::with_pack(const storage::Pack& pack) const {
   return profile;
 }
 
+namespace {
+
+// "fp8", "int4 with i8 rows".
+std::string with_rows(WeightFormat held, std::optional<kernels::Activations> activations) {
+  std::string text(kernels::to_string(held));
+  if (!kernels::is_packed_only(held)) return text;
+  const bool chosen = held == WeightFormat::kInt4;
+  return fmt::format("{} with {} rows", text,
+                     kernels::to_string(chosen ? activations.value_or(kInt4Activations)
+                                               : kernels::Activations::kI8));
+}
+
+}  // namespace
+
 std::string NumericsProfile::describe(WeightFormat experts_in_checkpoint) const {
-  const auto with_rows = [this](WeightFormat held) {
-    std::string text(kernels::to_string(held));
-    if (!kernels::is_packed_only(held)) return text;
-    const bool chosen = held == WeightFormat::kInt4;
-    return fmt::format("{} with {} rows", text,
-                       kernels::to_string(chosen ? activations.value_or(kInt4Activations)
-                                                 : kernels::Activations::kI8));
-  };
   return fmt::format("wire {}, kv {}, experts {}, dense {}", kernels::to_string(wire),
-                     kernels::to_string(cache), with_rows(format.value_or(experts_in_checkpoint)),
-                     dense_format ? with_rows(*dense_format) : "as in the checkpoint");
+                     kernels::to_string(cache),
+                     with_rows(format.value_or(experts_in_checkpoint), activations),
+                     dense_format ? with_rows(*dense_format, activations) : "as in the checkpoint");
+}
+
+std::string NumericsProfile::describe_dense() const {
+  return fmt::format("kv {}, weights {}", kernels::to_string(cache),
+                     dense_format ? with_rows(*dense_format, activations) : "as in the checkpoint");
 }
 
 }  // namespace atl::model

@@ -28,6 +28,8 @@ struct NumericsProfile {
   NumericsProfile with_pack(const storage::Pack& pack) const;
   // "wire bf16, kv bf16, experts int4 with i8 rows, dense as in the checkpoint".
   std::string describe(kernels::WeightFormat experts_in_checkpoint) const;
+  // Of a model without experts: "kv bf16, weights as in the checkpoint".
+  std::string describe_dense() const;
 };
 
 // What int4 matrices do with rows unless the user says: 2.8 times the speed of FP32 rows with

@@ -2,9 +2,11 @@
 
 #include <utility>
 
+#include "base/check.h"
+
 namespace atl::coordinator {
 
-ClusterMonitor::ClusterMonitor(const Engine& engine, const Dispatcher& dispatcher, Cluster& cluster,
+ClusterMonitor::ClusterMonitor(const Engine& engine, const Dispatcher* dispatcher, Cluster* cluster,
                                const Clock& clock, ClusterMonitorOptions options)
     : engine_(engine),
       dispatcher_(dispatcher),
@@ -12,9 +14,9 @@ ClusterMonitor::ClusterMonitor(const Engine& engine, const Dispatcher& dispatche
       clock_(clock),
       options_(options),
       stop_(options.threads->make_condition()) {
-  snapshot_.nodes.resize(dispatcher.nodes().size());
+  CHECK_EQ(dispatcher == nullptr, cluster == nullptr);
   copy();
-  asker_ = options_.threads->start([this] { ask_nodes(); });
+  if (cluster_) asker_ = options_.threads->start([this] { ask_nodes(); });
 }
 
 ClusterMonitor::~ClusterMonitor() {
@@ -23,7 +25,7 @@ ClusterMonitor::~ClusterMonitor() {
     stopping_ = true;
   }
   stop_->notify_all();
-  asker_->join();
+  if (asker_) asker_->join();
 }
 
 void ClusterMonitor::after_step() {
@@ -36,7 +38,8 @@ ClusterSnapshot ClusterMonitor::snapshot() const {
     const std::lock_guard lock(mutex_);
     snapshot = snapshot_;
   }
-  const std::vector<Cluster::NodeStatus> status = cluster_.status();
+  if (!cluster_) return snapshot;
+  const std::vector<Cluster::NodeStatus> status = cluster_->status();
   snapshot.nodes.resize(status.size());  // the dispatcher hears of new ones later
   for (size_t n = 0; n < snapshot.nodes.size(); ++n) {
     ClusterSnapshot::Node& node = snapshot.nodes[n];
@@ -61,14 +64,18 @@ void ClusterMonitor::copy() {
   snapshot_.expert_rows = engine_.expert_load().rows_of_experts();
   snapshot_.times = engine_.times();
   snapshot_.hints = engine_.hint_stats();
-  snapshot_.epoch = dispatcher_.placement().epoch;
-  snapshot_.nodes.resize(dispatcher_.nodes().size());
+  if (dispatcher_) copy_nodes();
+}
+
+void ClusterMonitor::copy_nodes() {
+  snapshot_.epoch = dispatcher_->placement().epoch;
+  snapshot_.nodes.resize(dispatcher_->nodes().size());
   for (size_t n = 0; n < snapshot_.nodes.size(); ++n) {
     ClusterSnapshot::Node& node = snapshot_.nodes[n];
-    node.name = dispatcher_.nodes()[n].name;
-    node.num_tiles = dispatcher_.placement().num_tiles(n);
-    node.num_standby = dispatcher_.placement().num_standby(n);
-    node.traffic = dispatcher_.traffic()[n];
+    node.name = dispatcher_->nodes()[n].name;
+    node.num_tiles = dispatcher_->placement().num_tiles(n);
+    node.num_standby = dispatcher_->placement().num_standby(n);
+    node.traffic = dispatcher_->traffic()[n];
   }
 }
 
@@ -77,7 +84,7 @@ void ClusterMonitor::ask_nodes() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     lock.unlock();
-    std::vector<Cluster::NamedStats> all = cluster_.stats();
+    std::vector<Cluster::NamedStats> all = cluster_->stats();
     lock.lock();
     for (Cluster::NamedStats& told : all) {
       for (ClusterSnapshot::Node& node : snapshot_.nodes) {

@@ -25,8 +25,9 @@ struct ClusterMonitorOptions {
 // after_step() and while_idle(): the engine's thread.
 class ClusterMonitor final {
  public:
-  // All borrowed; they outlive this.
-  ClusterMonitor(const Engine& engine, const Dispatcher& dispatcher, Cluster& cluster,
+  // All borrowed; they outlive this. Dispatcher and cluster: both null for a model without experts,
+  // which has no nodes.
+  ClusterMonitor(const Engine& engine, const Dispatcher* dispatcher, Cluster* cluster,
                  const Clock& clock, ClusterMonitorOptions options = {});
   ~ClusterMonitor();
 
@@ -37,11 +38,12 @@ class ClusterMonitor final {
 
  private:
   void copy();
+  void copy_nodes();
   void ask_nodes();
 
   const Engine& engine_;
-  const Dispatcher& dispatcher_;
-  Cluster& cluster_;
+  const Dispatcher* const dispatcher_;
+  Cluster* const cluster_;
   const Clock& clock_;
   const ClusterMonitorOptions options_;
 
@@ -51,7 +53,7 @@ class ClusterMonitor final {
   const std::unique_ptr<Condition> stop_;
   bool stopping_ = false;
   ClusterSnapshot snapshot_;
-  std::unique_ptr<Thread> asker_;
+  std::unique_ptr<Thread> asker_;  // null without nodes
 };
 
 }  // namespace atl::coordinator

@@ -46,7 +46,7 @@ struct TraceCollector::Process {
   bool is_well = true;
 };
 
-TraceCollector::TraceCollector(Cluster& cluster, std::vector<TracedThread> threads,
+TraceCollector::TraceCollector(Cluster* cluster, std::vector<TracedThread> threads,
                                const Clock& clock)
     : cluster_(cluster),
       threads_(std::move(threads)),
@@ -82,12 +82,16 @@ void TraceCollector::stop() {
 
 void TraceCollector::run(std::chrono::milliseconds length, const OnLine& on_line) {
   std::vector<Process> processes;
-  for (Cluster::Control& control : cluster_.controls()) processes.push_back({std::move(control)});
+  if (cluster_) {
+    for (Cluster::Control& control : cluster_->controls()) {
+      processes.push_back({std::move(control)});
+    }
+  }
   Json about = {{"atoll_trace", 1}, {"coordinator_ns", trace_ns(clock_.now())}};
   for (size_t stage = 0; stage < kNumStages; ++stage) {
     about["stages"].push_back(stage_name(static_cast<Stage>(stage)));
   }
-  about["nodes"] = cluster_.node_names();
+  about["nodes"] = cluster_ ? cluster_->node_names() : std::vector<std::string>{};
   on_line(dumped(about));
 
   std::string clocks;

@@ -37,8 +37,8 @@ inline constexpr uint8_t kTraceRequest = 68;  // HTTP: a request, from its heade
 
 class TraceCollector {
  public:
-  // Everything is borrowed and outlives this.
-  TraceCollector(Cluster& cluster, std::vector<TracedThread> threads, const Clock& clock);
+  // Everything is borrowed and outlives this. Cluster: null for a model without experts.
+  TraceCollector(Cluster* cluster, std::vector<TracedThread> threads, const Clock& clock);
   ~TraceCollector();  // ends the trace under way
 
   using OnLine = std::function<void(std::string line)>;
@@ -54,7 +54,7 @@ class TraceCollector {
   void read_clock(Process& process, std::string* clocks) const;
   bool drain(std::vector<Process>& processes, const OnLine& on_line);
 
-  Cluster& cluster_;
+  Cluster* const cluster_;
   const std::vector<TracedThread> threads_;
   const Clock& clock_;
 

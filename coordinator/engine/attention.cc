@@ -52,10 +52,49 @@ class MlaAttention final : public Attention {
   StageTimer& timer_;
 };
 
+// Grouped-query attention. Source: docs/model.md 3.7.
+class GqaAttention final : public Attention {
+ public:
+  GqaAttention(Compute& compute, StageTimer& timer) : compute_(compute), timer_(timer) {}
+
+  void write_cache(int64_t layer, const AttentionWeights& of_layer) override {
+    const auto& weights = std::get<GqaWeights>(of_layer);
+    StageScope linears(timer_, Stage::kAttentionLinear);
+    project(weights.k_proj, weights.k_bias, Activation::kK);
+    project(weights.v_proj, weights.v_bias, Activation::kV);
+    compute_.rope_heads(Activation::kK);
+    compute_.write_keys_and_values(layer);
+  }
+
+  void attend(int64_t layer, const AttentionWeights& of_layer, int64_t /*num_rows*/) override {
+    const auto& weights = std::get<GqaWeights>(of_layer);
+    StageScope linears(timer_, Stage::kAttentionLinear);
+    project(weights.q_proj, weights.q_bias, Activation::kQ);
+    compute_.rope_heads(Activation::kQ);
+    {
+      StageScope core(timer_, Stage::kAttentionCore);
+      compute_.attend_groups(layer);
+    }
+    compute_.linear(weights.o_proj, Activation::kO, Activation::kOut);
+  }
+
+ private:
+  void project(const Linear& weights, const std::vector<float>& bias, Activation to) {
+    compute_.linear(weights, Activation::kH, to);
+    if (!bias.empty()) compute_.add_bias(bias, to);
+  }
+
+  Compute& compute_;
+  StageTimer& timer_;
+};
+
 }  // namespace
 
-std::unique_ptr<Attention> make_attention(const model::ModelConfig& /*config*/, Compute& compute,
+std::unique_ptr<Attention> make_attention(const model::ModelConfig& config, Compute& compute,
                                           StageTimer& timer) {
+  if (config.attention_kind() == model::AttentionKind::kGqa) {
+    return std::make_unique<GqaAttention>(compute, timer);
+  }
   return std::make_unique<MlaAttention>(compute, timer);
 }
 

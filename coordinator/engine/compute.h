@@ -25,9 +25,11 @@ enum class Activation : uint8_t {
   kH,    // [hidden] normalised
   kOut,  // [hidden] what a block adds
   kQA,   // [q_lora_rank]
-  kQ,    // [heads, nope + rope]
-  kKvA,  // [kv_lora_rank + rope]
-  kO,    // [heads, v]
+  kQ,    // [heads, qk_head_dim]
+  kKvA,  // [kv_lora_rank + rope], MLA
+  kK,
+  kV,  // [key-value heads, head_dim], GQA
+  kO,  // [heads, o_head_dim]
   kGate,
   kUp,            // [intermediate]
   kRouterLogits,  // [n_routed_experts]
@@ -91,6 +93,17 @@ class Compute {
   virtual void attend_latents(int64_t layer, int64_t row_begin, int64_t n) = 0;
   // kO = o~ Wv^T.
   virtual void unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) = 0;
+
+  // ---- Of GQA ----
+  // to += bias, in every row.
+  virtual void add_bias(const std::vector<float>& bias, Activation to) = 0;
+  // Rotates every head of kQ or kK, whose pairs are (i, head_dim / 2 + i).
+  virtual void rope_heads(Activation what) = 0;
+  // kK and kV rounded into the cache at each row's position.
+  virtual void write_keys_and_values(int64_t layer) = 0;
+  // kO = softmax(scale q k) v, each row over its sequence up to itself, each head with the keys and
+  // values of its group.
+  virtual void attend_groups(int64_t layer) = 0;
 
   // ---- Of every model ----
   // kGate = silu(kGate) * kUp, of `width` values a row.

@@ -38,6 +38,7 @@ struct Sizes {
   Sizes(const model::ModelConfig& config, int64_t rows_max) {
     const int64_t n = rows_max, heads = config.num_attention_heads;
     const int64_t latent = config.kv_lora_rank + config.qk_rope_head_dim;
+    const int64_t kv = config.num_key_value_heads * config.head_dim;
     const int64_t attention_rows = std::min(n, kAttentionRows);
     const int64_t ffn_width =
         std::max(config.intermediate_size, config.n_shared_experts * config.moe_intermediate_size);
@@ -50,12 +51,14 @@ struct Sizes {
     set(Activation::kQA, n * config.q_lora_rank);
     set(Activation::kQ, n * heads * config.qk_head_dim());
     set(Activation::kKvA, n * latent);
-    set(Activation::kO, n * heads * config.v_head_dim);
+    set(Activation::kK, n * kv);
+    set(Activation::kV, n * kv);
+    set(Activation::kO, n * heads * config.o_head_dim());
     set(Activation::kGate, n * ffn_width);
     set(Activation::kUp, n * ffn_width);
     set(Activation::kRouterLogits, n * config.n_routed_experts);
     set(Activation::kHintH, std::min(n, kHintRowsMax) * config.hidden_size);
-    angles = static_cast<size_t>(n * config.qk_rope_head_dim / 2);
+    angles = static_cast<size_t>(n * config.rope_head_dim() / 2);
     q_absorbed = static_cast<size_t>(attention_rows * heads * latent);
     o_latent = static_cast<size_t>(attention_rows * heads * config.kv_lora_rank);
     head_h = static_cast<size_t>(kHeadRows * config.hidden_size);
@@ -91,7 +94,7 @@ uint64_t CpuCompute::buffer_bytes(const model::ModelConfig& config, int64_t rows
   values += 2 * sizes.angles + sizes.q_absorbed + sizes.o_latent + sizes.head_h + sizes.logits;
   // The widest rows that a linear layer of the step takes.
   const int64_t widest =
-      std::max({config.hidden_size, config.num_attention_heads * config.v_head_dim,
+      std::max({config.hidden_size, config.num_attention_heads * config.o_head_dim(),
                 config.intermediate_size, config.n_shared_experts * config.moe_intermediate_size});
   return values * sizeof(float) + kernels::linear_rows_bytes(rows_max, widest);
 }
@@ -105,7 +108,7 @@ void CpuCompute::begin(std::span<const StepRow> rows) {
     }
   });
   // cos and sin of every row's angles, in double. Source: docs/model.md 3.4.
-  const int64_t pairs = config_.qk_rope_head_dim / 2;
+  const int64_t pairs = config_.rope_head_dim() / 2;
   const double magnitude = config_.rope_magnitude();
   for (int64_t row = 0; row < num_rows(); ++row) {
     for (int64_t i = 0; i < pairs; ++i) {
@@ -134,7 +137,7 @@ void CpuCompute::linear(const Linear& weights, Activation from, Activation to) {
 }
 
 void CpuCompute::keep_rows(std::span<const int32_t> kept) {
-  const int64_t hidden = config_.hidden_size, pairs = config_.qk_rope_head_dim / 2;
+  const int64_t hidden = config_.hidden_size, pairs = config_.rope_head_dim() / 2;
   std::vector<StepRow> rows;
   for (size_t to = 0; to < kept.size(); ++to) {
     const auto from = static_cast<size_t>(kept[to]);
@@ -250,6 +253,82 @@ void CpuCompute::unabsorb_values(const MlaWeights& weights, int64_t row_begin, i
 int64_t CpuCompute::head_grain() const {
   return ceil_div(config_.num_attention_heads, kTurnsPerMember * team_.num_threads());
 }
+
+// ---- GQA ---------------------------------------------------------------------------------------
+
+void CpuCompute::add_bias(const std::vector<float>& bias, Activation to) {
+  const auto width = static_cast<int64_t>(bias.size());
+  float* y = at(to);
+  team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      kernels::add_in_place(&y[row * width], bias.data(), width);
+    }
+  });
+}
+
+void CpuCompute::rope_heads(Activation what) {
+  CHECK(what == Activation::kQ || what == Activation::kK);
+  const int64_t heads =
+      what == Activation::kQ ? config_.num_attention_heads : config_.num_key_value_heads;
+  const int64_t width = config_.head_dim, pairs = width / 2;
+  float* values = at(what);
+  team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t head = 0; head < heads; ++head) {
+        kernels::rope_halves(&values[(row * heads + head) * width], &cos_[row * pairs],
+                             &sin_[row * pairs], pairs);
+      }
+    }
+  });
+}
+
+void CpuCompute::write_keys_and_values(int64_t layer) {
+  const int64_t heads = config_.num_key_value_heads, width = config_.head_dim;
+  const float* k = at(Activation::kK);
+  const float* v = at(Activation::kV);
+  team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> entry(static_cast<size_t>(2 * width));
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t position = rows_[row].position;
+      for (int64_t head = 0; head < heads; ++head) {
+        std::copy_n(&k[(row * heads + head) * width], width, entry.data());
+        std::copy_n(&v[(row * heads + head) * width], width, entry.data() + width);
+        cache_.write(layer, rows_[row].blocks[position / kernels::kAttentionBlock],
+                     position % kernels::kAttentionBlock, head, entry);
+      }
+    }
+  });
+}
+
+// A unit is some heads of one row's group, which share the widening of its keys and values.
+void CpuCompute::attend_groups(int64_t layer) {
+  const int64_t heads = config_.num_attention_heads, groups = config_.num_key_value_heads;
+  const int64_t group_heads = heads / groups, width = config_.head_dim;
+  const kernels::GroupedShape shape{width, cache_.shape().type};
+  const int64_t unit_heads = heads_per_unit(num_rows() * groups, group_heads, team_.num_threads());
+  const int64_t group_units = ceil_div(group_heads, unit_heads);
+  const float* q = at(Activation::kQ);
+  float* o = at(Activation::kO);
+  team_.parallel_for(num_rows() * groups * group_units, 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<const void*> blocks;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t row = unit / (groups * group_units);
+      const int64_t group = unit / group_units % groups;
+      const int64_t in_group = unit % group_units * unit_heads;
+      const StepRow& step_row = rows_[row];
+      const int64_t num_positions = step_row.position + 1;
+      blocks.clear();
+      for (int64_t block = 0; block < KvCache::blocks_for(num_positions); ++block) {
+        blocks.push_back(cache_.block(layer, step_row.blocks[block], group));
+      }
+      const int64_t at_head = row * heads + group * group_heads + in_group;
+      kernels::gqa_attend(shape, std::min(unit_heads, group_heads - in_group), &q[at_head * width],
+                          blocks, num_positions, softmax_scale_, &o[at_head * width]);
+    }
+  });
+}
+
+// ---- Of every model ----------------------------------------------------------------------------
 
 void CpuCompute::silu_mul(int64_t width) {
   float* gate = at(Activation::kGate);

@@ -30,6 +30,10 @@ class CpuCompute final : public Compute {
   void absorb_queries(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
   void attend_latents(int64_t layer, int64_t row_begin, int64_t n) override;
   void unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
+  void add_bias(const std::vector<float>& bias, Activation to) override;
+  void rope_heads(Activation what) override;
+  void write_keys_and_values(int64_t layer) override;
+  void attend_groups(int64_t layer) override;
   void silu_mul(int64_t width) override;
   void add(Activation from, Activation to) override;
   void clear(Activation what) override;
@@ -52,13 +56,14 @@ class CpuCompute final : public Compute {
   const Weights& weights_;
   KvCache& cache_;
   ThreadTeam& team_;
-  const std::vector<double> inv_freq_;  // [qk_rope_head_dim / 2]
+  const std::vector<double> inv_freq_;  // [rope_head_dim / 2]
   const float softmax_scale_;
 
   std::span<const StepRow> rows_;   // of the step under way
   std::vector<StepRow> kept_rows_;  // what rows_ are after keep_rows()
   std::array<std::vector<float>, kNumActivations> activations_;
-  std::vector<float> cos_, sin_;   // [n, rope / 2]
+  std::vector<float> cos_, sin_;  // [n, rope_head_dim / 2]
+  // MLA:
   std::vector<float> q_absorbed_;  // [attention rows, heads, kv_lora_rank + rope]
   std::vector<float> o_latent_;    // [attention rows, heads, kv_lora_rank]
   std::vector<float> head_h_;      // [head rows, hidden]

@@ -138,6 +138,9 @@ CudaMemoryNeed CudaCompute::memory_need(const model::ModelConfig& config, uint64
 Result<std::unique_ptr<CudaCompute>> CudaCompute::make(const model::ModelConfig& config,
                                                        const Weights& weights, const KvCache& cache,
                                                        cuda::Device& device, int64_t rows_max) {
+  if (config.attention_kind() == model::AttentionKind::kGqa) {
+    return Error{ErrorCode::kUnsupported, std::string(kNoGqaKernels)};
+  }
   bool rounds_rows = false;
   for_each_matrix(weights, [&](std::span<const Linear> matrices, const void*) {
     for (const Linear& linear : matrices) {
@@ -433,6 +436,12 @@ void CudaCompute::unabsorb_values(const MlaWeights& weights, int64_t row_begin, 
   linear(matrices_.at(&weights.w_v), n, o_latent_.as<float>(), heads * rank, rank,
          at(Activation::kO) + row_begin * heads * v, heads * v, v);
 }
+
+// make() refuses the models that want these.
+void CudaCompute::add_bias(const std::vector<float>&, Activation) { CHECK(false); }
+void CudaCompute::rope_heads(Activation) { CHECK(false); }
+void CudaCompute::write_keys_and_values(int64_t) { CHECK(false); }
+void CudaCompute::attend_groups(int64_t) { CHECK(false); }
 
 void CudaCompute::silu_mul(int64_t width) {
   cuda::silu_mul(device_.stream(), num_rows() * width, at(Activation::kGate), at(Activation::kUp));

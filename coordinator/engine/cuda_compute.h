@@ -7,6 +7,7 @@
 
 #include <array>
 #include <memory>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -16,6 +17,10 @@
 
 namespace atl::coordinator {
 
+// What is said of Qwen2 and Llama models.
+inline constexpr std::string_view kNoGqaKernels =
+    "grouped-query attention (Qwen2, Llama) has no GPU kernel: choose --device cpu";
+
 struct CudaMemoryNeed {
   uint64_t weights = 0, kv_cache = 0, buffers = 0;
   uint64_t total() const { return weights + kv_cache + buffers; }
@@ -24,9 +29,9 @@ struct CudaMemoryNeed {
 // Used by the engine's thread only.
 class CudaCompute final : public Compute {
  public:
-  // Uploads the weights. All references are borrowed and must outlive this. kUnsupported: weights
-  // in a format that the device has no kernel for (int4 with rows rounded to int8); kOverloaded:
-  // more memory than is free, with what it would be needed for.
+  // Uploads the weights. All references are borrowed and must outlive this. kUnsupported: grouped
+  // attention, or weights in a format that the device has no kernel for (int4 with rows rounded to
+  // int8); kOverloaded: more memory than is free, with what it would be needed for.
   static Result<std::unique_ptr<CudaCompute>> make(const model::ModelConfig& config,
                                                    const Weights& weights, const KvCache& cache,
                                                    kernels::cuda::Device& device, int64_t rows_max);
@@ -50,6 +55,10 @@ class CudaCompute final : public Compute {
   void absorb_queries(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
   void attend_latents(int64_t layer, int64_t row_begin, int64_t n) override;
   void unabsorb_values(const MlaWeights& weights, int64_t row_begin, int64_t n) override;
+  void add_bias(const std::vector<float>& bias, Activation to) override;
+  void rope_heads(Activation what) override;
+  void write_keys_and_values(int64_t layer) override;
+  void attend_groups(int64_t layer) override;
   void silu_mul(int64_t width) override;
   void add(Activation from, Activation to) override;
   void clear(Activation what) override;

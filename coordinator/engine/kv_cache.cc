@@ -10,6 +10,9 @@
 namespace atl::coordinator {
 
 CacheShape cache_shape(const model::ModelConfig& config, kernels::RowType type) {
+  if (config.attention_kind() == model::AttentionKind::kGqa) {
+    return {config.num_key_value_heads, 2 * config.head_dim, type};
+  }
   return {1, config.kv_lora_rank + config.qk_rope_head_dim, type};
 }
 

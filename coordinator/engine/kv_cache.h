@@ -23,6 +23,7 @@ using BlockId = int32_t;
 // What is kept of one token and layer: `parts` entries of `width` values. A block is
 // [parts][64][width], so that who attends to one part reads on.
 //   MLA  one part: kv_lora_rank latent values and the rotated k_pe
+//   GQA  a part for each key-value head: the rotated key, then the value
 struct CacheShape {
   int64_t parts = 1;
   int64_t width = 0;

@@ -161,6 +161,18 @@ struct Weights::Builder {
     to.o_proj = whole(from.o_proj);
     return to;
   }
+
+  template <typename Plain>
+  GqaWeights attention(const model::ModelConfig& /*config*/, const model::GqaTensors& from,
+                       const Plain& plain) {
+    return {whole(from.q_proj),
+            whole(from.k_proj),
+            whole(from.v_proj),
+            whole(from.o_proj),
+            plain(from.q_bias, from.q_proj.rows),
+            plain(from.k_bias, from.k_proj.rows),
+            plain(from.v_bias, from.v_proj.rows)};
+  }
 };
 
 Weights Weights::load(const model::ModelConfig& config, const model::ModelTensors& tensors,

@@ -33,7 +33,13 @@ struct MlaWeights {
   Linear o_proj;            // [hidden, heads * v]
 };
 
-using AttentionWeights = std::variant<MlaWeights>;  // by the model's kind (model/config.h)
+struct GqaWeights {
+  Linear q_proj;                              // [heads * head_dim, hidden]
+  Linear k_proj, v_proj;                      // [key-value heads * head_dim, hidden]
+  Linear o_proj;                              // [hidden, heads * head_dim]
+  std::vector<float> q_bias, k_bias, v_bias;  // empty: none
+};
+using AttentionWeights = std::variant<MlaWeights, GqaWeights>;  // the model's AttentionKind
 
 struct FfnWeights {           // dense MLP, or the shared experts as one
   Linear gate_proj, up_proj;  // [intermediate, hidden]

@@ -78,7 +78,7 @@ TEST(Engine, the_last_layer_computes_the_wanted_rows_only) {
   Engine& engine = deployment.engine();
   const auto& config = deployment.config();
   const int64_t moe_layers = config.num_hidden_layers - config.first_k_dense_replace;
-  const auto rows_sent = [&] { return deployment.dispatcher().traffic()[0].rows; };
+  const auto rows_sent = [&] { return deployment.dispatcher()->traffic()[0].rows; };
   const std::vector<int32_t> a = {0, 5, 600, 14, 262, 9, 77}, b = {0, 42, 699, 3000};
   std::map<std::pair<size_t, size_t>, std::vector<float>> all, wanted;
   const auto run = [&](WantLogits want_a, WantLogits want_b, auto& to) {

@@ -51,8 +51,8 @@ void SimCoordinator::live(std::vector<std::unique_ptr<SimNode>>& nodes) {
       model_.config(), model_.weights(), dispatcher_.get(), model_.team(), world_, options_.engine);
   coordinator::ClusterMonitorOptions monitor;
   monitor.threads = &threads_;
-  monitor_ = std::make_unique<coordinator::ClusterMonitor>(*engine_, *dispatcher_, *cluster_,
-                                                           world_, monitor);
+  monitor_ = std::make_unique<coordinator::ClusterMonitor>(*engine_, dispatcher_.get(),
+                                                           cluster_.get(), world_, monitor);
   coordinator::SchedulerOptions settings = options_.scheduler;
   settings.threads = &threads_;
   settings.vocab_limit = static_cast<int32_t>(model_.config().vocab_size);
