@@ -115,6 +115,67 @@ ModelConfig deepseek_v2_lite() {
   return c;
 }
 
+// R1-Distill-Qwen-1.5B, which has Qwen2.5-Math-1.5B's shape.
+ModelConfig qwen2_1_5b() {
+  ModelConfig c;
+  c.architecture = Architecture::kQwen2;
+  c.model_type = "qwen2";
+  c.vocab_size = 151936;
+  c.hidden_size = 1536;
+  c.intermediate_size = 8960;
+  c.num_hidden_layers = 28;
+  c.num_attention_heads = 12;
+  c.num_key_value_heads = 2;
+  c.head_dim = 128;
+  c.rope_theta = 10000;
+  c.rope_scaling.type = model::RopeType::kDefault;
+  c.max_position_embeddings = 131072;
+  return c;
+}
+
+// R1-Distill-Llama-8B, which has Llama-3.1-8B's shape.
+ModelConfig llama3_8b() {
+  ModelConfig c;
+  c.architecture = Architecture::kLlama;
+  c.model_type = "llama";
+  c.vocab_size = 128256;
+  c.hidden_size = 4096;
+  c.intermediate_size = 14336;
+  c.num_hidden_layers = 32;
+  c.num_attention_heads = 32;
+  c.num_key_value_heads = 8;
+  c.head_dim = 128;
+  c.rms_norm_eps = 1e-5;
+  c.rope_theta = 500000;
+  c.rope_scaling.type = model::RopeType::kLlama3;
+  c.rope_scaling.factor = 8;
+  c.rope_scaling.original_max_position_embeddings = 8192;
+  c.rope_scaling.low_freq_factor = 1;
+  c.rope_scaling.high_freq_factor = 4;
+  c.max_position_embeddings = 131072;
+  return c;
+}
+
+// What only a model with experts has, asked for of one without.
+void refuse_expert_shape(std::string_view like, const SynthShape& shape) {
+  const auto refuse = [&](const char* option) {
+    throw LoadError(fmt::format("{}: a {} model has no experts", option, like));
+  };
+  if (shape.n_routed_experts) refuse("--experts");
+  if (shape.first_k_dense_replace) refuse("--dense");
+  if (shape.mtp) refuse("--mtp");
+}
+
+// Heads keep their groups, as far as the number of heads allows.
+void shape_gqa(const SynthShape& shape, ModelConfig& c) {
+  if (shape.moe_intermediate_size) c.intermediate_size = *shape.moe_intermediate_size;
+  if (!shape.num_attention_heads) return;
+  const int64_t group = c.num_attention_heads / c.num_key_value_heads;
+  c.num_attention_heads = *shape.num_attention_heads;
+  c.num_key_value_heads =
+      c.num_attention_heads % group == 0 ? c.num_attention_heads / group : c.num_attention_heads;
+}
+
 // Fewer experts: fewer groups, each of at least two experts, half of them chosen as published; and
 // no more experts per token than the chosen groups have. (docs/model.md 1, rules.)
 void fit_router(ModelConfig& c) {
@@ -200,8 +261,19 @@ void add_shape_option(CLI::App& command, const std::string& name, const std::str
 ModelConfig synth_config(std::string_view like, const SynthShape& shape) {
   ModelConfig c = like == "kimi-k2"            ? kimi_k2()
                   : like == "deepseek-v2-lite" ? deepseek_v2_lite()
+                  : like == "qwen2-1.5b"       ? qwen2_1_5b()
+                  : like == "llama3-8b"        ? llama3_8b()
                                                : deepseek_v3();
   c.num_hidden_layers = shape.num_hidden_layers.value_or(c.num_hidden_layers);
+  c.hidden_size = shape.hidden_size.value_or(c.hidden_size);
+  c.vocab_size = shape.vocab_size.value_or(c.vocab_size);
+  c.bos_token_id = kByteTokenizerBos;
+  c.eos_token_ids = {kByteTokenizerEos};
+  if (!c.has_experts()) {
+    refuse_expert_shape(like, shape);
+    shape_gqa(shape, c);
+    return c;
+  }
   if (shape.first_k_dense_replace) {
     c.first_k_dense_replace = *shape.first_k_dense_replace;
   } else {
@@ -218,12 +290,8 @@ ModelConfig synth_config(std::string_view like, const SynthShape& shape) {
     c.moe_intermediate_size = *shape.moe_intermediate_size;
   }
   c.n_routed_experts = shape.n_routed_experts.value_or(c.n_routed_experts);
-  c.hidden_size = shape.hidden_size.value_or(c.hidden_size);
   c.num_attention_heads = shape.num_attention_heads.value_or(c.num_attention_heads);
-  c.vocab_size = shape.vocab_size.value_or(c.vocab_size);
   c.num_nextn_predict_layers = shape.mtp ? 1 : 0;
-  c.bos_token_id = kByteTokenizerBos;
-  c.eos_token_ids = {kByteTokenizerEos};
   fit_router(c);
   return c;
 }
@@ -234,8 +302,9 @@ void add_synth_command(CLI::App& app, int* exit_code) {
       "synth", "Write a checkpoint with a published model's shapes and random weights");
   command->add_option("--like", options->like, "Whose shapes")
       ->required()
-      ->check(CLI::IsMember({"deepseek-v3", "deepseek-v2-lite", "kimi-k2"}))
-      ->type_name("deepseek-v3|deepseek-v2-lite|kimi-k2");
+      ->check(
+          CLI::IsMember({"deepseek-v3", "deepseek-v2-lite", "kimi-k2", "qwen2-1.5b", "llama3-8b"}))
+      ->type_name("deepseek-v3|deepseek-v2-lite|kimi-k2|qwen2-1.5b|llama3-8b");
   SynthShape& shape = options->shape;
   add_shape_option(*command, "--layers", "Layers", &shape.num_hidden_layers, 1, 1000);
   add_shape_option(*command, "--dense", "Leading layers without experts",
@@ -247,7 +316,8 @@ void add_synth_command(CLI::App& app, int* exit_code) {
                    int64_t{1} << 22);
   add_shape_option(*command, "--hidden", "Width of a row", &shape.hidden_size, 16, 65536);
   add_shape_option(*command, "--intermediate",
-                   "Width of an expert; dense layers keep their ratio to it",
+                   "Width of an expert; dense layers keep their ratio to it. Of a model without "
+                   "experts: of its layers",
                    &shape.moe_intermediate_size, 16, 65536);
   add_shape_option(*command, "--heads", "Attention heads", &shape.num_attention_heads, 1, 1024);
   command->add_flag("--mtp", shape.mtp, "Add a multi-token-prediction layer");

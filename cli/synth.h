@@ -22,7 +22,8 @@ struct SynthShape {
   bool mtp = false;  // one multi-token-prediction layer
 };
 
-// "deepseek-v3", "deepseek-v2-lite" or "kimi-k2" with these replacements. Groups of experts and
+// "deepseek-v3", "deepseek-v2-lite", "kimi-k2", "qwen2-1.5b" (R1-Distill-Qwen-1.5B) or "llama3-8b"
+// (R1-Distill-Llama-8B) with these replacements. Groups of experts and
 // experts per token shrink to what the number of experts allows; bos and eos are those of
 // write_byte_tokenizer(). LoadError if the sizes don't go together. Source: docs/model.md 1.
 model::ModelConfig synth_config(std::string_view like, const SynthShape& shape);

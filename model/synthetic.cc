@@ -44,7 +44,9 @@ class TensorList {
     plain("model.embed_tokens.weight", {config_.vocab_size, config_.hidden_size});
     for (int64_t layer = 0; layer < layers; ++layer) add_layer(layer, config_.is_moe_layer(layer));
     plain("model.norm.weight", {config_.hidden_size});
-    plain("lm_head.weight", {config_.vocab_size, config_.hidden_size});
+    if (!config_.tie_word_embeddings) {
+      plain("lm_head.weight", {config_.vocab_size, config_.hidden_size});
+    }
     for (int64_t i = 0; i < config_.num_nextn_predict_layers; ++i) add_mtp(layers + i);
     return std::move(tensors_);
   }
@@ -68,6 +70,22 @@ class TensorList {
     matrix(prefix + "down_proj.weight", config_.hidden_size, width);
   }
   void attention(const std::string& prefix) {
+    config_.attention_kind() == AttentionKind::kGqa ? gqa(prefix) : mla(prefix);
+  }
+  void gqa(const std::string& prefix) {
+    const int64_t hidden = config_.hidden_size;
+    const int64_t q_rows = config_.num_attention_heads * config_.head_dim;
+    const int64_t kv_rows = config_.num_key_value_heads * config_.head_dim;
+    const auto projection = [&](const char* name, int64_t rows) {
+      matrix(fmt::format("{}{}.weight", prefix, name), rows, hidden);
+      if (config_.has_qkv_bias()) plain(fmt::format("{}{}.bias", prefix, name), {rows});
+    };
+    projection("q_proj", q_rows);
+    projection("k_proj", kv_rows);
+    projection("v_proj", kv_rows);
+    matrix(prefix + "o_proj.weight", hidden, q_rows);
+  }
+  void mla(const std::string& prefix) {
     const int64_t heads = config_.num_attention_heads;
     const int64_t hidden = config_.hidden_size;
     const int64_t q_rows = heads * config_.qk_head_dim();
@@ -200,9 +218,9 @@ std::array<float, kTableSize> value_table(const TensorInfo& tensor) {
   }
   for (size_t i = 0; i < kTableSize; ++i) {
     const double uniform = (static_cast<double>(i) + 0.5) / kTableSize;
-    const double value = name.ends_with("_bias") ? 0.2 * uniform - 0.1
-                         : one_dimension         ? 0.5 + uniform
-                                                 : normal_tables().values[i] * deviation;
+    const double value = name.ends_with("_bias") || name.ends_with(".bias") ? 0.2 * uniform - 0.1
+                         : one_dimension                                    ? 0.5 + uniform
+                                         : normal_tables().values[i] * deviation;
     table[i] = static_cast<float>(value);
   }
   return table;
@@ -337,7 +355,7 @@ const char* topk_method_name(kernels::TopkMethod method) {
   return "?";
 }
 
-nlohmann::json config_json(const ModelConfig& c, WeightFormat format) {
+nlohmann::json mla_json(const ModelConfig& c, WeightFormat format) {
   const bool v2 = c.architecture == Architecture::kDeepseekV2;
   nlohmann::json json = {
       {"architectures", {v2 ? "DeepseekV2ForCausalLM" : "DeepseekV3ForCausalLM"}},
@@ -384,6 +402,54 @@ nlohmann::json config_json(const ModelConfig& c, WeightFormat format) {
       {"beta_slow", rope.beta_slow},
       {"mscale", rope.mscale},
       {"mscale_all_dim", rope.mscale_all_dim}};
+  return json;
+}
+
+nlohmann::json rope_json(const RopeScaling& rope) {
+  switch (rope.type) {
+    case RopeType::kDefault:
+      break;
+    case RopeType::kLinear:
+      return {{"rope_type", "linear"}, {"factor", rope.factor}};
+    case RopeType::kLlama3:
+      return {{"rope_type", "llama3"},
+              {"factor", rope.factor},
+              {"low_freq_factor", rope.low_freq_factor},
+              {"high_freq_factor", rope.high_freq_factor},
+              {"original_max_position_embeddings", rope.original_max_position_embeddings}};
+    case RopeType::kYarn:
+      return {{"rope_type", "yarn"},
+              {"factor", rope.factor},
+              {"original_max_position_embeddings", rope.original_max_position_embeddings},
+              {"beta_fast", rope.beta_fast},
+              {"beta_slow", rope.beta_slow}};
+  }
+  return nullptr;
+}
+
+nlohmann::json gqa_json(const ModelConfig& c, WeightFormat format) {
+  const bool qwen = c.architecture == Architecture::kQwen2;
+  return {{"architectures", {qwen ? "Qwen2ForCausalLM" : "LlamaForCausalLM"}},
+          {"model_type", qwen ? "qwen2" : "llama"},
+          {"vocab_size", c.vocab_size},
+          {"hidden_size", c.hidden_size},
+          {"intermediate_size", c.intermediate_size},
+          {"num_hidden_layers", c.num_hidden_layers},
+          {"num_attention_heads", c.num_attention_heads},
+          {"num_key_value_heads", c.num_key_value_heads},
+          {"head_dim", c.head_dim},
+          {"rms_norm_eps", c.rms_norm_eps},
+          {"rope_theta", c.rope_theta},
+          {"rope_scaling", rope_json(c.rope_scaling)},
+          {"max_position_embeddings", c.max_position_embeddings},
+          {"hidden_act", "silu"},
+          {"tie_word_embeddings", c.tie_word_embeddings},
+          {"torch_dtype", format == WeightFormat::kF32 ? "float32" : "bfloat16"}};
+}
+
+nlohmann::json config_json(const ModelConfig& c, WeightFormat format) {
+  nlohmann::json json =
+      c.attention_kind() == AttentionKind::kGqa ? gqa_json(c, format) : mla_json(c, format);
   if (c.bos_token_id) json["bos_token_id"] = *c.bos_token_id;
   if (format == WeightFormat::kFp8E4m3) {
     json["quantization_config"] = {{"quant_method", "fp8"},
