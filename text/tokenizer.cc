@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include "text/byte_alphabet.h"
+#include "text/nfc.h"
 #include "text/tiktoken_file.h"
 
 namespace atl::text {
@@ -44,11 +45,15 @@ Tokenizer::Tokenizer(const TokenizerFile& file, const TokenizerConfig& config,
                      const std::string& name)
     : id_of_text_(ids_by_text(file)),
       ignore_merges_(file.ignore_merges),
+      normalizes_nfc_(file.normalizes_nfc),
       pre_tokenizer_(make_pre_tokenizer(file, name)),
       encoder_(make_encoder(file, name)),
-      add_bos_token_(config.add_bos_token),
-      bos_id_(named_token(config.bos_token, "bos_token", name)),
-      eos_id_(named_token(config.eos_token, "eos_token", name)) {
+      add_bos_token_(config.add_bos_token.value_or(!file.first_token.empty())),
+      bos_id_(
+          config.bos_token.empty()
+              ? named_token(file.first_token, "the post_processor puts first", name)
+              : named_token(config.bos_token, "tokenizer_config.json names as bos_token", name)),
+      eos_id_(named_token(config.eos_token, "tokenizer_config.json names as eos_token", name)) {
   for (const VocabEntry& entry : file.vocab) {
     // Text outside of the alphabet stands for itself, as in the reference's decoder.
     std::string bytes = bytes_of_alphabet_text(entry.text).value_or(entry.text);
@@ -81,19 +86,23 @@ BytePairEncoder Tokenizer::make_encoder(const TokenizerFile& file, const std::st
   return BytePairEncoder(byte_ids, file.merges);
 }
 
-std::optional<int32_t> Tokenizer::named_token(const std::string& content, const char* key,
+std::optional<int32_t> Tokenizer::named_token(const std::string& content, const char* use,
                                               const std::string& name) const {
   if (content.empty()) return std::nullopt;
   const std::optional<int32_t> id = token_id(content);
   if (!id) {
-    throw LoadError(fmt::format("{}: no token \"{}\", which tokenizer_config.json names as {}",
-                                name, content.substr(0, 60), key));
+    throw LoadError(fmt::format("{}: no token \"{}\", which {}", name, content.substr(0, 60), use));
   }
   return id;
 }
 
-std::vector<TextSegment> Tokenizer::segments(std::string_view text, EncodeOptions options) const {
-  if (!options.parse_added_tokens) return {{text, -1}};
+std::vector<TextSegment> Tokenizer::segments(std::string_view text, EncodeOptions options,
+                                             std::deque<std::string>& normalized) const {
+  const auto normal = [&](std::string_view segment) -> std::string_view {
+    if (!normalizes_nfc_) return segment;
+    return normalized.emplace_back(to_nfc(segment));
+  };
+  if (!options.parse_added_tokens) return {{normal(text), -1}};
   std::vector<TextSegment> first;
   first_pass_.split(text, first);
   std::vector<TextSegment> second;
@@ -101,7 +110,7 @@ std::vector<TextSegment> Tokenizer::segments(std::string_view text, EncodeOption
     if (segment.id >= 0) {
       second.push_back(segment);
     } else {
-      second_pass_.split(segment.text, second);
+      second_pass_.split(normal(segment.text), second);
     }
   }
   return second;
@@ -121,7 +130,8 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, EncodeOpti
   if (!is_valid_utf8(text)) text = repaired = repair_utf8(text);
   BytePairEncoder::Scratch scratch;
   scratch.stop = options.stop;
-  for (const TextSegment& segment : segments(text, options)) {
+  std::deque<std::string> normalized;
+  for (const TextSegment& segment : segments(text, options, normalized)) {
     if (segment.id >= 0) {
       ids.push_back(segment.id);
       continue;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <optional>
 #include <span>
@@ -63,8 +64,9 @@ class Tokenizer {
   // How many ids have a token; less than id_end() if ids are missing in between.
   int32_t vocab_size() const { return vocab_size_; }
 
-  // Of tokenizer_config.json: whether a raw prompt starts with BOS (a chat template's output
-  // already does), and the tokens it names. No file or name: config.json's ids are the caller's.
+  // Whether a raw prompt starts with BOS (a chat template's output already does): what
+  // tokenizer_config.json says, else whether tokenizer.json's post_processor puts a token first.
+  // And the tokens that they name. No file or name: config.json's ids are the caller's.
   bool add_bos_token() const { return add_bos_token_; }
   std::optional<int32_t> bos_id() const { return bos_id_; }
   std::optional<int32_t> eos_id() const { return eos_id_; }
@@ -79,14 +81,17 @@ class Tokenizer {
 
   void add_token(int32_t id, std::string bytes, bool special);
   BytePairEncoder make_encoder(const TokenizerFile& file, const std::string& name) const;
-  std::optional<int32_t> named_token(const std::string& content, const char* key,
+  std::optional<int32_t> named_token(const std::string& content, const char* use,
                                      const std::string& name) const;
-  std::vector<TextSegment> segments(std::string_view text, EncodeOptions options) const;
+  // Views into `text` or into `normalized`, which gets what is not as in the text.
+  std::vector<TextSegment> segments(std::string_view text, EncodeOptions options,
+                                    std::deque<std::string>& normalized) const;
 
   std::vector<Token> tokens_;  // by id
   std::unordered_map<std::string, int32_t> id_of_text_;
   int32_t vocab_size_ = 0;
   bool ignore_merges_ = false;
+  bool normalizes_nfc_ = false;
   std::unordered_map<std::string, int32_t> id_of_piece_;  // by bytes; only with ignore_merges_
   // The reference looks for tokens with normalized false first, for the others in what is left.
   AddedTokenMatcher first_pass_;

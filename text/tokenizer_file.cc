@@ -127,15 +127,39 @@ void refuse_unless_empty(const Json& object, const char* key, std::string_view w
     throw LoadError(fmt::format("{}.{} {} isn't supported", where, key, in_quotes(value.dump())));
 }
 
-void check_normalizer(const Json& normalizer) {
-  if (normalizer.is_null()) return;
+// Whether it is NFC; other normalizers are refused.
+bool read_normalizer(const Json& normalizer) {
+  if (normalizer.is_null()) return false;
   const std::string type = type_of(normalizer, "normalizer");
+  if (type == "NFC") return true;
   if (type != "Sequence") {
-    throw LoadError(fmt::format("normalizer {} isn't supported", in_quotes(type)));
+    throw LoadError(fmt::format("normalizer {} isn't supported, only NFC is", in_quotes(type)));
   }
   const Json& steps = member(normalizer, "normalizers");
   if (!steps.is_array()) refuse_type("normalizer.normalizers", "an array", steps);
-  for (const Json& step : steps) check_normalizer(step);
+  bool nfc = false;
+  for (const Json& step : steps) nfc = read_normalizer(step) || nfc;
+  return nfc;
+}
+
+// The token that a TemplateProcessing puts before the text; "" if it puts none there.
+std::string first_token_of(const Json& processor) {
+  if (!processor.is_object()) return "";
+  const Json& type = member(processor, "type");
+  if (type == "Sequence") {
+    for (const Json& step : member(processor, "processors")) {
+      if (std::string token = first_token_of(step); !token.empty()) return token;
+    }
+    return "";
+  }
+  const Json& single = member(processor, "single");
+  if (type != "TemplateProcessing" || !single.is_array() || single.empty()) return "";
+  const Json& first = single[0];
+  if (!first.is_object() || !first.contains("SpecialToken")) return "";
+  const Json& token = first["SpecialToken"];
+  constexpr const char* kWhere = "post_processor.single[0].SpecialToken";
+  if (!token.is_object()) refuse_type(kWhere, "an object", token);
+  return string_of(member(token, "id"), fmt::format("{}.id", kWhere));
 }
 
 // --- pre_tokenizer -----------------------------------------------------------------------------
@@ -360,11 +384,12 @@ TokenizerFile read_tokenizer_file(const std::filesystem::path& path) {
   return naming_file(path, [&] {
     const Json json = parse_object(path);
     TokenizerFile file;
-    check_normalizer(member(json, "normalizer"));
+    file.normalizes_nfc = read_normalizer(member(json, "normalizer"));
     file.splits = read_pre_tokenizer(member(json, "pre_tokenizer"));
     check_decoder(member(json, "decoder"));
     const IdOfText id_of_text = read_model(member(json, "model"), file);
     read_added_tokens(member(json, "added_tokens"), id_of_text, file);
+    file.first_token = first_token_of(member(json, "post_processor"));
     return file;
   });
 }
@@ -374,9 +399,13 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& path) {
   if (!std::filesystem::exists(path, error)) return {};
   return naming_file(path, [&] {
     const Json json = parse_object(path);
-    return TokenizerConfig{bool_of(json, "add_bos_token", false, "tokenizer_config"),
-                           read_token_content(json, "bos_token"),
-                           read_token_content(json, "eos_token")};
+    TokenizerConfig config;
+    if (!member(json, "add_bos_token").is_null()) {
+      config.add_bos_token = bool_of(json, "add_bos_token", false, "tokenizer_config");
+    }
+    config.bos_token = read_token_content(json, "bos_token");
+    config.eos_token = read_token_content(json, "eos_token");
+    return config;
   });
 }
 

@@ -1,14 +1,15 @@
 // Reads a Hugging Face tokenizer.json and tokenizer_config.json into plain, checked data.
 //
-// What is read: model BPE with vocab, merges and ignore_merges; added_tokens; pre_tokenizer of
-// Split (Isolated), Digits and ByteLevel; decoder ByteLevel. Whatever would change ids or text and
-// isn't built (another model type, a normalizer, dropout, lstrip, ...) is refused by name. Format:
-// the JSON of the Hugging Face tokenizers library. Its post_processor is ignored: the caller
-// decides about BOS.
+// What is read: model BPE with vocab, merges and ignore_merges; added_tokens; normalizer NFC;
+// pre_tokenizer of Split (Isolated), Digits and ByteLevel; decoder ByteLevel. Whatever would change
+// ids or text and isn't built (another model type or normalizer, dropout, lstrip, ...) is refused
+// by name. Format: the JSON of the Hugging Face tokenizers library. Of its post_processor the token
+// that a template puts first is read: the caller decides about BOS.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,11 +40,13 @@ struct TokenizerFile {
   bool ignore_merges = false;            // a piece that is a token by itself is not merged
   std::vector<AddedToken> added_tokens;  // contents unique; agree with vocab where both name one
   std::vector<SplitPattern> splits;
+  bool normalizes_nfc = false;
+  std::string first_token;  // that the post_processor puts before a text; empty: none
 };
 
 struct TokenizerConfig {
-  bool add_bos_token = false;
-  std::string bos_token;  // empty: the file names none
+  std::optional<bool> add_bos_token;  // none: the post_processor says it
+  std::string bos_token;              // empty: the file names none
   std::string eos_token;
 };
 

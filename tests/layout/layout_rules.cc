@@ -60,6 +60,7 @@ const std::vector<ThirdParty> kThirdParty = {
     {"liburing", {"storage/"}},
     {"xxhash.h", {"storage/"}},
     {"pcre2.h", {"text/"}},
+    {"utf8proc.h", {"text/nfc.cc"}},
     {"spdlog/", {"base/log.cc"}},
     {"systemd/", {"base/service_manager.cc"}},
     {"CLI/", {"cli/"}},

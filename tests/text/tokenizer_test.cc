@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "text/nfc.h"
+
 namespace atl::text {
 namespace {
 
@@ -395,7 +397,13 @@ TEST_F(SmallTokenizer, refuses_each_damaged_field_by_name) {
       {"/added_tokens", added_with("single_word", true), "added_tokens[0].single_word true"},
       {"/added_tokens", added_with("special", 1), "added_tokens[0].special"},
       {"/added_tokens", {added, added}, "added_tokens[1]: \"<x>\" is there twice"},
-      {"/normalizer", {{"type", "NFC"}}, "normalizer \"NFC\""},
+      {"/normalizer", {{"type", "NFKC"}}, "normalizer \"NFKC\" isn't supported, only NFC is"},
+      {"/post_processor",
+       {{"type", "TemplateProcessing"}, {"single", {{{"SpecialToken", 1}}}}},
+       "SpecialToken: expected an object"},
+      {"/post_processor",
+       {{"type", "TemplateProcessing"}, {"single", {{{"SpecialToken", {{"id", "<s>"}}}}}}},
+       "no token \"<s>\", which the post_processor puts first"},
       {"/normalizer",
        {{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}}}},
        "Lowercase"},
@@ -480,6 +488,52 @@ TEST_F(SmallTokenizer, runs_scripts_and_classes_with_classes_in_them_as_the_refe
         << pattern << " " << row["text"];
   }
   EXPECT_GT(num_texts, 500u);
+}
+
+// Ids of the Hugging Face library: tests/golden/make_dense_tokenizers.py.
+TEST_F(SmallTokenizer, gives_the_reference_ids_with_what_qwen2_and_llama3_add) {
+  const std::filesystem::path source = ATOLL_SOURCE_DIR;
+  std::ifstream in(source / "tests/golden/dense_tokenizers.jsonl");
+  std::optional<Tokenizer> tokenizer;
+  std::string kind;
+  size_t num_texts = 0;
+  for (std::string line; std::getline(in, line);) {
+    const Json row = Json::parse(line);
+    if (row.contains("kind")) {
+      kind = row["kind"];
+      std::ifstream model(source / "tests/models/tiny-fp8/tokenizer.json");
+      Json json = Json::parse(model);
+      json.update(row["set"]);
+      json["model"]["vocab"].update(row["vocab"]);
+      json["model"]["ignore_merges"] = row["ignore_merges"];
+      tokenizer.emplace(load(json));
+      // No tokenizer_config.json here: the post_processor alone says whether there is a BOS.
+      EXPECT_EQ(tokenizer->add_bos_token(), kind == "llama3");
+      continue;
+    }
+    ++num_texts;
+    const std::string text = row["text"];
+    EXPECT_EQ(*tokenizer->encode(text), row["ids"].get<std::vector<int32_t>>())
+        << kind << " " << row["text"];
+    const auto first = row["with_special"].get<std::vector<int32_t>>();
+    if (kind == "llama3") {
+      EXPECT_EQ(*tokenizer->bos_id(), first.at(0));
+    }
+  }
+  EXPECT_GT(num_texts, 600u);
+}
+
+// A letter with a million marks is put in order in less time than a square would take.
+TEST(Nfc, sorts_any_number_of_marks) {
+  std::string text = "a";
+  for (int i = 0; i < 500'000; ++i) text += i % 2 ? "\xCC\x81" : "\xCC\xA3";  // U+0301, U+0323
+  const std::string normal = to_nfc(text);
+  EXPECT_TRUE(normal.starts_with("\xE1\xBA\xA1\xCC\xA3"));  // U+1EA1, then the other U+0323
+  EXPECT_TRUE(normal.ends_with("\xCC\x81\xCC\x81"));
+  EXPECT_EQ(to_nfc(normal), normal);
+  EXPECT_EQ(to_nfc(""), "");
+  EXPECT_EQ(to_nfc("plain \xC3\xA9"), "plain \xC3\xA9");
+  EXPECT_EQ(to_nfc("xe\xCC\x81y"), "x\xC3\xA9y");
 }
 
 TEST_F(SmallTokenizer, refuses_split_behaviours_and_steps_by_name) {
