@@ -7,6 +7,8 @@
 // end answers no one without the token.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <array>
 #include <chrono>
 #include <cstdint>
