@@ -4,9 +4,11 @@
 
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/config.h"
@@ -20,6 +22,12 @@ namespace atl::model {
 
 // Immutable; read by any thread. The catalog points into checkpoint or packs: it stays where it is.
 struct OpenedModel {
+  OpenedModel(ModelConfig config_in, std::optional<storage::Pack> pack_in,
+              storage::Checkpoint checkpoint_in)
+      : config(std::move(config_in)),
+        pack(std::move(pack_in)),
+        checkpoint(std::move(checkpoint_in)) {}
+
   ModelConfig config;
   std::optional<storage::Pack> pack;
   std::vector<storage::Pack> stripes;  // further ones, on other drives
@@ -28,10 +36,14 @@ struct OpenedModel {
 
   // The profile that the model runs with if this one is asked for. LoadError if it can't be.
   NumericsProfile settle(const NumericsProfile& numerics) const;
-  // Of the checkpoint's bytes; a pack of it has the same.
-  std::string fingerprint() const;
+  // Of the checkpoint's bytes, which are sampled at the first call; a pack of it has the same.
+  const std::string& fingerprint() const;
   // What the coordinator loads.
   ModelTensors tensors() const;
+
+ private:
+  mutable std::once_flag sampled_;
+  mutable std::string fingerprint_;
 };
 
 // Headers are read and checked, no weights. LoadError says what is missing or wrong.
