@@ -1,5 +1,5 @@
 // Attention over a paged cache: MLA in the absorbed form, an MQA over the latent cache, and GQA, in
-// which a group of query heads shares a head's keys and values. Source: docs/model.md 3.2 and 3.7.
+// which a group of query heads shares a head's keys and values. Source: docs/model.md 3.2 and 3.8.
 #pragma once
 
 #include <cstdint>

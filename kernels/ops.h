@@ -40,7 +40,7 @@ void add_in_place(float* x, const float* y, int64_t n);
 void rope_interleaved(float* x, const float* cos, const float* sin, int64_t num_pairs);
 
 // The same of the pairs (i, num_pairs + i): the layout of Qwen2 and Llama. Source: docs/model.md
-// 3.7.
+// 3.8.
 void rope_halves(float* x, const float* cos, const float* sin, int64_t num_pairs);
 
 // Rounds n values to `type` at `out` (BF16: nearest even), and back.

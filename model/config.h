@@ -102,7 +102,7 @@ struct ModelConfig {
   kernels::RouterShape router_shape() const;
   // qk_head_dim^-1/2 * m^2. Source: docs/model.md 3.3.
   double softmax_scale() const;
-  // Frequencies [rope_head_dim / 2], the factor on cos and sin. Source: docs/model.md 3.4 and 3.7.
+  // Frequencies [rope_head_dim / 2], the factor on cos and sin. Source: docs/model.md 3.4 and 3.8.
   std::vector<double> rope_inv_freq() const;
   double rope_magnitude() const;
 };

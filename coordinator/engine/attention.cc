@@ -52,7 +52,7 @@ class MlaAttention final : public Attention {
   StageTimer& timer_;
 };
 
-// Grouped-query attention. Source: docs/model.md 3.7.
+// Grouped-query attention. Source: docs/model.md 3.8.
 class GqaAttention final : public Attention {
  public:
   GqaAttention(Compute& compute, StageTimer& timer) : compute_(compute), timer_(timer) {}
