@@ -201,8 +201,8 @@ struct Header {
   size_t num_bytes = 0;
 };
 
-constexpr Header kMore{Header::Kind::kMore, {}, {}, 0};
-constexpr Header kMalformed{Header::Kind::kMalformed, {}, {}, 0};
+const Header kMore{Header::Kind::kMore, {}, {}, 0};
+const Header kMalformed{Header::Kind::kMalformed, {}, {}, 0};
 
 class HeaderReader {
  public:
