@@ -303,6 +303,12 @@ class ArgumentsEnd {
     return end;
   }
   void read(std::string_view text) { read(text, in_string_, escaped_); }
+  // Whether what comes behind `text` would be in a string.
+  bool in_string_behind(std::string_view text) const {
+    bool in_string = in_string_, escaped = escaped_;
+    read(text, in_string, escaped);
+    return in_string;
+  }
 
  private:
   static void read(std::string_view text, bool& in_string, bool& escaped) {
@@ -409,6 +415,8 @@ struct ReplyParser::State {
     const std::string_view rest = without_start(text, kWhiteSpace);
     if (!ended && is_proper_prefix(rest, kThinkBegin)) return false;
     const bool marked = rest.starts_with(kThinkBegin);
+    const bool is_cut_mark = cut && rest.size() > 1 && is_proper_prefix(rest, kThinkBegin);
+    if (is_cut_mark) drop(text.size());
     if (marked) drop(text.size() - rest.size() + kThinkBegin.size());
     begin(marked || options.reasoning_open ? Part::kReasoning : Part::kContent);
     return true;
@@ -430,7 +438,7 @@ struct ReplyParser::State {
     const size_t limit = std::min(end, opening.at);
     size_t kept = limit;
     if (limit == text.npos) {
-      kept = ended ? text.size()
+      kept = ended ? text.size() - num_cut_bytes()
                    : std::min(scan.decided, text.size() - partial_mark_bytes(text, kThinkEnd));
     }
     kept = without_end(std::string_view(text).substr(0, kept), kNewlines).size();
@@ -557,7 +565,12 @@ struct ReplyParser::State {
 
   // Of the reply's end: the beginning of a mark, which was cut. A "<" alone is text.
   size_t num_cut_bytes() const {
-    const size_t held = cut && looks_for_calls ? partial_mark_bytes(text, marks.opening) : 0;
+    if (!cut) return 0;
+    const bool thinks = part == Part::kReasoning;
+    size_t held = thinks ? partial_mark_bytes(text, kThinkEnd) : 0;
+    if (looks_for_calls && (!thinks || options.calls_in_reasoning)) {
+      held = std::max(held, partial_mark_bytes(text, marks.opening));
+    }
     return held > 1 ? held : 0;
   }
 
@@ -667,7 +680,10 @@ struct ReplyParser::State {
   bool is_cut_header(std::string_view own) const {
     const Found separator = find_first(own, marks.separator);
     std::string_view name = own.substr(0, separator.at);
-    if (!separator) name.remove_suffix(partial_mark_bytes(name, marks.separator));
+    if (!separator) {
+      name.remove_suffix(std::max(partial_mark_bytes(name, marks.separator),
+                                  partial_mark_bytes(name, marks.closing)));
+    }
     const std::string_view rest =
         separator ? own.substr(separator.at + separator.num_bytes) : std::string_view{};
     name = trimmed(name);
@@ -698,8 +714,10 @@ struct ReplyParser::State {
     if (!call_spoke) drop(text.size() - without_start(text, kWhiteSpace).size());
     const Found end = arguments_end->find(text, 0);
     std::string_view kept(text);
-    if (end || ended) {
+    if (end) {
       kept = without_closing_fence(kept.substr(0, end.at));
+    } else if (ended) {
+      kept = without_cut_end(kept);
     } else {
       kept.remove_suffix(partial_mark_bytes(text, marks.closing));
       kept = without_possible_fence(kept);
@@ -716,6 +734,14 @@ struct ReplyParser::State {
     drop(end.at + end.num_bytes);
     part = Part::kSection;
     return true;
+  }
+
+  // Of arguments at the reply's end: without what began to close them.
+  std::string_view without_cut_end(std::string_view kept) const {
+    const std::string_view whole =
+        kept.substr(0, kept.size() - partial_mark_bytes(kept, marks.closing));
+    if (arguments_end->in_string_behind(whole)) return without_closing_fence(kept);
+    return cut ? without_possible_fence(whole) : without_closing_fence(whole);
   }
 
   void say_arguments(std::string_view piece, ReplyDelta& out) {
