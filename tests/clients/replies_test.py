@@ -108,26 +108,53 @@ class Replies(unittest.TestCase):
     def arguments(text):
         return streams.input_of(text) if isinstance(text, str) else text
 
+    def served(self, format, of_name):
+        """Each case with its script's name and number of tokens, while a server has a model that says it."""
+        names = list(of_name)
+        for at in range(0, len(names), BATCH):
+            batch = names[at:at + BATCH]
+            with tempfile.TemporaryDirectory() as folder:
+                pieces = scripted_model.write_model({name: of_name[name]["reply"] for name in batch},
+                                                    template(format), folder)
+                server = served_model.ServedModel(os.path.join(folder, "keys"), folder)
+                self.url = server.url
+                try:
+                    for name in batch:
+                        yield of_name[name], name, pieces[name]
+                finally:
+                    self.assertEqual(server.stop(), 0)
+
     def test_all(self):
         tried = 0
         for format in FORMATS:
             of_format = [case for case in cases() if case["format"] == format]
-            scripts = {f"{i}{cut}": case["reply"] for cut in "ab" for i, case in enumerate(of_format)}
-            names = list(scripts)
-            for at in range(0, len(names), BATCH):
-                batch = names[at:at + BATCH]
-                with tempfile.TemporaryDirectory() as folder:
-                    pieces = scripted_model.write_model({name: scripts[name] for name in batch},
-                                                        template(format), folder)
-                    server = served_model.ServedModel(os.path.join(folder, "keys"), folder)
-                    self.url = server.url
-                    try:
-                        for name in batch:
-                            self.check(of_format[int(name[:-1])], name, pieces[name])
-                            tried += 1
-                    finally:
-                        self.assertEqual(server.stop(), 0)
+            twice = {f"{i}{cut}": case for cut in "ab" for i, case in enumerate(of_format)}
+            for case, script, pieces in self.served(format, twice):
+                self.check(case, script, pieces)
+                tried += 1
         self.assertGreaterEqual(tried, 230)
+
+    def test_cut_anywhere(self):
+        """max_tokens at each token of a reply with calls: no piece of a mark is shown, and a stream says the same."""
+        tried = 0
+        for format in FORMATS:
+            of_format = [case for case in cases() if case["format"] == format and case["calls"] and not case.get("cut")
+                         and not case["name"].startswith(("broken", "not offered"))]  # text until the good one comes
+            for case, script, pieces in self.served(format, {str(i): case for i, case in enumerate(of_format)}):
+                for most in range(1, pieces + 1):
+                    with self.subTest(case["name"], max_tokens=most):
+                        whole, streamed = (self.ask("/v1/chat/completions", case | {"cut": True}, script, most, stream)
+                                           for stream in (False, True))
+                        self.assertEqual(whole, streamed)
+                        content, reasoning, calls, _ = whole
+                        self.assertTrue(case["content"].strip().startswith(content.rstrip("\n<").strip()), whole)
+                        self.assertTrue(case["reasoning"].startswith(reasoning.rstrip("\n<")), whole)
+                        for (name, arguments), (whole_name, whole_arguments) in zip(calls, case["calls"]):
+                            self.assertEqual(name, whole_name)
+                            self.assertTrue(whole_arguments.startswith(arguments), whole)
+                        self.assertLessEqual(len(calls), len(case["calls"]))
+                        tried += 1
+        self.assertGreater(tried, 1000)
 
 
 if __name__ == "__main__":

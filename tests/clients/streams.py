@@ -255,5 +255,6 @@ def check_message(message):
     calls = [block for block in message["content"] if block["type"] == "tool_use"]
     expect(reason == "max_tokens" or bool(calls) == (reason == "tool_use"), "calls", message)
     ids = [call["id"] for call in calls]
-    expect(len(ids) == len(set(ids)) and all(i.startswith("toolu_") for i in ids), "ids", message)
+    expect(len(ids) == len(set(ids)) and all(
+        i.startswith(("toolu_", "functions.")) for i in ids), "ids", message)
     expect(message["usage"]["output_tokens"] > 0, "usage", message)
