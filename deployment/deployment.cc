@@ -359,7 +359,7 @@ void Deployment::load_weights() {
   const model::ModelTensors tensors = model_->tensors();
   std::unique_ptr<Progress> progress = std::make_unique<NoProgress>();
   if (options_.progress) progress = options_.progress("loading");
-  progress->start(coordinator::Weights::read_bytes(tensors));
+  progress->start(coordinator::Weights::read_bytes(tensors, numerics_.dense()));
   weights_ =
       coordinator::Weights::load(model_->config, tensors, model_->checkpoint, numerics_.dense(),
                                  team_.num_threads(), kStagingWindowBytes, *progress);

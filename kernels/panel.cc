@@ -379,6 +379,22 @@ void pack(const PanelShape& shape, const PanelSource& source, const MatrixRows& 
   }
 }
 
+void unpack_output(const PanelMatrix& matrix, int64_t output, float* values) {
+  const WeightFormat format = matrix.shape.format;
+  CHECK(!is_packed_only(format) && format != WeightFormat::kFp8E4m3);
+  const std::byte* panel = matrix.panel_codes(output / kPanelWidth);
+  for (int64_t k = 0; k < matrix.shape.k; ++k) {
+    const std::byte* code = panel + code_offset(format, output % kPanelWidth, k);
+    if (format == WeightFormat::kF32) {
+      std::memcpy(&values[k], code, sizeof(float));
+      continue;
+    }
+    uint16_t bits;
+    std::memcpy(&bits, code, sizeof(bits));
+    values[k] = format == WeightFormat::kF16 ? f16_to_float(bits) : bf16_to_float(bits);
+  }
+}
+
 int64_t find_e4m3_nan(const std::byte* codes, int64_t count) {
   return find_code<uint8_t>(codes, count, 0x7f, 0x01);
 }

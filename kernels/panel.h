@@ -120,6 +120,9 @@ inline constexpr int64_t kTransposedPieceRows = 128;
 void pack(const PanelShape& shape, const PanelSource& source, const MatrixRows& rows,
           std::byte* codes, float* scales);
 
+// The k values of one output of a matrix without scales (kF32, kBf16, kF16), as FP32.
+void unpack_output(const PanelMatrix& matrix, int64_t output, float* values);
+
 // Index of the first NaN code (0x7F, 0xFF) among `count` E4M3 codes, or -1.
 int64_t find_e4m3_nan(const std::byte* codes, int64_t count);
 // Index of the first NaN or infinity among `count` values of F32, BF16 or F16, or -1.

@@ -42,6 +42,12 @@ kernels::PanelShape whole_shape(const MatrixSource& matrix, const storage::HeldF
   return format.shape(matrix.format, matrix.rows, matrix.cols, {});
 }
 
+// Whether the head's panels serve as the embedding, too: they are the same numbers.
+bool shares_embedding(const model::ModelTensors& tensors, const storage::HeldFormat& format) {
+  const MatrixSource& head = tensors.lm_head;
+  return head.weight == tensors.embed_tokens.weight && format.format_of(head.format) == head.format;
+}
+
 // kv_b_proj: head h owns rows h * (nope + v) on, first nope rows make k, then v rows make v.
 struct HeadShape {
   kernels::PanelSource source;
@@ -203,7 +209,9 @@ Weights Weights::load(const model::ModelConfig& config, const model::ModelTensor
 
   weights.hidden_size_ = hidden;
   weights.embed_format_ = tensors.embed_tokens.format;
-  weights.embed_tokens_ = HostBuffer(tensors.embed_tokens.weight->bytes);
+  if (!shares_embedding(tensors, format)) {
+    weights.embed_tokens_ = HostBuffer(tensors.embed_tokens.weight->bytes);
+  }
   for (size_t at = 0; at < weights.embed_tokens_.size(); at += window_bytes) {
     const size_t bytes = std::min(window_bytes, weights.embed_tokens_.size() - at);
     checkpoint.read(*tensors.embed_tokens.weight, at,
@@ -219,7 +227,8 @@ uint64_t Weights::held_bytes(const model::ModelConfig& config, const model::Mode
   const auto held = [](const MatrixSource& matrix, const storage::HeldFormat& as) -> uint64_t {
     return matrix.weight ? packed_bytes(whole_shape(matrix, as)) : 0;
   };
-  uint64_t bytes = tensors.embed_tokens.weight->bytes + held(tensors.lm_head, format);
+  uint64_t bytes = held(tensors.lm_head, format);
+  if (!shares_embedding(tensors, format)) bytes += tensors.embed_tokens.weight->bytes;
   for (const model::LayerTensors& layer : tensors.layers) {
     for (const MatrixSource* matrix : model::whole_matrices(layer.attention)) {
       bytes += held(*matrix, format);
@@ -236,8 +245,10 @@ uint64_t Weights::held_bytes(const model::ModelConfig& config, const model::Mode
   return bytes;
 }
 
-uint64_t Weights::read_bytes(const model::ModelTensors& tensors) {
-  uint64_t bytes = tensors.embed_tokens.weight->bytes + matrix_bytes(tensors.lm_head);
+uint64_t Weights::read_bytes(const model::ModelTensors& tensors,
+                             const storage::HeldFormat& format) {
+  uint64_t bytes = matrix_bytes(tensors.lm_head);
+  if (!shares_embedding(tensors, format)) bytes += tensors.embed_tokens.weight->bytes;
   for (const model::LayerTensors& layer : tensors.layers) {
     for (const MatrixSource* matrix : model::whole_matrices(layer.attention)) {
       bytes += matrix_bytes(*matrix);
@@ -251,6 +262,7 @@ uint64_t Weights::read_bytes(const model::ModelTensors& tensors) {
 }
 
 void Weights::embed(int32_t token, float* out) const {
+  if (embed_tokens_.size() == 0) return kernels::unpack_output(lm_head_.matrix, token, out);
   const size_t row_bytes = hidden_size_ * code_bytes(embed_format_);
   kernels::load_weights_row(embed_tokens_.data() + token * row_bytes, hidden_size_, embed_format_,
                             out);

@@ -69,7 +69,7 @@ class Weights {
   static uint64_t held_bytes(const model::ModelConfig& config, const model::ModelTensors& tensors,
                              const storage::HeldFormat& format);
   // Bytes load() reads.
-  static uint64_t read_bytes(const model::ModelTensors& tensors);
+  static uint64_t read_bytes(const model::ModelTensors& tensors, const storage::HeldFormat& format);
 
   // FP32 embedding row of a token.
   void embed(int32_t token, float* out) const;
@@ -85,7 +85,7 @@ class Weights {
 
   kernels::WeightFormat embed_format_ = kernels::WeightFormat::kBf16;
   int64_t hidden_size_ = 0;
-  HostBuffer embed_tokens_;  // [vocab, hidden] as in the checkpoint
+  HostBuffer embed_tokens_;  // [vocab, hidden] as in the checkpoint; empty: the head has its rows
   std::vector<LayerWeights> layers_;
   std::vector<float> norm_;
   Linear lm_head_;

@@ -192,6 +192,23 @@ TEST(Dense, holds_what_the_memory_check_counts) {
   }
 }
 
+// A tied embedding is in memory once, unless the head is held in another format.
+TEST(Dense, a_tied_embedding_is_held_once) {
+  const auto opened = model::open(tests_dir() / "models/rand-qwen2");
+  const model::ModelTensors tensors = opened->tensors();
+  const uint64_t embedding = tensors.embed_tokens.weight->bytes;
+  const auto held = [&](std::optional<WeightFormat> format) {
+    return coordinator::Weights::held_bytes(opened->config, tensors, {format, {}});
+  };
+  uint64_t all = 0;
+  for (const storage::TensorInfo& tensor : opened->checkpoint.tensors()) {
+    if (tensor.shape.size() == 2) all += tensor.bytes;
+  }
+  // Panels of 16 outputs: 331 rows take the room of 336.
+  EXPECT_EQ(held({}), all + 5 * embedding / 331);
+  EXPECT_GT(held(WeightFormat::kF32), 2 * all);
+}
+
 // ---- As a process ------------------------------------------------------------------------------
 
 test::CommandResult atoll(std::vector<std::string> arguments) {

@@ -93,6 +93,20 @@ TEST(Panel, transposed_elements_equal_the_dense_ones) {
   }
 }
 
+TEST(Panel, an_output_is_read_back_as_it_was_packed) {
+  std::mt19937 rng(9);
+  for (WeightFormat format : kFormats) {
+    if (format == WeightFormat::kFp8E4m3) continue;  // has scales
+    const TestMatrix dense = random_matrix(rng, format, 37, 131);
+    const Packed packed = pack_all(dense, 37, 131, {});
+    std::vector<float> values(131);
+    for (int64_t output : {0, 15, 16, 36}) {
+      unpack_output(packed.matrix, output, values.data());
+      for (int64_t k = 0; k < 131; ++k) EXPECT_EQ(values[k], dense.code(output, k)) << k;
+    }
+  }
+}
+
 TEST(Panel, a_matrix_may_arrive_in_any_pieces_and_order) {
   std::mt19937 rng(3);
   for (bool transposed : {false, true}) {
