@@ -89,7 +89,7 @@ class OpenAi(Suite, served_model.ScriptedModelCase):
     def test_text_completion(self):
         answer = litellm.text_completion(model="text-completion-openai/tiny", prompt="And God said,",
                                          api_base=self.url, api_key=API_KEY, max_tokens=4)
-        self.assertEqual(answer.usage.completion_tokens, 4)
+        self.assertIn(answer.usage.completion_tokens, range(1, 5))
 
     def test_responses(self):
         answer = litellm.responses(model="openai/tiny", input=say("answer"), api_base=self.url,

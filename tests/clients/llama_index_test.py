@@ -55,7 +55,7 @@ class LlamaIndex(served_model.ScriptedModelCase):
 
     def test_completion(self):
         answer = self.llm(is_chat_model=False, max_tokens=4).complete("And God said,")
-        self.assertEqual(answer.raw.usage.completion_tokens, 4)
+        self.assertIn(answer.raw.usage.completion_tokens, range(1, 5))
 
     def test_agent_with_a_tool(self):
         async def run(streaming):
