@@ -114,8 +114,9 @@ void measure(const char* what, uint16_t port, std::string_view request, std::str
   const double used = server_clock ? cpu_seconds(*server_clock) - cpu : 0;
   close(fd);
   std::sort(seconds.begin(), seconds.end());
-  fmt::print("{:<44} {:8.1f} {:8.1f} {:8.1f} {:>10}\n", what, 1e6 * percentile(seconds, 0.5),
-             1e6 * percentile(seconds, 0.99), 1e6 * seconds.back(),
+  fmt::print("{:<44} {:8.1f} {:8.1f} {:8.1f} {:>10}\n", what,
+             1e6 * atl::bench::percentile(seconds, 0.5),
+             1e6 * atl::bench::percentile(seconds, 0.99), 1e6 * seconds.back(),
              server_clock ? fmt::format("{:.1f}", 1e6 * used / kRounds) : "-");
   std::fflush(stdout);
 }
@@ -166,9 +167,9 @@ int main() {
   both("");
   const http::HttpUrl url{"127.0.0.1", server.port(), ""};
   {
-    const Bystanders idle(url, 1000, 0);
+    const atl::bench::Bystanders idle(url, 1000, 0);
     both(", 1000 idle");
-    const Bystanders slow(url, 0, 100);
+    const atl::bench::Bystanders slow(url, 0, 100);
     both(", and 100 slow");
   }
   {
