@@ -16,7 +16,7 @@ using Json = nlohmann::ordered_json;
 
 // Those that assert something. All others are remarks (2020-12, core 6.5), whatever they are
 // called.
-constexpr std::array<std::string_view, 43> kKnown = {"type",
+constexpr std::array<std::string_view, 44> kKnown = {"type",
                                                      "properties",
                                                      "required",
                                                      "additionalProperties",
@@ -58,9 +58,11 @@ constexpr std::array<std::string_view, 43> kKnown = {"type",
                                                      "minContains",
                                                      "maxContains",
                                                      kMorePatterns,
-                                                     "$dynamicRef"};
+                                                     "$dynamicRef",
+                                                     "$recursiveRef"};
 // Of these, the ones that are not built.
-constexpr std::array<std::string_view, 2> kNotBuilt = {"unevaluatedItems", "$dynamicRef"};
+constexpr std::array<std::string_view, 3> kNotBuilt = {"unevaluatedItems", "$dynamicRef",
+                                                       "$recursiveRef"};
 constexpr std::array<std::string_view, 7> kTypes = {"object",  "array",   "string", "number",
                                                     "integer", "boolean", "null"};
 

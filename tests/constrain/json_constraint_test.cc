@@ -337,7 +337,7 @@ TEST(JsonConstraint, no_added_token_stands_inside_a_text) {
 }
 
 TEST(JsonConstraint, what_is_not_built_and_bad_schemas_are_named) {
-  for (const std::string keyword : {"unevaluatedItems", "$dynamicRef"}) {
+  for (const std::string keyword : {"unevaluatedItems", "$dynamicRef", "$recursiveRef"}) {
     EXPECT_THAT(refusal(R"({"items": {")" + keyword + R"(": {}}})"),
                 HasSubstr("$.items." + keyword));
   }
