@@ -16,7 +16,7 @@
 namespace atl::coordinator {
 
 // What stood behind the last kMatch tokens the last time that they stood in the sequence: right for
-// code, quotations and answers from given texts. 24 bytes and some for each token of the sequence.
+// code, quotations and answers from given texts. About 40 bytes for each token of the sequence.
 // The engine's thread.
 class LookupDraft {
  public:
@@ -46,6 +46,9 @@ class DraftAcceptance {
   static constexpr double kFollow = 1.0 / 16;
   double share_;
 };
+
+// Rows of a step that are drafts, at most: each has a row of logits (V3: 517 KB).
+inline constexpr int64_t kDraftRowsMax = 64;
 
 // A sequence with a draft.
 struct DraftRows {

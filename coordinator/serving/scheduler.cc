@@ -498,7 +498,8 @@ void Scheduler::add_drafts() {
     drafts.push_back({generation.acceptance.share(), generation.sequence.num_tokens,
                       static_cast<int64_t>(draft.size()), 0});
   }
-  choose_drafts(step_cost_, step, engine_.options().rows_max - step.rows, drafts);
+  const int64_t rows_left = std::min(kDraftRowsMax, engine_.options().rows_max - step.rows);
+  choose_drafts(step_cost_, step, rows_left, drafts);
   for (size_t d = 0; d < drafting.size(); ++d) {
     Generation& generation = *drafting[d];
     const int64_t end = generation.sequence.num_tokens + generation.rows;
