@@ -367,7 +367,11 @@ Parsed<std::string> chat_of_messages(std::string_view body, bool counts) {
   chat["messages"] = std::move(reader.chat);
   Json tools = read_anthropic_tools(root["tools"]);
   if (!tools.empty()) chat["tools"] = std::move(tools);
-  if (!counts) read_tool_choice(root["tool_choice"], chat);
+  read_tool_choice(root["tool_choice"], chat);
+  // What is counted is the prompt, which tools are left out of by "none" alone.
+  if (counts && chat.contains("tool_choice") && chat["tool_choice"] != "none") {
+    chat.erase("tool_choice");
+  }
   if (!root["stop_sequences"].missing()) {
     chat["stop"] = Json::parse(root["stop_sequences"].text());
   }

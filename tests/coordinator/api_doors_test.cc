@@ -181,6 +181,16 @@ TEST_F(Doors, tokens_of_messages_are_counted) {
   EXPECT_EQ(response.status, 200);
   EXPECT_EQ(Json::parse(response.body)["input_tokens"],
             server_.tokenizer().encode("[user]hi<think>")->size());
+  const auto with_tools = [&](const std::string& choice) {
+    const RawResponse counted = server_.post("/v1/messages/count_tokens",
+                                             R"({"messages": [{"role": "user", "content": "hi"}],
+            "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": ")" + choice +
+                                                 R"("}})");
+    return Json::parse(counted.body)["input_tokens"].get<int64_t>();
+  };
+  EXPECT_EQ(with_tools("none"), Json::parse(response.body)["input_tokens"]);
+  EXPECT_GT(with_tools("auto"), with_tools("none"));
 }
 
 TEST_F(Doors, a_response_has_items) {
