@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "base/check.h"
 #include "text/stop_strings.h"
 
@@ -15,8 +17,10 @@ constexpr std::string_view kThinkEnd = "</think>";
 constexpr std::string_view kFence = "```";
 constexpr std::string_view kNewlines = "\r\n";
 constexpr std::string_view kWhiteSpace = " \t\r\n";
-// What a mark stands behind where it is only spoken of.
-constexpr std::string_view kQuotes[] = {"`", "\"", "'", "“", "‘", "«", "”", "’", "»"};
+// What a mark stands between where it is only spoken of.
+constexpr std::string_view kQuotes[] = {"`", "\"", "'", "“", "‘", "«", "”",
+                                        "’", "»",  "„", "‚", "‹", "›"};
+constexpr std::string_view kOtherQuotes[] = {"'", "“", "‘", "«", "”", "’", "»", "„", "‚", "‹", "›"};
 constexpr size_t kQuoteBytesMax = 3;
 // A call's header (type, name and what stands around them) that is longer is none.
 constexpr size_t kHeaderBytesMax = 512;
@@ -158,6 +162,16 @@ std::string_view without_possible_fence(std::string_view text) {
   return without_end(kept, kWhiteSpace);
 }
 
+// Arguments as JSON text within a JSON string, as some models write them: the text. Else as they
+// are.
+std::string unwrapped(std::string_view arguments) {
+  const auto outer = nlohmann::json::parse(arguments, nullptr, false);
+  if (!outer.is_string()) return std::string(arguments);
+  const auto& inner = outer.get_ref<const std::string&>();
+  return trimmed(inner).starts_with('{') && nlohmann::json::accept(inner) ? inner
+                                                                          : std::string(arguments);
+}
+
 bool is_name(std::string_view name) {
   return !name.empty() && std::none_of(name.begin(), name.end(), [](char c) {
     return static_cast<unsigned char>(c) <= ' ' || c == '<' || c == '`' || c == 0x7F;
@@ -265,44 +279,98 @@ class HeaderReader {
   const bool closed_, ended_;
 };
 
-// Whether the end of a text lies within a code fence (```).
-class FenceWatch {
+// Whether what stands behind a text is spoken of: within a code fence (```), or behind a quotation
+// mark or a backtick that opens. Of " and ` every second one of a line closes; any other closes
+// behind a letter, a digit or what ends a sentence.
+class QuoteWatch {
  public:
   void read(std::string_view text) {
-    for (const char c : text) {
-      backticks_ = c == '`' ? backticks_ + 1 : 0;
-      if (backticks_ == 3) open_ = !open_;
-    }
+    for (const char c : text) read(c);
   }
-  bool open() const { return open_; }
+  bool in_fence() const { return fence_open_; }
+  bool behind_opening() const {
+    if (num_backticks_ > 0) return num_backticks_ < kFence.size() && span_open_;
+    if (tail_.ends_with('"')) return double_open_;
+    for (const std::string_view quote : kOtherQuotes) {
+      if (tail_.ends_with(quote)) return opens_behind(tail_.substr(0, tail_.size() - quote.size()));
+    }
+    return false;
+  }
 
  private:
-  int backticks_ = 0;
-  bool open_ = false;
+  void read(char c) {
+    if (c == '`') {
+      if (num_backticks_ == 0) span_open_ = !span_open_;
+      ++num_backticks_;
+      if (num_backticks_ == kFence.size()) {
+        fence_open_ = !fence_open_;
+        span_open_ = !span_open_;
+      }
+    } else {
+      num_backticks_ = 0;
+    }
+    if (c == '"') double_open_ = !double_open_;
+    if (c == '\n') span_open_ = double_open_ = false;
+    tail_ += c;
+    if (tail_.size() > kTailBytes) tail_.erase(0, tail_.size() - kTailBytes);
+  }
+
+  static bool opens_behind(std::string_view before) {
+    constexpr std::string_view kOpeners = " \t\r\n([{=:,;-/|>*_\"`'";
+    constexpr std::string_view kDashes[] = {"\u2013", "\u2014"};
+    return before.empty() || kOpeners.find(before.back()) != before.npos ||
+           std::any_of(std::begin(kDashes), std::end(kDashes),
+                       [&](std::string_view dash) { return before.ends_with(dash); });
+  }
+
+  static constexpr size_t kTailBytes = 8;
+  std::string tail_;
+  size_t num_backticks_ = 0;  // at the end
+  bool fence_open_ = false;
+  bool span_open_ = false, double_open_ = false;  // on this line
 };
 
-// Where in the text of a call's arguments they end: at its end mark, or outside of JSON's strings
-// at another one that only follows arguments.
+// Where in the text of a call's arguments they end: at the first mark outside of JSON's strings
+// that only follows arguments. A call's end mark within a string is one, too, unless the arguments
+// that end behind it are whole JSON: then the string speaks of marks.
 class ArgumentsEnd {
  public:
   explicit ArgumentsEnd(const Marks& marks) : marks_(marks) {}
 
-  // text: all that isn't read yet; `num_read` bytes of it are known to hold no end.
-  Found find(std::string_view text, size_t num_read) {
-    const Found end = find_first(text, marks_.call_end);
-    const Found other = find_first(text, marks_.closing);
-    if (!other) return end;
-    for (size_t at = other.at; at < end.at;) {
-      bool in_string = in_string_, escaped = escaped_;
-      read(text.substr(num_read, at - num_read), in_string, escaped);
-      if (!in_string) return {at, 0};
-      const Found next = find_first(text, marks_.closing, at + 1);
-      if (!next) break;
-      at = next.at;
+  struct Search {
+    Found end;
+    size_t sure = 0;  // bytes before this are arguments, whatever follows
+  };
+  // text: all that isn't read yet; ended: nothing follows it.
+  Search find(std::string_view text, bool ended) const {
+    bool in_string = in_string_, escaped = escaped_;
+    Found spoken;  // the first end mark in a string
+    size_t num_read = 0;
+    for (size_t from = 0;;) {
+      const Found mark = find_first(text, marks_.closing, from);
+      if (mark && spoken && mark.at - spoken.at > kBrokenBytesMax) return {spoken, spoken.at};
+      if (!mark) break;
+      read(text.substr(num_read, mark.at - num_read), in_string, escaped);
+      num_read = mark.at;
+      const bool own = starting_mark(text.substr(mark.at), marks_.call_end) > 0;
+      const Found end{mark.at, own ? mark.num_bytes : 0};
+      if (!in_string && !spoken) return {end, mark.at};
+      if (!in_string) {
+        const Found chosen = is_json(text.substr(0, mark.at)) ? end : spoken;
+        return {chosen, chosen.at};
+      }
+      if (own && !spoken) spoken = end;
+      from = mark.at + mark.num_bytes;
     }
-    return end;
+    if (spoken && (ended || text.size() - spoken.at > kBrokenBytesMax)) return {spoken, spoken.at};
+    const size_t undecided =
+        spoken ? text.size() - spoken.at : partial_mark_bytes(text, marks_.closing);
+    return {{}, text.size() - undecided};
   }
-  void read(std::string_view text) { read(text, in_string_, escaped_); }
+  void read(std::string_view text) {
+    read(text, in_string_, escaped_);
+    so_far_ += text;
+  }
   // Whether what comes behind `text` would be in a string.
   bool in_string_behind(std::string_view text) const {
     bool in_string = in_string_, escaped = escaped_;
@@ -323,7 +391,14 @@ class ArgumentsEnd {
     }
   }
 
+  bool is_json(std::string_view rest) const {
+    std::string all = so_far_;
+    all += without_closing_fence(rest);
+    return nlohmann::json::accept(all);
+  }
+
   const Marks& marks_;
+  std::string so_far_;
   bool in_string_ = false, escaped_ = false;
 };
 
@@ -425,8 +500,7 @@ struct ReplyParser::State {
   void begin(Part next) {
     part = next;
     spoke = false;
-    last.clear();
-    fence = {};
+    quotes = {};
     quoted_up_to = nullptr;
   }
 
@@ -502,9 +576,7 @@ struct ReplyParser::State {
     spoke = true;
     const std::string_view said = std::string_view(text).substr(0, num_bytes);
     scan_marks(num_bytes, &quoted_up_to);
-    last += said.substr(said.size() - std::min(said.size(), kQuoteBytesMax));
-    if (last.size() > kQuoteBytesMax) last.erase(0, last.size() - kQuoteBytesMax);
-    fence.read(said);
+    quotes.read(said);
   }
 
   struct Scan {
@@ -520,7 +592,9 @@ struct ReplyParser::State {
     }
     const std::string_view here = std::string_view(text).substr(0, end);
     const Spellings* until = quoted_up_to;
+    QuoteWatch watch = quotes;
     size_t at = 0;
+    size_t num_watched = 0;
     while (true) {
       const Spellings& looked_for = until != nullptr ? *until : marks.opening;
       const Found found = find_first(here, looked_for, at);
@@ -529,8 +603,10 @@ struct ReplyParser::State {
         return {{}, here.size() - partial_mark_bytes(here.substr(at), looked_for)};
       }
       const bool ends_quote = until != nullptr;
-      const bool fenced = !ends_quote && is_fenced(found.at);
-      if (!ends_quote && !fenced && !is_quoted(found.at)) return {found, found.at};
+      watch.read(here.substr(num_watched, found.at - num_watched));
+      num_watched = found.at;
+      const bool fenced = watch.in_fence();
+      if (!ends_quote && !fenced && !watch.behind_opening()) return {found, found.at};
       at = found.at + found.num_bytes;
       until = nullptr;
       if (ends_quote || fenced) continue;
@@ -547,20 +623,6 @@ struct ReplyParser::State {
   const Spellings* spoken_of(std::string_view mark) const {
     return starting_mark(mark, marks.section_begin) > 0 ? &marks.section_quoted
                                                         : &marks.call_quoted;
-  }
-
-  bool is_fenced(size_t at) const {
-    FenceWatch here = fence;
-    here.read(std::string_view(text).substr(0, at));
-    return here.open();
-  }
-
-  bool is_quoted(size_t at) const {
-    const std::string_view before = std::string_view(text).substr(0, at);
-    std::string end = last;
-    end += before.substr(before.size() - std::min(before.size(), kQuoteBytesMax));
-    return std::any_of(std::begin(kQuotes), std::end(kQuotes),
-                       [&](std::string_view quote) { return end.ends_with(quote); });
   }
 
   // Of the reply's end: the beginning of a mark, which was cut. A "<" alone is text.
@@ -712,19 +774,20 @@ struct ReplyParser::State {
   bool arguments(ReplyDelta& out) {
     if (!call_spoke && !fence_decided && !drop_opening_fence()) return false;
     if (!call_spoke) drop(text.size() - without_start(text, kWhiteSpace).size());
-    const Found end = arguments_end->find(text, 0);
+    const auto [end, sure] = arguments_end->find(text, ended);
     std::string_view kept(text);
     if (end) {
       kept = without_closing_fence(kept.substr(0, end.at));
     } else if (ended) {
       kept = without_cut_end(kept);
     } else {
-      kept.remove_suffix(partial_mark_bytes(text, marks.closing));
-      kept = without_possible_fence(kept);
+      kept = without_possible_fence(kept.substr(0, sure));
     }
+    const bool wrapped = !call_spoke && kept.starts_with('"');
+    if (wrapped && !end && !ended) return false;
     arguments_end->read(kept);
-    say_arguments(kept, out);
     const size_t num_kept = kept.size();
+    say_arguments(wrapped ? unwrapped(kept) : std::string(kept), out);
     if (!end) {
       if (ended && !cut && !call_spoke) say_arguments("{}", out);
       drop(ended ? text.size() : num_kept);
@@ -781,9 +844,8 @@ struct ReplyParser::State {
   size_t decided = 0;   // decided_bytes(), with stop strings
   size_t num_pushed = 0;
   // Of the reasoning or content under way.
-  bool spoke = false;  // it has given out something
-  std::string last;    // bytes of what it has given out
-  FenceWatch fence;
+  bool spoke = false;                       // it has given out something
+  QuoteWatch quotes;                        // has read what was given out
   const Spellings* quoted_up_to = nullptr;  // marks before one of these are spoken of
   // Of the section under way.
   Part back = Part::kContent;  // where it stands

@@ -59,9 +59,11 @@ std::optional<std::string> resolve_tool_name(const std::vector<std::string>& too
 //   out. The first stop string in it ends the reply and isn't shown.
 // - Calls stand within their section's marks, or without them; in either form of DeepSeek's
 //   headers; their names are those of offered tools. Fences and white space around arguments are
-//   left out, arguments that are empty become {}.
+//   left out, arguments that are empty become {}, an object within a JSON string becomes the
+//   object. Marks in a string of arguments that are whole JSON belong to it.
 // - A call that isn't formed like that is left out beside good ones in its section. Alone it stays
-//   text, as do marks in prose: behind a quotation mark or a backtick, or within a code fence.
+//   text, as do marks in prose: behind a quotation mark or a backtick that opens, or within a code
+//   fence.
 // - A header that the reply's end cuts is left out; a call whose arguments are cut keeps those that
 //   came.
 class ReplyParser {

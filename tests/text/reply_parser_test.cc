@@ -240,6 +240,52 @@ TEST(ReplyParser, malformed_calls_become_content) {
                {"", "<｜tool▁calls▁begin｜>xy", {"a({})"}});
 }
 
+TEST(ReplyParser, a_call_behind_what_closes_a_quotation_is_a_call) {
+  const std::string call =
+      "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>a<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+      "<｜tool▁calls▁end｜>";
+  for (const std::string said :
+       {"I look up \"Rome\"", "\"Rome, \"", "\"Let me look.\"", "'Rome'", "the users'", "“Rome”",
+        "„Rom“", "«Rome»", "»Rom«", "`get`", "``get``", "`a` and `b`", "```\nx = 1\n```",
+        "```py\nx = \"1\n```", "it is 12\"\nso \"yes\"", "(\"x\")", "\"\""}) {
+    expect_reply(kV31, said + call, {"", said, {"a({})"}});
+  }
+  for (const std::string said :
+       {"\"", "say \"", "(\"", "x=\"", "\"a\" or \"", "'", "the ('", "“", "say „", " «", "`", "``",
+        "`a` or `", "```\n", "```\n\"x\"", "a `b\n`"}) {
+    expect_reply(kV31, said + call, {"", said + call, {}});
+  }
+}
+
+TEST(ReplyParser, marks_within_strings_of_arguments_belong_to_them) {
+  const std::string begin = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>a<｜tool▁sep｜>";
+  const std::string end = "<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+  const std::string more = "<｜tool▁call▁begin｜>b.c-d_e<｜tool▁sep｜>{\"y\": \"z\"}";
+  const std::string spoken = "{\"x\": \"" + begin + "{}" + end + ", \\\"it\\\" says\"}";
+  expect_reply(kV31, begin + spoken + end, {"", "", {"a(" + spoken + ")"}});
+  expect_reply(kV31, begin + spoken + "<｜tool▁call▁end｜>" + more + end + "ok",
+               {"", "ok", {"a(" + spoken + ")", "b.c-d_e({\"y\": \"z\"})"}});
+  // A string that was never closed doesn't swallow what follows.
+  expect_reply(kV31, begin + "{\"x\": \"y" + "<｜tool▁call▁end｜>" + more + end + "ok",
+               {"", "ok", {"a({\"x\": \"y)", "b.c-d_e({\"y\": \"z\"})"}});
+  expect_reply(kV31, begin + "{\"x\": \"y" + end + "ok", {"", "ok", {"a({\"x\": \"y)"}});
+  const std::string much(20 << 10, 'm');
+  const std::string unclosed = begin + "{\"x\": \"y" + end + much;
+  const Whole expected{"", much, {"a({\"x\": \"y)"}};
+  EXPECT_EQ(parse(kV31, {unclosed}), expected);
+  EXPECT_EQ(parse(kV31, characters(unclosed)), expected);
+}
+
+TEST(ReplyParser, takes_an_object_out_of_the_string_it_is_written_in) {
+  const std::string begin = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>a<｜tool▁sep｜>";
+  const std::string end = "<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+  expect_reply(kV31, begin + R"("{\"x\": \"\\\"y\\\"\"}")" + end,
+               {"", "", {R"(a({"x": "\"y\""}))"}});
+  expect_reply(kV31, begin + R"(" {\"x\": 1}" )" + end, {"", "", {R"(a( {"x": 1}))"}});
+  expect_reply(kV31, begin + R"("{\"x\": ")" + end, {"", "", {R"(a("{\"x\": "))"}});
+  expect_reply(kV31, begin + R"("x")" + end, {"", "", {R"(a("x"))"}});
+}
+
 TEST(ReplyParser, a_header_without_end_is_given_back_before_it_grows) {
   const std::string text =
       "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>" + std::string(600, 'a') + "<｜tool▁sep｜>{}";
