@@ -6,6 +6,7 @@
 #include <charconv>
 #include <string>
 
+#include "base/check.h"
 #include "text/utf8.h"
 
 namespace atl::constrain {
@@ -55,6 +56,7 @@ class PatternParser {
     const bool negative = rest.starts_with("(?!");
     if (!negative && !rest.starts_with("(?=")) return false;
     at_ += 3;
+    take('^');  // where it looks from anyway
     Pattern whole{Pattern::Kind::kSequence, {}, {}, 0, -1};
     whole.parts.push_back(choice());
     if (!take('$')) whole.parts.push_back(anything());
@@ -68,7 +70,9 @@ class PatternParser {
     do {
       const bool begins = take('^');
       Pattern part = sequence();
-      const bool ends = take('$');
+      const bool has_tail = at_tail();
+      if (has_tail) part.parts.push_back(tail());
+      const bool ends = take('$') || has_tail;
       if (!at_end() && text_[at_] != '|') fail("here");
       Pattern padded{Pattern::Kind::kSequence, {}, {}, 0, -1};
       if (!begins) padded.parts.push_back(anything());
@@ -84,6 +88,70 @@ class PatternParser {
     Pattern out{Pattern::Kind::kRepeat, {}, {}, 0, -1};
     out.parts.push_back({Pattern::Kind::kSet, kAll, {}, 0, -1});
     return out;
+  }
+
+  // Whether a group follows that a top alternative ends with, and that says itself where it ends:
+  // with $, or looking ahead.
+  bool at_tail() const {
+    if (at_end() || text_[at_] != '(' || depth_ > 0) return false;
+    int depth = 0;
+    bool in_class = false, says_end = false;
+    for (size_t i = at_; i < text_.size(); ++i) {
+      const char c = text_[i];
+      if (c == '\\') {
+        ++i;
+      } else if (in_class) {
+        in_class = c != ']';
+      } else if (c == '[') {
+        in_class = true;
+      } else if (c == '(') {
+        ++depth;
+      } else if (c == '$') {
+        says_end = true;
+      } else if (c == ')' && --depth == 0) {
+        return says_end && (i + 1 == text_.size() || text_[i + 1] == '|');
+      }
+    }
+    return false;
+  }
+
+  // Its alternatives, padded. One that looks ahead is left out where another is any text.
+  Pattern tail() {
+    CHECK(take('('));
+    if (take('?') && !take(':')) fail("looking ahead");
+    ++depth_;
+    Pattern out{Pattern::Kind::kChoice, {}, {}, 0, -1};
+    bool looks_ahead = false, is_any = false;
+    do {
+      ParsedPattern ahead;
+      while (look_ahead(ahead)) looks_ahead = true;
+      Pattern part = sequence();
+      if (!take('$')) {
+        is_any = is_any || (ahead.ahead.empty() && may_be_empty(part));
+        part.parts.push_back(anything());
+      }
+      out.parts.push_back(std::move(part));
+    } while (take('|'));
+    if (!take(')')) fail("an anchor inside a group, or a missing ')',");
+    --depth_;
+    if (is_any) return anything();
+    if (looks_ahead) fail("looking ahead inside a group");
+    return out;
+  }
+
+  static bool may_be_empty(const Pattern& pattern) {
+    const auto empty = [](const Pattern& part) { return may_be_empty(part); };
+    switch (pattern.kind) {
+      case Pattern::Kind::kSet:
+        return false;
+      case Pattern::Kind::kSequence:
+        return std::all_of(pattern.parts.begin(), pattern.parts.end(), empty);
+      case Pattern::Kind::kChoice:
+        return std::any_of(pattern.parts.begin(), pattern.parts.end(), empty);
+      case Pattern::Kind::kRepeat:
+        return pattern.min == 0 || empty(pattern.parts.front());
+    }
+    return false;
   }
 
   bool at_end() const { return at_ == text_.size(); }
@@ -109,7 +177,7 @@ class PatternParser {
 
   Pattern sequence() {
     Pattern out{Pattern::Kind::kSequence, {}, {}, 0, -1};
-    while (!at_end() && text_[at_] != '|' && text_[at_] != ')' && text_[at_] != '$') {
+    while (!at_end() && text_[at_] != '|' && text_[at_] != ')' && text_[at_] != '$' && !at_tail()) {
       out.parts.push_back(quantified(atom()));
     }
     return out;

@@ -38,7 +38,8 @@ struct ParsedPattern {
 
 // Padded where it has no anchors: a pattern may match anywhere within the string. Built: literals,
 // classes, `.`, \d \w \s and their opposites, groups, alternatives, quantifiers, ^ and $ at the
-// ends, and looking ahead at the very beginning of a pattern without alternatives.
+// ends, also those of the last group's alternatives, and looking ahead at the very beginning of a
+// pattern without alternatives.
 // kInvalid names what is not built.
 Result<ParsedPattern> parse_pattern(std::string_view text);
 

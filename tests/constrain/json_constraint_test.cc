@@ -364,6 +364,8 @@ TEST(JsonConstraint, what_is_not_built_and_bad_schemas_are_named) {
               HasSubstr("$.required"));
   EXPECT_THAT(refusal(R"re({"type": "string", "pattern": "(?=a)"})re"),
               HasSubstr("$.pattern: looking ahead"));
+  EXPECT_THAT(refusal(R"re({"type": "string", "pattern": "^a(b$|(?=c)d$)"})re"),
+              HasSubstr("$.pattern: looking ahead"));
   EXPECT_THAT(refusal(R"re({"type": "string", "pattern": "(a)\\1"})re"), HasSubstr("$.pattern"));
   EXPECT_THAT(refusal(R"({"type": "string", "pattern": "a{1,99999}"})"), HasSubstr("$.pattern"));
   EXPECT_THAT(refusal(R"({"type": "string", "pattern": "(("})"), HasSubstr("$.pattern"));
