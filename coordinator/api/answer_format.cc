@@ -309,7 +309,12 @@ class CompletionFormat final : public AnswerFormat {
       tops.push_back(has_none ? Json(nullptr) : std::move(top));
       offsets.push_back((options_.tokens_of_echo ? 0 : num_characters(options_.echo[choice])) +
                         characters);
-      characters += num_characters(tokenizer_.token_bytes(token.id));
+      const std::string_view bytes = tokenizer_.token_bytes(token.id);
+      // The BOS is put before the prompt's text, which may also begin with it.
+      const bool unseen = options_.tokens_of_echo && characters == 0 &&
+                          tokenizer_.is_special(token.id) &&
+                          !options_.echo[choice].starts_with(bytes);
+      if (!unseen) characters += num_characters(bytes);
     }
     return {{"text_offset", std::move(offsets)},
             {"token_logprobs", std::move(logprobs)},

@@ -235,7 +235,8 @@ void Api::Impl::add_routes() {
     }
   }
   for (const char* path : {"/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/transcriptions",
-                           "/v1/images/generations", "/v1/moderations"}) {
+                           "/v1/audio/translations", "/v1/audio/speech", "/v1/images/generations",
+                           "/v1/images/edits", "/v1/moderations"}) {
     route("POST", path, &Impl::post_not_served);
   }
   route("POST", "/v1/chat/completions", &Impl::post_chat);
@@ -771,12 +772,29 @@ std::optional<http::HttpResponse> answer_to_page(const ApiOptions& options,
     }
     return response;
   }
-  if (request.method != "POST" || allowed || is_json(request.header("content-type"))) {
-    return std::nullopt;
+  if (allowed) return std::nullopt;
+  // It makes every process write events.
+  if (request.path == "/trace" && options.keys.empty()) {
+    return Api::error_response(403, "a page of another origin may not trace; see --cors-origin");
   }
+  if (request.method != "POST" || is_json(request.header("content-type"))) return std::nullopt;
   return Api::error_response(403,
                              "a page of another origin may only send Content-Type: "
                              "application/json; see --cors-origin");
+}
+
+// Known ones have their routes.
+std::optional<http::HttpResponse> of_unknown_model(const ApiOptions& options,
+                                                   const http::HttpRequest& request) {
+  for (const std::string_view prefix : {"/v1/models/", "/models/"}) {
+    if (!request.path.starts_with(prefix)) continue;
+    const std::string name = request.path.substr(prefix.size());
+    const auto& others = options.other_names;
+    if (name == options.model_name) return std::nullopt;
+    if (std::find(others.begin(), others.end(), name) != others.end()) return std::nullopt;
+    return to_response(no_such_model(name, options.model_name, others));
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -793,8 +811,8 @@ std::vector<std::pair<std::string, std::string>> Api::cors_headers(
 std::optional<http::HttpResponse> Api::admit(const ApiOptions& options,
                                              const http::HttpRequest& request) {
   if (auto response = answer_to_page(options, request)) return response;
-  if (options.keys.empty() || needs_no_key(request.path)) return std::nullopt;
-  if (owner_of_request(options.keys, request)) return std::nullopt;
+  if (options.keys.empty() || needs_no_key(request.path)) return of_unknown_model(options, request);
+  if (owner_of_request(options.keys, request)) return of_unknown_model(options, request);
   const std::string_view given =
       request.header(request.header("authorization").empty() ? "x-api-key" : "authorization");
   http::HttpResponse response =

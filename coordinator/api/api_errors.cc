@@ -17,6 +17,18 @@ ApiError invalid_request(std::string param, std::string message, std::string cod
   return {.message = std::move(message), .param = std::move(param), .code = std::move(code)};
 }
 
+ApiError no_such_model(std::string_view name, const std::string& served,
+                       const std::vector<std::string>& others) {
+  std::string names = "`" + served + "`";
+  for (const std::string& other : others) names += ", `" + other + "`";
+  ApiError error = invalid_request(
+      "model",
+      fmt::format("the model `{}` does not exist; this server has {}", name.substr(0, 200), names),
+      "model_not_found");
+  error.status = 404;
+  return error;
+}
+
 ApiError api_error(const Error& error) {
   switch (error.code) {
     case ErrorCode::kOverloaded:

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/result.h"
@@ -22,6 +23,9 @@ struct ApiError {
 };
 
 ApiError invalid_request(std::string param, std::string message, std::string code = {});
+// A 404 that names what there is.
+ApiError no_such_model(std::string_view name, const std::string& served,
+                       const std::vector<std::string>& others);
 // By the error's code: kOverloaded 429, kUnavailable 503, kTimeout 504, kInvalid and kUnsupported
 // 400, the others 500.
 ApiError api_error(const Error& error);

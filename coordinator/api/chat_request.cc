@@ -180,6 +180,13 @@ std::vector<ChatTool> read_chat_tools(const JsonValue& tools) {
 
 void read_named_choice(const JsonValue& choice, ChatRequest& request) {
   const JsonValue name = choice["function"]["name"];
+  if (choice["type"].is_string() && choice["type"].string() == "allowed_tools") {
+    choice["type"].refuse(
+        "tool_choice.type: \"allowed_tools\" is not supported; send only the tools that are "
+        "allowed",
+        "unsupported");
+    return;
+  }
   if (choice["type"].string() != "function" || !name.is_string()) {
     choice.complain("none, auto, required, or an object that names a function");
     return;
@@ -275,11 +282,11 @@ void read_guided_output(const JsonValue& root, ChatRequest& request) {
   using Kind = GuidedOutput::Kind;
   read_guided(root, request.guided);
   if (request.guided.kind == Kind::kNone) return;
-  const JsonValue place = root["structured_outputs"];
+  const JsonValue place = root["tool_choice"];
   if (request.response_format != ResponseFormat::kText) {
-    place.refuse("guided output: not together with response_format");
+    root["response_format"].refuse("response_format: not together with " + request.guided.param);
   } else if (request.tool_choice == ToolChoice::kRequired) {
-    place.refuse("guided output: not together with a forced call of a tool");
+    place.refuse("tool_choice: no forced call of a tool together with " + request.guided.param);
   }
   if (request.guided.kind == Kind::kJsonObject) {
     request.response_format = ResponseFormat::kJsonObject;
@@ -362,11 +369,7 @@ Parsed<ChatRequest> parse_chat_request(std::string_view body, const RequestLimit
   read_response_format(root["response_format"], request);
   read_guided_output(root, request);
   read_thinking(root, request);
-  static constexpr RefusedField kOfCompletions[] = {
-      {"echo", "false", "it is one of /v1/completions"},
-      {"suffix"},
-      {"add_special_tokens", "false", "the chat template adds them"}};
-  refuse(kOfCompletions, root);
+  refuse(refused_fields_of_chats(), root);
   if (document->error()) return *document->error();
   log_ignored_fields(
       root, {"messages", "guided_json", "guided_regex", "guided_choice", "structured_outputs",

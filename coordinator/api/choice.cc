@@ -50,6 +50,7 @@ ChoiceDelta Choice::push(const GenerationEvent& event) {
 
 void Choice::take(const GenerationEvent& event, ChoiceDelta& delta) {
   if (num_tokens_ == 0) tell_prompt(event, delta);
+  if (options_.prompt_alone) return;
   ++num_tokens_;
   const int32_t id = *event.token;
   const auto& stop_ids = options_.stop_ids;

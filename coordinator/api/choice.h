@@ -26,6 +26,7 @@ struct ChoiceOptions {
   // -1, or how many others beside each. Of an echo they come before the answer's tokens, which end
   // with the end token then, as lm-evaluation-harness counts on; else by themselves.
   int32_t echo_top = -1, prompt_top = -1;
+  bool prompt_alone = false;  // what is generated is not told
 };
 
 struct ChoiceToken {

@@ -47,8 +47,10 @@ void read_completion_format(const JsonValue& format, GuidedOutput& guided) {
     format.refuse("response_format: not together with guided output");
   } else if (type == "json_object") {
     guided.kind = GuidedOutput::Kind::kJsonObject;
+    guided.param = format.path();
   } else if (type == "json_schema") {
     const JsonValue schema = format["json_schema"]["schema"];
+    guided.param = schema.path();
     if (!schema.is_object()) schema.complain("a JSON Schema (an object)");
     guided.kind = GuidedOutput::Kind::kJson;
     guided.schema_json = schema.text();

@@ -110,7 +110,10 @@ void read_stream(const JsonValue& root, GenerationFields& fields) {
 }
 
 void read_lengths(const JsonValue& root, GenerationFields& fields) {
-  fields.max_tokens = root["max_tokens"].integer(1, INT64_MAX);
+  // 0: the prompt's log probabilities alone.
+  const JsonValue echo = root["echo"];
+  const int64_t least = !echo.missing() && echo.text() == "true" ? 0 : 1;
+  fields.max_tokens = root["max_tokens"].integer(least, INT64_MAX);
   if (const auto newer = root["max_completion_tokens"].integer(1, INT64_MAX)) {
     fields.max_tokens = newer;
   }
@@ -144,6 +147,7 @@ void read_guided(const JsonValue& root, GuidedOutput& guided) {
     if (value.missing()) return false;
     if (guided.kind != Kind::kNone) value.refuse(value.path() + ": one form of output at most");
     guided.kind = kind;
+    guided.param = value.path();
     return true;
   };
   const auto read = [&](const JsonValue& json, const JsonValue& regex, const JsonValue& choice) {
@@ -171,10 +175,15 @@ void read_guided(const JsonValue& root, GuidedOutput& guided) {
   if (outputs["json_object"].boolean().value_or(false)) {
     take(outputs["json_object"], Kind::kJsonObject);
   }
-  for (const char* other : {"grammar", "structural_tag"}) {
-    if (outputs[other].missing()) continue;
-    outputs[other].refuse(outputs[other].path() + ": not supported; use json, regex or choice",
-                          "unsupported");
+  static constexpr std::string_view kRead[] = {"json", "regex", "choice", "json_object"};
+  static constexpr std::string_view kHow[] = {"disable_fallback", "disable_any_whitespace"};
+  for (const std::string& key : outputs.keys()) {
+    const auto is_key = [&](std::string_view name) { return name == key; };
+    const JsonValue other = outputs[key];
+    const bool off = other.missing() || other.text() == "false";
+    if (off || std::any_of(std::begin(kRead), std::end(kRead), is_key)) continue;
+    if (std::any_of(std::begin(kHow), std::end(kHow), is_key)) continue;
+    other.refuse(other.path() + ": not supported; use json, regex or choice", "unsupported");
   }
 }
 

@@ -45,6 +45,7 @@ struct GenerationFields {
 struct GuidedOutput {
   enum class Kind : uint8_t { kNone, kJsonObject, kJson, kRegex, kChoice };
   Kind kind = Kind::kNone;
+  std::string param;                 // the field that says so
   std::string schema_json;           // kJson
   std::string regex;                 // kRegex: of the whole text
   std::vector<std::string> choices;  // kChoice

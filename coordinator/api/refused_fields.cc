@@ -27,6 +27,7 @@ constexpr RefusedField kRefused[] = {
     {"logits_processor_pattern"},
     {"custom_logit_processor"},
     {"stop_regex", "", "use stop"},
+    {"format", "", "use response_format"},
     {"include_stop_str_in_output", "false"},
     {"no_stop_trim", "false"},
     {"functions", "[]", "use tools"},
@@ -78,6 +79,7 @@ constexpr RefusedField kRefused[] = {
     // How long it is.
     {"max_new_tokens", "", "use max_tokens"},
     {"max_length", "", "use max_tokens"},
+    {"max_tokens_to_sample", "", "use max_tokens"},
     {"n_predict", "", "use max_tokens"},
     {"num_predict", "", "use max_tokens"},
     {"min_new_tokens", "0", "use min_tokens"},
@@ -87,6 +89,7 @@ constexpr RefusedField kRefused[] = {
     {"n_indent", "0"},
     {"n_keep", "0", "use truncate_prompt_tokens"},
     // What is told of it.
+    {"detokenize", "true", "use /tokenize for the ids of a text"},
     {"spaces_between_special_tokens", "true"},
     {"separate_reasoning", "true", "use include_reasoning"},
     {"stream_reasoning", "true", "use include_reasoning"},
@@ -111,7 +114,34 @@ constexpr RefusedField kRefused[] = {
     {"sampling_params", "{}", kBeside},
 };
 
+constexpr std::string_view kSystem = "put it into a message of role system";
+
+constexpr RefusedField kRefusedOfChats[] = {
+    {"prompt", "", "use messages, or /v1/completions"},
+    {"input", "", "use messages, or /v1/responses"},
+    {"text", "", "use messages; for what the answer may say response_format"},
+    {"system", "", kSystem},
+    {"instructions", "", kSystem},
+    {"think", "", "use thinking"},
+    {"previous_response_id", "", "use /v1/responses"},
+    {"stop_sequences", "", "use stop"},
+    {"max_output_tokens", "", "use max_tokens"},
+    {"output_format", "", "use response_format"},
+    {"output_config", "{}", "use response_format"},
+    {"echo", "false", "it is one of /v1/completions"},
+    {"suffix"},
+    {"add_special_tokens", "false", "the chat template adds them"},
+};
+
 constexpr RefusedField kRefusedOfCompletions[] = {
+    {"input", "", "use prompt"},
+    {"text", "", "use prompt"},
+    {"system", "", "use /v1/chat/completions"},
+    {"instructions", "", "use /v1/chat/completions"},
+    {"think", "", "use /v1/chat/completions"},
+    {"raw", "true"},
+    {"stop_sequences", "", "use stop"},
+    {"max_output_tokens", "", "use max_tokens"},
     {"messages", "", "use /v1/chat/completions"},
     {"tools", "[]", "use /v1/chat/completions"},
     {"tool_choice", "\"none\"", "use /v1/chat/completions"},
@@ -192,6 +222,7 @@ bool changes_nothing(const RefusedField& field, const std::string& json) {
 }  // namespace
 
 std::span<const RefusedField> refused_fields() { return kRefused; }
+std::span<const RefusedField> refused_fields_of_chats() { return kRefusedOfChats; }
 std::span<const RefusedField> refused_fields_of_completions() { return kRefusedOfCompletions; }
 std::span<const RefusedField> refused_fields_of_responses() { return kRefusedOfResponses; }
 std::span<const RefusedField> refused_fields_of_messages() { return kRefusedOfMessages; }

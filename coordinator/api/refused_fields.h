@@ -16,7 +16,8 @@ struct RefusedField {
 };
 // Of every request for text.
 std::span<const RefusedField> refused_fields();
-// Of /v1/completions, beside those: what only a chat has.
+// Beside those: of /v1/chat/completions what other doors have, of /v1/completions what a chat has.
+std::span<const RefusedField> refused_fields_of_chats();
 std::span<const RefusedField> refused_fields_of_completions();
 // Hints that change no answer: names that are read by nobody and need no debug line.
 std::span<const std::string_view> ignored_fields();

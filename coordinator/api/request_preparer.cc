@@ -7,6 +7,7 @@
 #include <random>
 
 #include "coordinator/api/anthropic.h"
+#include "coordinator/api/door_words.h"
 
 namespace atl::coordinator {
 namespace {
@@ -69,13 +70,7 @@ std::optional<ApiError> RequestPreparer::check_model(const std::string& name) co
   const bool known =
       name == options_.model_name || std::find(others.begin(), others.end(), name) != others.end();
   if (name.empty() || known) return std::nullopt;
-  ApiError error =
-      invalid_request("model",
-                      fmt::format("the model `{}` does not exist; this server has `{}`",
-                                  name.substr(0, 200), options_.model_name),
-                      "model_not_found");
-  error.status = 404;
-  return error;
+  return no_such_model(name, options_.model_name, others);
 }
 
 Parsed<ChatPrompt> RequestPreparer::render(const ChatInput& input,
@@ -174,6 +169,9 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::completion(std::strin
   if (!grammar) return std::nullopt;
   if (!*grammar) return grammar->error();
   if (**grammar) fields.ignore_eos = false;
+  // The prompt is computed with its first answer token.
+  const bool prompt_alone = fields.max_tokens == 0;
+  if (prompt_alone) fields.max_tokens = 1;
   PreparedGeneration prepared = prepare(fields);
   prepared.tokens_of_echo = request->echo && fields.top_logprobs >= 0;
   for (size_t index = 0; index < request->prompts.size(); ++index) {
@@ -188,6 +186,7 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::completion(std::strin
     for (int64_t i = 0; i < fields.n; ++i) {
       PreparedChoice choice = make_choice(fields, *ids, *max_tokens, i);
       choice.prompt_index = index;
+      choice.options.prompt_alone = prompt_alone;
       if (request->echo && fields.top_logprobs >= 0) {
         choice.request.prompt_logprobs = std::max(fields.prompt_logprobs, fields.top_logprobs);
         choice.options.echo_top = fields.top_logprobs;
@@ -224,7 +223,8 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::messages(std::string_
   auto chat_body = chat_of_messages(body);
   if (!chat_body) return chat_body.error();
   auto prepared = chat(*chat_body, turn);
-  if (!prepared || !*prepared) return prepared;
+  if (!prepared) return std::nullopt;
+  if (!*prepared) return in_words_of_messages(prepared->error());
   (*prepared)->id_prefix = "msg_";
   (*prepared)->make_format = [](AnswerHead head, const PreparedGeneration& asked) {
     return make_messages_format(std::move(head), door_options(asked));
@@ -237,7 +237,8 @@ std::optional<Parsed<PreparedGeneration>> RequestPreparer::responses(std::string
   auto request = chat_of_responses(body, turn.client, stored_);
   if (!request) return request.error();
   auto prepared = chat(request->chat_body, turn);
-  if (!prepared || !*prepared) return prepared;
+  if (!prepared) return std::nullopt;
+  if (!*prepared) return in_words_of_responses(prepared->error());
   (*prepared)->id_prefix = "resp_";
   (*prepared)->make_format = [this, request = *request, client = turn.client](
                                  AnswerHead head, const PreparedGeneration& asked) {
@@ -251,7 +252,7 @@ Parsed<int64_t> RequestPreparer::count_message_tokens(std::string_view body,
   auto chat_body = chat_of_messages(body, true);
   if (!chat_body) return chat_body.error();
   auto request = parse_chat_request(*chat_body, limits_);
-  if (!request) return request.error();
+  if (!request) return in_words_of_messages(request.error());
   if (auto error = check_model(request->fields.model)) return *error;
   auto prompt = render(request->input, stop);
   if (!prompt) return prompt.error();
@@ -354,7 +355,7 @@ std::optional<ApiError> RequestPreparer::switch_thinking(ChatRequest& request) c
 std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::guided_grammar(
     const GuidedOutput& guided, const PrepareTurn& turn) {
   using Kind = GuidedOutput::Kind;
-  std::string key, param;
+  std::string key;
   switch (guided.kind) {
     case Kind::kNone:
       return Grammar();
@@ -362,18 +363,15 @@ std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::guided_grammar(
       return any_object_;
     case Kind::kJson:
       key = "schema\n" + guided.schema_json;
-      param = "guided_json";
       break;
     case Kind::kRegex:
       key = "regex\n" + guided.regex;
-      param = "guided_regex";
       break;
     case Kind::kChoice:
       key = "choice\n" + Json(guided.choices).dump(-1, ' ', false, Json::error_handler_t::replace);
-      param = "guided_choice";
       break;
   }
-  return compiled(key, param, turn, [&](std::stop_token stop) -> Result<Grammar> {
+  return compiled(key, guided.param, turn, [&](std::stop_token stop) -> Result<Grammar> {
     if (guided.kind == Kind::kJson) return constrain::compile_json_schema(guided.schema_json, stop);
     if (guided.kind == Kind::kRegex) return constrain::compile_regex(guided.regex, stop);
     return constrain::compile_choice(guided.choices, stop);
@@ -395,7 +393,10 @@ std::optional<Parsed<RequestPreparer::Grammar>> RequestPreparer::grammar_of(
   } else {
     return guided_grammar(request.guided, turn);
   }
-  const std::string param = forced_call ? "tools" : "response_format.json_schema.schema";
+  const bool guided = request.guided.kind != GuidedOutput::Kind::kNone;
+  const std::string param = forced_call ? "tools"
+                            : guided    ? request.guided.param
+                                        : "response_format.json_schema.schema";
   return compiled(key, param, turn,
                   [&](std::stop_token stop) { return compile(request, std::move(stop)); });
 }

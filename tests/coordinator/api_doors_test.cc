@@ -15,6 +15,7 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using ::testing::StartsWith;
 
 constexpr const char* kMessages = "/v1/messages";
 constexpr const char* kResponses = "/v1/responses";
@@ -173,6 +174,46 @@ TEST_F(Doors, what_messages_can_not_do_is_said_in_their_form) {
   EXPECT_THAT(refused(R"({"max_tokens": 1, "tools": [{"type": "web_search_20250305", "name": "w"}],
                           "messages": [{"role": "user", "content": "hi"}]})"),
               HasSubstr("only tools of the client"));
+}
+
+// What the chat that a request becomes would call otherwise.
+TEST_F(Doors, refusals_name_the_fields_of_their_door) {
+  const auto refused = [&](const char* door, const std::string& field) {
+    const bool of_messages = std::string_view(door) == kMessages;
+    const std::string body =
+        (of_messages ? R"({"max_tokens": 99, "messages": [{"role": "user", "content": "hi"}], )"
+                     : R"({"input": "hi", )") +
+        field + "}";
+    const RawResponse response = server_.post(door, body);
+    EXPECT_EQ(response.status, 400) << response.body;
+    const Json error = Json::parse(response.body)["error"];
+    const auto text = error["message"].get<std::string>();
+    if (!of_messages) {
+      EXPECT_THAT(text, StartsWith(error["param"].get<std::string>() + ":"));
+    }
+    return text;
+  };
+  const std::string tool = R"("tools": [{"type": "function", "name": "f", "parameters": 1}])";
+  EXPECT_THAT(refused(kResponses, tool), StartsWith("tools[0].parameters: "));
+  EXPECT_THAT(refused(kResponses, R"("tools": [{"type": "function", "name": "f g"}])"),
+              StartsWith("tools[0].name: "));
+  EXPECT_THAT(refused(kResponses, R"("tools": [{"type": "function", "name": "f"}],
+                                     "tool_choice": {"type": "function", "name": "g"})"),
+              StartsWith("tool_choice.name: "));
+  const std::string schema = R"({"type": "json_schema", "name": "x", "schema": {"$ref": "#/x"}})";
+  EXPECT_THAT(refused(kResponses, R"("text": {"format": )" + schema + "}"),
+              StartsWith("text.format.schema: "));
+  EXPECT_THAT(refused(kResponses, R"("max_output_tokens": 1, "text": {"format": {"type":
+                                     "json_schema", "schema": {"const": "a long one"}}})"),
+              StartsWith("max_output_tokens: "));
+  EXPECT_THAT(refused(kMessages, R"("tools": [{"name": "f", "input_schema": 1}])"),
+              StartsWith("tools[0].input_schema: "));
+  EXPECT_THAT(refused(kMessages, R"("tools": [{"name": "f"}], "tool_choice": {"type": "tool",
+                                    "name": "g"})"),
+              StartsWith("tool_choice.name: "));
+  EXPECT_THAT(refused(kMessages, R"("output_config": {"format": )" + schema + "}"),
+              StartsWith("output_config.format.schema: "));
+  EXPECT_THAT(refused(kMessages, R"("stop_sequences": [""])"), StartsWith("stop_sequences: "));
 }
 
 TEST_F(Doors, tokens_of_messages_are_counted) {
@@ -403,6 +444,7 @@ TEST(Cors, a_page_of_another_origin_can_not_make_the_server_compute) {
   EXPECT_EQ(status("Content-Type: text/plain\r\n"), 200);
   EXPECT_EQ(status("Origin: http://a.example\r\nContent-Type: application/json\r\n"), 200);
   EXPECT_EQ(server.backend().submitted().size(), 2u);
+  EXPECT_EQ(server.get("/trace", "Origin: http://evil.example\r\n").status, 403);
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ TEST(ApiFields, that_are_not_built_are_refused_at_every_door) {
   for (const Door& door : {kChat, kText, kResponses, kMessages}) {
     expect_refused(server, door, coordinator::refused_fields());
   }
+  expect_refused(server, kChat, coordinator::refused_fields_of_chats());
   expect_refused(server, kText, coordinator::refused_fields_of_completions());
   expect_refused(server, kResponses, coordinator::refused_fields_of_responses());
   expect_refused(server, kMessages, coordinator::refused_fields_of_messages());
@@ -64,8 +65,9 @@ TEST(ApiFields, that_are_not_built_are_in_the_documentation) {
   std::ostringstream page;
   page << std::ifstream(ATOLL_SOURCE_DIR "/docs/serving.md").rdbuf();
   for (const auto fields :
-       {coordinator::refused_fields(), coordinator::refused_fields_of_completions(),
-        coordinator::refused_fields_of_responses(), coordinator::refused_fields_of_messages()}) {
+       {coordinator::refused_fields(), coordinator::refused_fields_of_chats(),
+        coordinator::refused_fields_of_completions(), coordinator::refused_fields_of_responses(),
+        coordinator::refused_fields_of_messages()}) {
     for (const RefusedField& field : fields) {
       EXPECT_THAT(page.str(), HasSubstr("`" + std::string(field.name) + "`"));
     }
