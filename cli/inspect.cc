@@ -241,7 +241,7 @@ MemoryFacts memory_facts(const model::OpenedModel& loaded, const InspectOptions&
 
 Facts gather(const model::OpenedModel& loaded, const InspectOptions& options) {
   const model::ModelConfig& config = loaded.config;
-  const storage::Checkpoint& checkpoint = loaded.checkpoint;
+  const storage::TensorSource& checkpoint = loaded.checkpoint;
   loaded.tensors();  // throws if a tensor is missing, strange or misshapen
   Facts facts;
   facts.config = config;
@@ -517,7 +517,7 @@ std::string device_text(const MemoryFacts& memory) {
   return text;
 }
 
-std::string tensors_text(const storage::Checkpoint& checkpoint) {
+std::string tensors_text(const storage::TensorSource& checkpoint) {
   Table table({{"tensor"}, {"dtype"}, {"shape"}, {"bytes", Align::kRight}, {"file"}});
   for (const storage::TensorInfo& tensor : checkpoint.tensors()) {
     table.add_row({one_line(tensor.name), tensor.dtype_name,
@@ -674,7 +674,7 @@ Json to_json(const Facts& facts) {
   return json;
 }
 
-Json tensors_json(const storage::Checkpoint& checkpoint) {
+Json tensors_json(const storage::TensorSource& checkpoint) {
   Json tensors = Json::array();
   for (const storage::TensorInfo& tensor : checkpoint.tensors()) {
     tensors.push_back({{"name", tensor.name},
@@ -688,7 +688,7 @@ Json tensors_json(const storage::Checkpoint& checkpoint) {
 
 int inspect(const InspectOptions& options) {
   const std::unique_ptr<model::OpenedModel> loaded = model::open(options.model_dir);
-  const storage::Checkpoint& checkpoint = loaded->checkpoint;
+  const storage::TensorSource& checkpoint = loaded->checkpoint;
   if (loaded->config.has_experts()) {
     deployment::require_nodes(options.nodes.value_or(0),
                               kernels::num_tiles(loaded->config.moe_intermediate_size));

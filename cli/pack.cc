@@ -21,7 +21,7 @@
 #include "deployment/model_parts.h"
 #include "model/config.h"
 #include "model/weights_map.h"
-#include "storage/checkpoint/checkpoint.h"
+#include "storage/checkpoint/tensor_source.h"
 #include "storage/pack/pack.h"
 #include "storage/pack/pack_writer.h"
 
@@ -78,7 +78,9 @@ void write(const PackCommandOptions& options) {
         options.dir.string()));
   }
   const model::ModelConfig config = model::load_config(options.dir);
-  const storage::Checkpoint checkpoint = model::open_checkpoint(options.dir, config);
+  const std::unique_ptr<const storage::TensorSource> source =
+      model::open_checkpoint(options.dir, config);
+  const storage::TensorSource& checkpoint = *source;
   model::map_tensors(config, checkpoint);  // throws if a tensor is missing, strange or misshapen
   const storage::ExpertCatalog catalog =
       model::map_experts(config, checkpoint, model::MtpLayers::kInclude);

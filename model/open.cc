@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/result.h"
+#include "storage/checkpoint/checkpoint.h"
 
 namespace atl::model {
 
@@ -17,10 +18,11 @@ std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,
         fmt::format("{}: not an expert pack: --stripe adds packs to a pack", model_dir.string()));
   }
   ModelConfig config = load_config(model_dir);
-  storage::Checkpoint checkpoint =
-      pack ? storage::Checkpoint::open(*pack) : open_checkpoint(model_dir, config);
+  std::unique_ptr<const storage::TensorSource> source =
+      pack ? std::make_unique<storage::Checkpoint>(storage::Checkpoint::open(*pack))
+           : open_checkpoint(model_dir, config);
   auto opened =
-      std::make_unique<OpenedModel>(std::move(config), std::move(pack), std::move(checkpoint));
+      std::make_unique<OpenedModel>(std::move(config), std::move(pack), std::move(source));
   for (const auto& dir : stripe_dirs) opened->stripes.push_back(storage::Pack::open(dir));
   opened->catalog = opened->pack ? map_packed_experts(opened->config, *opened->pack)
                                  : map_experts(opened->config, opened->checkpoint);

@@ -14,8 +14,8 @@
 #include "model/config.h"
 #include "model/numerics_profile.h"
 #include "model/weights_map.h"
-#include "storage/checkpoint/checkpoint.h"
 #include "storage/checkpoint/matrix_source.h"
+#include "storage/checkpoint/tensor_source.h"
 #include "storage/pack/pack.h"
 
 namespace atl::model {
@@ -23,15 +23,17 @@ namespace atl::model {
 // Immutable; read by any thread. The catalog points into checkpoint or packs: it stays where it is.
 struct OpenedModel {
   OpenedModel(ModelConfig config_in, std::optional<storage::Pack> pack_in,
-              storage::Checkpoint checkpoint_in)
+              std::unique_ptr<const storage::TensorSource> source_in)
       : config(std::move(config_in)),
         pack(std::move(pack_in)),
-        checkpoint(std::move(checkpoint_in)) {}
+        source(std::move(source_in)),
+        checkpoint(*source) {}
 
   ModelConfig config;
   std::optional<storage::Pack> pack;
   std::vector<storage::Pack> stripes;  // further ones, on other drives
-  storage::Checkpoint checkpoint;      // with a pack: all but the routed experts
+  const std::unique_ptr<const storage::TensorSource> source;
+  const storage::TensorSource& checkpoint;  // *source; with a pack: all but the routed experts
   storage::ExpertCatalog catalog;
 
   // The profile that the model runs with if this one is asked for. LoadError if it can't be.

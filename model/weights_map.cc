@@ -16,6 +16,7 @@
 #include "kernels/numeric_types.h"
 #include "kernels/ops.h"
 #include "kernels/panel.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "storage/io/printable.h"
 
 namespace atl::model {
@@ -27,23 +28,24 @@ using storage::DType;
 using storage::ExpertSource;
 using storage::MatrixSource;
 using storage::TensorInfo;
+using storage::TensorSource;
 
 // DeepSeek's name, and that of others who write the same: both multiply.
 constexpr std::string_view kScaleSuffixes[] = {"_scale_inv", "_scale"};
 constexpr std::string_view kLayerPrefix = "model.layers.";
 
-std::string where(const Checkpoint& checkpoint, const TensorInfo& tensor) {
+std::string where(const TensorSource& checkpoint, const TensorInfo& tensor) {
   const std::string& shard = checkpoint.shards()[tensor.shard].file_name;
   return fmt::format("{}: tensor {}", (checkpoint.directory() / shard).string(),
                      storage::printable(tensor.name));
 }
 
-[[noreturn]] void refuse(const Checkpoint& checkpoint, const TensorInfo& tensor,
+[[noreturn]] void refuse(const TensorSource& checkpoint, const TensorInfo& tensor,
                          const std::string& what) {
   throw LoadError(fmt::format("{}: {}", where(checkpoint, tensor), what));
 }
 
-void check_shape(const Checkpoint& checkpoint, const TensorInfo& tensor,
+void check_shape(const TensorSource& checkpoint, const TensorInfo& tensor,
                  const std::vector<int64_t>& expected) {
   if (tensor.shape == expected) return;
   refuse(checkpoint, tensor,
@@ -54,7 +56,7 @@ void check_shape(const Checkpoint& checkpoint, const TensorInfo& tensor,
 // Finds tensors by name and remembers which were used, so that at the end the others can be named.
 class Mapper {
  public:
-  Mapper(const ModelConfig& config, const Checkpoint& checkpoint)
+  Mapper(const ModelConfig& config, const TensorSource& checkpoint)
       : config_(config), checkpoint_(checkpoint) {}
 
   // A BF16 or F32 vector, or F16 where that is taken.
@@ -174,7 +176,7 @@ class Mapper {
   }
 
   const ModelConfig& config_;
-  const Checkpoint& checkpoint_;
+  const TensorSource& checkpoint_;
   std::unordered_set<const TensorInfo*> used_;
 };
 
@@ -248,7 +250,7 @@ LayerTensors map_layer(Mapper& mapper, const ModelConfig& config, int64_t index)
 }
 
 // All experts in one format, which becomes the catalog's.
-void check_format(const Checkpoint& checkpoint, const ExpertSource& expert,
+void check_format(const TensorSource& checkpoint, const ExpertSource& expert,
                   const MatrixSource& first) {
   for (const MatrixSource* matrix : {&expert.gate, &expert.up, &expert.down}) {
     if (matrix->format == first.format) continue;
@@ -274,13 +276,13 @@ storage::ExpertCatalog catalog_of(const ModelConfig& config) {
 
 // An MTP layer has eh_proj; a layer beyond num_hidden_layers without it is an ordinary one that a
 // wrong config.json would silently leave out.
-bool is_mtp_layer(const Checkpoint& checkpoint, int64_t layer) {
+bool is_mtp_layer(const TensorSource& checkpoint, int64_t layer) {
   const std::string mark = layer_prefix(layer) + "eh_proj.weight";
   const auto absent = checkpoint.absent();
   return checkpoint.find(mark) != nullptr || std::binary_search(absent.begin(), absent.end(), mark);
 }
 
-void add_mtp_layers(const ModelConfig& config, const Checkpoint& checkpoint,
+void add_mtp_layers(const ModelConfig& config, const TensorSource& checkpoint,
                     storage::ExpertCatalog& catalog) {
   if (!checkpoint.absent().empty()) return;  // not whole
   for (int64_t layer = config.num_hidden_layers; is_mtp_layer(checkpoint, layer); ++layer) {
@@ -291,7 +293,7 @@ void add_mtp_layers(const ModelConfig& config, const Checkpoint& checkpoint,
   }
 }
 
-void map_sources(Mapper& mapper, const ModelConfig& config, const Checkpoint& checkpoint,
+void map_sources(Mapper& mapper, const ModelConfig& config, const TensorSource& checkpoint,
                  storage::ExpertCatalog& catalog) {
   for (const int32_t layer : catalog.moe_layers) {
     std::vector<ExpertSource>& experts = catalog.experts.emplace_back();
@@ -336,7 +338,8 @@ bool is_cache_scale(const TensorInfo& tensor) {
   return named && tensor.elements() == 1 && tensor.name.find(".self_attn.") != std::string::npos;
 }
 
-void refuse_unknown(const Mapper& mapper, const ModelConfig& config, const Checkpoint& checkpoint) {
+void refuse_unknown(const Mapper& mapper, const ModelConfig& config,
+                    const TensorSource& checkpoint) {
   uint64_t count = 0, cache_scales = 0;
   const TensorInfo* first = nullptr;
   for (const TensorInfo& tensor : checkpoint.tensors()) {
@@ -376,14 +379,15 @@ Component component_of(const ModelConfig& config, std::string_view name) {
 
 }  // namespace
 
-Checkpoint open_checkpoint(const std::filesystem::path& model_dir, const ModelConfig& config) {
-  Checkpoint checkpoint =
-      Checkpoint::open(model_dir, [&](std::string_view name) { return is_mtp(config, name); });
-  if (!checkpoint.absent().empty()) {
+std::unique_ptr<const TensorSource> open_checkpoint(const std::filesystem::path& model_dir,
+                                                    const ModelConfig& config) {
+  auto checkpoint = std::make_unique<Checkpoint>(
+      Checkpoint::open(model_dir, [&](std::string_view name) { return is_mtp(config, name); }));
+  if (!checkpoint->absent().empty()) {
     log_info(
         "{}: the multi-token-prediction layer is not whole ({} of its tensors are in files "
         "that are not there) and is left out",
-        model_dir.string(), checkpoint.absent().size());
+        model_dir.string(), checkpoint->absent().size());
   }
   return checkpoint;
 }
@@ -401,7 +405,7 @@ std::vector<const MatrixSource*> whole_matrices(const AttentionTensors& attentio
   return matrices;
 }
 
-ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint,
+ModelTensors map_tensors(const ModelConfig& config, const TensorSource& checkpoint,
                          RoutedExperts experts) {
   Mapper mapper(config, checkpoint);
   ModelTensors model;
@@ -427,7 +431,7 @@ ModelTensors map_tensors(const ModelConfig& config, const Checkpoint& checkpoint
   return model;
 }
 
-storage::ExpertCatalog map_experts(const ModelConfig& config, const Checkpoint& checkpoint,
+storage::ExpertCatalog map_experts(const ModelConfig& config, const TensorSource& checkpoint,
                                    MtpLayers mtp) {
   Mapper mapper(config, checkpoint);
   storage::ExpertCatalog catalog = catalog_of(config);
@@ -442,7 +446,7 @@ storage::ExpertCatalog map_packed_experts(const ModelConfig& config, const stora
   return catalog;
 }
 
-std::vector<float> read_plain(const Checkpoint& checkpoint, const PlainTensor& plain,
+std::vector<float> read_plain(const TensorSource& checkpoint, const PlainTensor& plain,
                               int64_t expected) {
   const TensorInfo& tensor = *plain.tensor;
   if (tensor.elements() != expected) {
@@ -489,7 +493,8 @@ std::string_view to_string(Component component) {
   return "?";
 }
 
-std::vector<ComponentRow> component_table(const ModelConfig& config, const Checkpoint& checkpoint) {
+std::vector<ComponentRow> component_table(const ModelConfig& config,
+                                          const TensorSource& checkpoint) {
   std::map<std::pair<Component, std::string>, ComponentRow> rows;
   for (const TensorInfo& tensor : checkpoint.tensors()) {
     const TensorInfo* counted_with = &tensor;  // a scale with its weight
@@ -507,7 +512,7 @@ std::vector<ComponentRow> component_table(const ModelConfig& config, const Check
     row.dtype = counted_with->dtype_name;
     row.tensors += 1;
     row.parameters += is_scale ? 0 : static_cast<uint64_t>(tensor.elements());
-    row.bytes += tensor.bytes;
+    row.bytes += tensor.stored_bytes;
   }
   std::vector<ComponentRow> table;
   for (auto& [key, row] : rows) table.push_back(std::move(row));

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -55,29 +57,31 @@ struct ModelTensors {
   std::vector<LayerTensors> layers;
 };
 
-// The values as FP32 (the others converted exactly). LoadError if there are not `expected` of them or one
-// is not finite.
-std::vector<float> read_plain(const storage::Checkpoint& checkpoint, const PlainTensor& plain,
+// The values as FP32 (the others converted exactly). LoadError if there are not `expected` of them
+// or one is not finite.
+std::vector<float> read_plain(const storage::TensorSource& checkpoint, const PlainTensor& plain,
                               int64_t expected);
 
 // Whether the routed experts are among the checkpoint's tensors, or in the pack that carries it.
 enum class RoutedExperts : uint8_t { kInCheckpoint, kInPack };
 
 // Finds and checks every tensor the model needs (dtype, shape, scales; norms and biases in BF16 or
-// F32; all in F16, too, of a model without experts); MTP layers (index >= num_hidden_layers) are recognised and left out, any other tensor that
-// the model doesn't know is refused. LoadError: one line with file and tensor.
-ModelTensors map_tensors(const ModelConfig& config, const storage::Checkpoint& checkpoint,
+// F32; all in F16, too, of a model without experts); MTP layers (index >= num_hidden_layers) are
+// recognised and left out, any other tensor that the model doesn't know is refused. LoadError: one
+// line with file and tensor.
+ModelTensors map_tensors(const ModelConfig& config, const storage::TensorSource& checkpoint,
                          RoutedExperts experts = RoutedExperts::kInCheckpoint);
 
 enum class MtpLayers : uint8_t { kLeaveOut, kInclude };
 // The checkpoint of a model directory, which may lack files that hold nothing but MTP layers: then
 // a log line says so.
-storage::Checkpoint open_checkpoint(const std::filesystem::path& model_dir,
-                                    const ModelConfig& config);
+std::unique_ptr<const storage::TensorSource> open_checkpoint(const std::filesystem::path& model_dir,
+                                                             const ModelConfig& config);
 
 // The routed experts; all must have one format. MTP layers follow the others if they are included
 // (and have routed experts). Errors as above, but other tensors are not looked at.
-storage::ExpertCatalog map_experts(const ModelConfig& config, const storage::Checkpoint& checkpoint,
+storage::ExpertCatalog map_experts(const ModelConfig& config,
+                                   const storage::TensorSource& checkpoint,
                                    MtpLayers mtp = MtpLayers::kLeaveOut);
 // The same of a pack, without sources: num_hidden_layers layers, whether or not the pack has them
 // all.
@@ -108,6 +112,6 @@ struct ComponentRow {
 };
 // What the checkpoint is made of, in the order of Component, then dtype. Needs only the headers.
 std::vector<ComponentRow> component_table(const ModelConfig& config,
-                                          const storage::Checkpoint& checkpoint);
+                                          const storage::TensorSource& checkpoint);
 
 }  // namespace atl::model

@@ -77,7 +77,7 @@ uint64_t cut_kv_b_bytes(const model::ModelConfig& config, const MatrixSource& kv
 
 // Runs tasks on num_threads threads, each with a window of its own; the first exception is thrown
 // when all have stopped.
-void run_tasks(const storage::Checkpoint& checkpoint, const std::vector<PackTask>& tasks,
+void run_tasks(const storage::TensorSource& checkpoint, const std::vector<PackTask>& tasks,
                int num_threads, size_t window_bytes, Progress& progress) {
   std::atomic<size_t> next{0};
   std::mutex mutex;
@@ -182,7 +182,7 @@ struct Weights::Builder {
 };
 
 Weights Weights::load(const model::ModelConfig& config, const model::ModelTensors& tensors,
-                      const storage::Checkpoint& checkpoint, const storage::HeldFormat& format,
+                      const storage::TensorSource& checkpoint, const storage::HeldFormat& format,
                       int num_threads, size_t window_bytes, Progress& progress) {
   Weights weights;
   Builder build{weights, format, {}};

@@ -10,8 +10,8 @@
 #include "kernels/panel.h"
 #include "model/config.h"
 #include "model/weights_map.h"
-#include "storage/checkpoint/checkpoint.h"
 #include "storage/checkpoint/matrix_source.h"
+#include "storage/checkpoint/tensor_source.h"
 
 namespace atl::coordinator {
 
@@ -63,7 +63,7 @@ class Weights {
   // memory is weights + windows. Total bytes to read are told to progress first. LoadError names
   // file and tensor.
   static Weights load(const model::ModelConfig& config, const model::ModelTensors& tensors,
-                      const storage::Checkpoint& checkpoint, const storage::HeldFormat& format,
+                      const storage::TensorSource& checkpoint, const storage::HeldFormat& format,
                       int num_threads, size_t window_bytes, Progress& progress);
   // What bytes() will be, without loading anything.
   static uint64_t held_bytes(const model::ModelConfig& config, const model::ModelTensors& tensors,

@@ -4,18 +4,15 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <optional>
 #include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
 #include "base/result.h"
-#include "base/units.h"
 #include "storage/checkpoint/model_dir.h"
 #include "storage/checkpoint/safetensors_header.h"
 #include "storage/io/file_io.h"
@@ -29,14 +26,6 @@ namespace {
 constexpr std::string_view kIndexFile = "model.safetensors.index.json";
 constexpr std::string_view kSingleFile = "model.safetensors";
 constexpr uint64_t kLengthFieldBytes = 8;
-
-// What one read leaves in the page cache before it is dropped again: large enough for the disk,
-// small beside any machine's memory.
-constexpr size_t kReadStepBytes = 4 * kMiB;
-constexpr uint64_t kPageBytes = 4096;
-
-constexpr int kFingerprintSamples = 16;
-constexpr uint64_t kFingerprintSampleBytes = 4096;
 
 // What a pack knows of a file; without a pack nothing.
 const PackCarriedFile* find_carried(const Pack* pack, const std::filesystem::path& file) {
@@ -72,29 +61,6 @@ Shard open_file(const std::filesystem::path& file, const Pack* pack) {
                     file.string(), shard.file_bytes, carried->bytes));
   }
   return shard;
-}
-
-// Bytes read before the end of the file, an error (errno), or all of out.
-size_t pread_all(int fd, uint64_t offset, std::span<std::byte> out, bool* failed) {
-  size_t done = 0;
-  *failed = false;
-  while (done < out.size()) {
-    const ssize_t got =
-        ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
-    if (got < 0 && errno == EINTR) continue;
-    *failed = got < 0;
-    if (got <= 0) break;
-    done += static_cast<size_t>(got);
-  }
-  return done;
-}
-
-// Whole pages around the range; the neighbour that shares an edge page reads it once more.
-void drop_from_page_cache(int fd, uint64_t offset, uint64_t bytes) {
-  const uint64_t begin = offset / kPageBytes * kPageBytes;
-  const uint64_t end = (offset + bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-  (void)::posix_fadvise(fd, static_cast<off_t>(begin), static_cast<off_t>(end - begin),
-                        POSIX_FADV_DONTNEED);
 }
 
 void read_exactly(const Shard& shard, const std::filesystem::path& file, uint64_t offset,
@@ -235,43 +201,7 @@ void refuse_tensor_in_two_shards(const std::vector<TensorInfo>& tensors,
       printable(twice->name), printable(shards[std::next(twice)->shard].file_name)));
 }
 
-// Numbers and texts with their lengths, so that no two tables give the same stream of bytes.
-class TableHash {
- public:
-  TableHash() : state_(XXH3_createState()) {
-    CHECK(state_ != nullptr);
-    XXH3_128bits_reset(state_);
-  }
-  ~TableHash() { XXH3_freeState(state_); }
-  TableHash(const TableHash&) = delete;
-  TableHash& operator=(const TableHash&) = delete;
-
-  void add(uint64_t value) {
-    unsigned char bytes[8];
-    for (int i = 0; i < 8; ++i) bytes[i] = static_cast<unsigned char>(value >> (8 * i));
-    XXH3_128bits_update(state_, bytes, sizeof bytes);
-  }
-  void add(std::span<const std::byte> data) {
-    add(data.size());
-    XXH3_128bits_update(state_, data.data(), data.size());
-  }
-  void add(std::string_view text) { add(std::as_bytes(std::span(text))); }
-  std::string hex() const {
-    const XXH128_hash_t hash = XXH3_128bits_digest(state_);
-    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-  }
-
- private:
-  XXH3_state_t* state_;
-};
-
 }  // namespace
-
-int64_t TensorInfo::elements() const {
-  int64_t count = 1;
-  for (const int64_t size : shape) count *= size;
-  return count;
-}
 
 Checkpoint Checkpoint::open(const std::filesystem::path& model_dir,
                             const MayBeAbsent& may_be_absent) {
@@ -314,80 +244,29 @@ Checkpoint Checkpoint::open(const std::filesystem::path& model_dir, const Pack* 
   return checkpoint;
 }
 
-Checkpoint::~Checkpoint() {
-  for (const Shard& shard : shards_) ::close(shard.fd);
-}
-
-Checkpoint::Checkpoint(Checkpoint&& other) noexcept
-    : directory_(std::move(other.directory_)),
-      shards_(std::exchange(other.shards_, {})),
-      tensors_(std::exchange(other.tensors_, {})),
-      absent_(std::exchange(other.absent_, {})) {}
-
-const TensorInfo* Checkpoint::find(std::string_view name) const {
-  const auto place = std::lower_bound(
-      tensors_.begin(), tensors_.end(), name,
-      [](const TensorInfo& tensor, std::string_view wanted) { return tensor.name < wanted; });
-  return place != tensors_.end() && place->name == name ? &*place : nullptr;
-}
-
 void Checkpoint::read(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> out) const {
   CHECK_LE(begin, tensor.bytes);
   CHECK_LE(out.size(), tensor.bytes - begin);
-  read_file(shards_[tensor.shard], &tensor, tensor.offset + begin, out);
+  read_file(shards_[tensor.shard], tensor.offset + begin, out, "tensor " + printable(tensor.name));
 }
 
-void Checkpoint::read_file(const Shard& shard, const TensorInfo* tensor, uint64_t offset,
-                           std::span<std::byte> out) const {
+std::optional<std::string> Checkpoint::small_file(std::string_view name, uint64_t bytes_max) const {
+  std::error_code error;
+  if (!std::filesystem::exists(directory_ / name, error)) return std::nullopt;
+  return read_whole_file(directory_ / name, bytes_max);
+}
+
+void Checkpoint::read_file(const Shard& shard, uint64_t offset, std::span<std::byte> out,
+                           std::string_view what) const {
+  if (shard.checksums.empty()) return TensorSource::read_file(shard, offset, out, what);
   const std::filesystem::path file = directory_ / shard.file_name;
   while (!out.empty()) {
     const auto step = out.first(std::min(out.size(), kReadStepBytes));
-    if (!shard.checksums.empty()) {
-      read_summed({shard.fd, file, shard.file_bytes, shard.checksums}, offset, step);
-      drop_from_page_cache(shard.fd, offset, step.size());
-      offset += step.size();
-      out = out.subspan(step.size());
-      continue;
-    }
-    bool failed = false;
-    const size_t got = pread_all(shard.fd, offset, step, &failed);
-    if (got != step.size()) {
-      const std::string reason = failed ? std::strerror(errno) : "the file shrank";
-      throw LoadError(fmt::format("{}: {}: read {} of {} bytes at offset {}: {}", file.string(),
-                                  tensor ? "tensor " + printable(tensor->name) : "data", got,
-                                  step.size(), offset, reason));
-    }
+    read_summed({shard.fd, file, shard.file_bytes, shard.checksums}, offset, step);
     drop_from_page_cache(shard.fd, offset, step.size());
     offset += step.size();
     out = out.subspan(step.size());
   }
-}
-
-std::string Checkpoint::fingerprint() const {
-  TableHash hash;
-  hash.add(tensors_.size());
-  for (const TensorInfo& tensor : tensors_) {
-    hash.add(tensor.name);
-    hash.add(tensor.dtype_name);
-    hash.add(tensor.shape.size());
-    for (const int64_t size : tensor.shape) hash.add(static_cast<uint64_t>(size));
-    hash.add(tensor.shard);
-    hash.add(tensor.offset);
-    hash.add(tensor.bytes);
-  }
-  std::vector<std::byte> sample(kFingerprintSampleBytes);
-  for (const Shard& shard : shards_) {
-    const uint64_t data_bytes = shard.file_bytes - shard.data_offset;
-    const uint64_t bytes = std::min(kFingerprintSampleBytes, data_bytes);
-    hash.add(shard.file_bytes);
-    for (int i = 0; i < kFingerprintSamples; ++i) {
-      const uint64_t offset =
-          (data_bytes - bytes) * static_cast<uint64_t>(i) / (kFingerprintSamples - 1);
-      read_file(shard, nullptr, shard.data_offset + offset, std::span(sample).first(bytes));
-      hash.add(std::span<const std::byte>(sample).first(bytes));
-    }
-  }
-  return hash.hex();
 }
 
 }  // namespace atl::storage

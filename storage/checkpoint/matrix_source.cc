@@ -16,7 +16,7 @@ namespace {
 using kernels::kScaleBlock;
 using kernels::WeightFormat;
 
-[[noreturn]] void throw_bad_value(const Checkpoint& checkpoint, const TensorInfo& tensor,
+[[noreturn]] void throw_bad_value(const TensorSource& checkpoint, const TensorInfo& tensor,
                                   int64_t element, int64_t cols, const char* what) {
   throw LoadError(
       fmt::format("{}: tensor {}: value [{}, {}] is {}: the file is damaged, fetch it again",
@@ -40,7 +40,7 @@ ScaleRows scale_rows(const MatrixSource& matrix, int64_t row_begin, int64_t row_
 }
 
 // The whole grid, as kernels::pack indexes it, of which only the rows that are needed are read.
-std::vector<float> read_scales(const Checkpoint& checkpoint, const MatrixSource& matrix,
+std::vector<float> read_scales(const TensorSource& checkpoint, const MatrixSource& matrix,
                                int64_t row_begin, int64_t row_end, Progress& progress) {
   const ScaleRows rows = scale_rows(matrix, row_begin, row_end);
   if (rows.bytes() == 0) return {};
@@ -69,7 +69,7 @@ std::vector<float> read_scales(const Checkpoint& checkpoint, const MatrixSource&
   return grid;
 }
 
-void check_codes(const Checkpoint& checkpoint, const MatrixSource& matrix,
+void check_codes(const TensorSource& checkpoint, const MatrixSource& matrix,
                  const kernels::MatrixRows& rows) {
   const bool fp8 = matrix.format == WeightFormat::kFp8E4m3;
   const int64_t count = rows.num_rows * rows.cols;
@@ -102,7 +102,7 @@ uint64_t source_bytes(const MatrixSource& matrix, int64_t row_begin, int64_t row
          scale_rows(matrix, row_begin, row_end).bytes();
 }
 
-void pack_matrix(const Checkpoint& checkpoint, const MatrixSource& matrix, int64_t row_begin,
+void pack_matrix(const TensorSource& checkpoint, const MatrixSource& matrix, int64_t row_begin,
                  int64_t row_end, std::span<const PackTarget> targets, std::span<std::byte> window,
                  Progress& progress) {
   CHECK(matrix.weight != nullptr);

@@ -11,7 +11,7 @@
 #include "base/progress.h"
 #include "kernels/panel.h"
 #include "kernels/tile.h"
-#include "storage/checkpoint/checkpoint.h"
+#include "storage/checkpoint/tensor_source.h"
 
 namespace atl::storage {
 
@@ -85,7 +85,7 @@ struct PackTarget {
 // format than the matrix; 4-byte aligned) and packs them into every target, whose memory the caller
 // has zero-filled. Refuses FP8 codes that are NaN and weights and scales that are not finite:
 // LoadError names file, tensor and place. Bytes read are told to progress, source_bytes() in all.
-void pack_matrix(const Checkpoint& checkpoint, const MatrixSource& matrix, int64_t row_begin,
+void pack_matrix(const TensorSource& checkpoint, const MatrixSource& matrix, int64_t row_begin,
                  int64_t row_end, std::span<const PackTarget> targets, std::span<std::byte> window,
                  Progress& progress);
 

@@ -136,7 +136,7 @@ class HeaderSax final : public StrictSax {
           fmt::format("data_offsets [{}, {}] end before they begin", offsets_[0], offsets_[1]));
     }
     current_.offset = offsets_[0];
-    current_.bytes = offsets_[1] - offsets_[0];
+    current_.bytes = current_.stored_bytes = offsets_[1] - offsets_[0];
     tensors_.push_back(std::move(current_));
     in_body_ = in_tensor_ = false;
     return true;

@@ -91,6 +91,7 @@ void CheckpointWriter::plan(std::span<const TensorSpec> tensors, uint64_t shard_
     tensor.dtype_name = to_string(spec.dtype);
     tensor.shape = spec.shape;
     tensor.bytes = static_cast<uint64_t>(tensor.elements()) * dtype_bytes(spec.dtype);
+    tensor.stored_bytes = tensor.bytes;
     if (shards_.empty() ||
         (shards_.back().file_bytes > 0 && shards_.back().file_bytes + tensor.bytes > shard_bytes)) {
       shards_.emplace_back();

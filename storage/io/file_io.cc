@@ -52,6 +52,28 @@ void read_exactly(const FileHandle& file, uint64_t offset, std::span<std::byte> 
   }
 }
 
+size_t pread_all(int fd, uint64_t offset, std::span<std::byte> out, bool* failed) {
+  size_t done = 0;
+  *failed = false;
+  while (done < out.size()) {
+    const ssize_t got =
+        ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    *failed = got < 0;
+    if (got <= 0) break;
+    done += static_cast<size_t>(got);
+  }
+  return done;
+}
+
+void drop_from_page_cache(int fd, uint64_t offset, uint64_t bytes) {
+  constexpr uint64_t kPageBytes = 4096;
+  const uint64_t begin = offset / kPageBytes * kPageBytes;
+  const uint64_t end = (offset + bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  (void)::posix_fadvise(fd, static_cast<off_t>(begin), static_cast<off_t>(end - begin),
+                        POSIX_FADV_DONTNEED);
+}
+
 std::string read_whole_file(const std::filesystem::path& path, uint64_t bytes_max) {
   const FileHandle file = open_for_reading(path);
   const uint64_t bytes = file_bytes(file);

@@ -27,6 +27,7 @@ class FileHandle {
 
   bool is_open() const { return fd_ >= 0; }
   int fd() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }  // to somebody who closes it
   const std::filesystem::path& path() const { return path_; }
 
  private:
@@ -39,6 +40,11 @@ FileHandle open_for_reading(const std::filesystem::path& path);
 uint64_t file_bytes(const FileHandle& file);
 // All of out from `offset` on; LoadError if the file ends before.
 void read_exactly(const FileHandle& file, uint64_t offset, std::span<std::byte> out);
+// Bytes from `offset` on that were read into `out` before the file's end or an error, whose number
+// is then in errno and *failed true.
+size_t pread_all(int fd, uint64_t offset, std::span<std::byte> out, bool* failed);
+// Whole pages around the range; a neighbour that shares an edge page reads it once more.
+void drop_from_page_cache(int fd, uint64_t offset, uint64_t bytes);
 // The whole of a file of at most bytes_max.
 std::string read_whole_file(const std::filesystem::path& path, uint64_t bytes_max);
 

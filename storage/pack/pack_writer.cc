@@ -59,7 +59,7 @@ constexpr std::array<std::string_view, 15> kCopiedFiles = {"config.json",
                                                            "LICENSE-MODEL",
                                                            "LICENSE-CODE"};
 
-PackParams make_params(const Checkpoint& checkpoint, const ExpertCatalog& catalog,
+PackParams make_params(const TensorSource& checkpoint, const ExpertCatalog& catalog,
                        const PackOptions& options) {
   if (catalog.moe_layers.empty()) {
     throw LoadError(fmt::format("{}: the model has no routed experts: there is nothing to pack",
@@ -293,7 +293,7 @@ std::optional<uint64_t> whole_layer(const fs::path& path, const PackParams& para
 }
 
 // Everything but the routed experts: tensors that the model maps, in file order.
-std::vector<const TensorInfo*> carried_tensors(const Checkpoint& checkpoint,
+std::vector<const TensorInfo*> carried_tensors(const TensorSource& checkpoint,
                                                const ExpertCatalog& catalog) {
   std::unordered_set<const TensorInfo*> experts;
   for (const std::vector<ExpertSource>& layer : catalog.experts) {
@@ -331,7 +331,7 @@ uint64_t bytes_of(std::span<const TensorInfo* const> tensors) {
 
 // Copies the tensors of one shard in the order of their bytes, so that each byte is summed as it
 // is written, never as it is read back.
-PackCarriedFile copy_shard(const Checkpoint& checkpoint, std::span<const TensorInfo* const> from,
+PackCarriedFile copy_shard(const TensorSource& checkpoint, std::span<const TensorInfo* const> from,
                            CheckpointWriter& writer, uint32_t shard, const fs::path& out,
                            std::span<std::byte> window, Progress& progress) {
   PackCarriedFile file;
@@ -363,17 +363,19 @@ PackCarriedFile summed_copy(const fs::path& path, std::string_view contents) {
   return {path.filename().string(), contents.size(), sums.finish()};
 }
 
-std::vector<PackCarriedFile> write_carried(const Checkpoint& checkpoint,
+std::vector<PackCarriedFile> write_carried(const TensorSource& checkpoint,
                                            std::span<const TensorInfo* const> tensors,
                                            const fs::path& out, const PackOptions& options,
                                            Progress& progress) {
   std::vector<PackCarriedFile> files;
   for (const std::string_view name : kCopiedFiles) {
-    const fs::path from = checkpoint.directory() / name;
-    if (name != "config.json" && !fs::exists(from)) continue;
-    const std::string contents = read_whole_file(from, kCopiedFileBytesMax);
-    write_file_atomically(out / name, contents);
-    files.push_back(summed_copy(out / name, contents));
+    const std::optional<std::string> contents = checkpoint.small_file(name, kCopiedFileBytesMax);
+    if (!contents && name == "config.json") {
+      throw_file_error(checkpoint.directory() / name, "open", ENOENT);
+    }
+    if (!contents) continue;
+    write_file_atomically(out / name, *contents);
+    files.push_back(summed_copy(out / name, *contents));
   }
   std::vector<TensorSpec> specs;
   for (const TensorInfo* tensor : tensors) {
@@ -419,7 +421,7 @@ void remove_unfinished_layers(const fs::path& out) {
 
 }  // namespace
 
-PackReport write_pack(const Checkpoint& checkpoint, const ExpertCatalog& catalog,
+PackReport write_pack(const TensorSource& checkpoint, const ExpertCatalog& catalog,
                       const fs::path& out, const PackOptions& options, Progress& progress) {
   CHECK_GE(options.num_threads, 1);
   const PackParams params = make_params(checkpoint, catalog, options);

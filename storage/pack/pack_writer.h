@@ -7,8 +7,8 @@
 #include <optional>
 
 #include "base/progress.h"
-#include "storage/checkpoint/checkpoint.h"
 #include "storage/checkpoint/matrix_source.h"
+#include "storage/checkpoint/tensor_source.h"
 
 namespace atl::storage {
 
@@ -42,7 +42,7 @@ struct PackReport {
 //
 // LoadError in one line: ranges that the model doesn't have, another pack or foreign files in
 // `out`, another process that packs there, a full disk, I/O errors, damaged weights.
-PackReport write_pack(const Checkpoint& checkpoint, const ExpertCatalog& catalog,
+PackReport write_pack(const TensorSource& checkpoint, const ExpertCatalog& catalog,
                       const std::filesystem::path& out, const PackOptions& options,
                       Progress& progress);
 

@@ -62,7 +62,7 @@ std::vector<RowRange> merged_rows(size_t num_tiles, LayoutOf layout_of) {
 // Reads one matrix of an expert and fills its part of all the tiles. Of down every row is read
 // whole: a tile's 128 columns of a row are less than a page, so reading them alone would fetch
 // nearly as much from the disk, by `hidden_size` calls.
-void fill_part(const Checkpoint& checkpoint, const MatrixSource& matrix, Part part,
+void fill_part(const TensorSource& checkpoint, const MatrixSource& matrix, Part part,
                std::span<const TileTarget> tiles, std::span<std::byte> window, Progress& progress) {
   std::vector<PackTarget> targets;
   for (const TileTarget& tile : tiles) targets.push_back(pack_target(tile, part));
@@ -84,7 +84,7 @@ uint64_t longest_row_bytes(const ExpertSource& expert) {
 
 }  // namespace
 
-CheckpointTiles::CheckpointTiles(const Checkpoint& checkpoint, const ExpertCatalog& catalog,
+CheckpointTiles::CheckpointTiles(const TensorSource& checkpoint, const ExpertCatalog& catalog,
                                  HeldFormat format)
     : checkpoint_(checkpoint), catalog_(catalog) {
   CHECK_EQ(catalog.moe_layers.size(), catalog.experts.size());

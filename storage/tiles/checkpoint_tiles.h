@@ -17,7 +17,7 @@ namespace atl::storage {
 class CheckpointTiles final : public TileSource {
  public:
   // Both are borrowed and must outlive the source.
-  CheckpointTiles(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format);
+  CheckpointTiles(const TensorSource& checkpoint, const ExpertCatalog& catalog, HeldFormat format);
 
   std::span<const kernels::TileLayout> layouts() const override { return layouts_; }
   Status has(size_t, int) const override { return {}; }
@@ -34,7 +34,7 @@ class CheckpointTiles final : public TileSource {
             std::span<std::byte> window, Progress& progress) const;
 
  private:
-  const Checkpoint& checkpoint_;
+  const TensorSource& checkpoint_;
   const ExpertCatalog& catalog_;
   std::vector<kernels::TileLayout> layouts_;  // by tile
 };

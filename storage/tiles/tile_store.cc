@@ -46,8 +46,8 @@ size_t latency_bucket(double seconds) {
 
 // ---- Setting up --------------------------------------------------------------------------------
 
-TileStore::TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format,
-                     TileStoreOptions options)
+TileStore::TileStore(const TensorSource& checkpoint, const ExpertCatalog& catalog,
+                     HeldFormat format, TileStoreOptions options)
     : TileStore(std::make_unique<CheckpointTiles>(checkpoint, catalog, format), catalog,
                 std::move(options)) {}
 

@@ -33,6 +33,8 @@
 
 namespace atl::storage {
 
+class Pack;
+
 struct TileStoreOptions {
   // RAM for slots, tables and reading; unset: all tiles of the plan, and kSpareSlotBytes for
   // others.
@@ -110,7 +112,7 @@ class PinnedTile {
 class TileStore {
  public:
   // Checkpoint and catalog are borrowed and must outlive the store.
-  TileStore(const Checkpoint& checkpoint, const ExpertCatalog& catalog, HeldFormat format = {},
+  TileStore(const TensorSource& checkpoint, const ExpertCatalog& catalog, HeldFormat format = {},
             TileStoreOptions options = {});
   // Of packs, each on a drive of its own: tiles are read to where they stay and checked against
   // their checksums. LoadError if a pack is of another shape or format, or of other experts than

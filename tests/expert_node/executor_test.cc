@@ -11,6 +11,7 @@
 
 #include "kernels/ops.h"
 #include "model/weights_map.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "storage/pack/pack_writer.h"
 #include "tests/support/golden.h"
 #include "tests/support/synthetic_model.h"

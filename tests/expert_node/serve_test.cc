@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "model/weights_map.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "tests/support/manual_tiles.h"
 #include "tests/support/synthetic_model.h"
 #include "tests/support/temp_dir.h"

@@ -12,6 +12,7 @@
 
 #include "base/result.h"
 #include "model/weights_map.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::model {

@@ -11,6 +11,7 @@
 
 #include "base/result.h"
 #include "model/synthetic.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::model {
@@ -232,7 +233,8 @@ TEST(WeightsMap, files_of_nothing_but_the_mtp_layer_may_be_absent) {
   { storage::CheckpointWriter writer(dir.path(), synthetic_tensors(spec), 1); }  // a shard each
   std::string of_mtp, of_layer;
   {
-    const Checkpoint whole = open_checkpoint(dir.path(), spec.config);
+    const auto source = open_checkpoint(dir.path(), spec.config);
+    const storage::TensorSource& whole = *source;
     EXPECT_TRUE(whole.absent().empty());
     const auto file_of = [&](const char* name) {
       return whole.shards()[whole.find(name)->shard].file_name;
@@ -242,7 +244,8 @@ TEST(WeightsMap, files_of_nothing_but_the_mtp_layer_may_be_absent) {
   }
   std::filesystem::remove(dir / of_mtp);
   EXPECT_THROW((void)Checkpoint::open(dir.path()), LoadError);
-  const Checkpoint checkpoint = open_checkpoint(dir.path(), spec.config);
+  const auto source = open_checkpoint(dir.path(), spec.config);
+  const storage::TensorSource& checkpoint = *source;
   EXPECT_THAT(checkpoint.absent(), testing::ElementsAre("model.layers.3.eh_proj.weight"));
   EXPECT_EQ(map_tensors(spec.config, checkpoint).layers.size(), 3u);
   EXPECT_EQ(map_experts(spec.config, checkpoint, MtpLayers::kInclude).num_layers, 3);

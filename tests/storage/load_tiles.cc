@@ -9,6 +9,7 @@
 #include "base/result.h"
 #include "model/config.h"
 #include "model/weights_map.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "storage/tiles/tile_store.h"
 
 int main(int argc, char** argv) {

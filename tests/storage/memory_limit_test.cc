@@ -14,6 +14,7 @@
 #include "model/config.h"
 #include "model/synthetic.h"
 #include "model/weights_map.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "storage/tiles/tile_store.h"
 #include "tests/support/temp_dir.h"
 

@@ -25,6 +25,7 @@
 #include "model/config.h"
 #include "model/synthetic.h"
 #include "model/weights_map.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "storage/pack/pack_writer.h"
 #include "storage/tiles/tile_store.h"
 #include "tests/storage/small_spec.h"

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/result.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "tests/support/temp_dir.h"
 
 namespace atl::storage {
