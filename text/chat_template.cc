@@ -84,14 +84,17 @@ std::string read_text(const std::filesystem::path& path) {
   return text;
 }
 
-Json read_config(const std::filesystem::path& path) {
-  if (!std::filesystem::exists(path)) return Json::object();
-  const std::string text = read_text(path);
+Json parse_config_json(std::string_view text, const std::string& name) {
   try {
     return parse_json(text);
   } catch (const jinja::RenderError& error) {
-    throw LoadError(fmt::format("{}: {}", path.string(), error.message));
+    throw LoadError(fmt::format("{}: {}", name, error.message));
   }
+}
+
+Json read_config(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) return Json::object();
+  return parse_config_json(read_text(path), path.string());
 }
 
 // A token is its text, or an object with its text as `content`.
@@ -118,6 +121,14 @@ std::optional<std::string> template_text(const Json& config, const std::string& 
     }
   }
   throw LoadError(path + ": chat_template: expected a text, or a list with one named \"default\"");
+}
+
+std::vector<std::pair<std::string, std::string>> named_tokens(const Json& config) {
+  std::vector<std::pair<std::string, std::string>> tokens;
+  for (const char* name : kTokenNames) {
+    if (auto text = token_text(config, name)) tokens.emplace_back(name, *text);
+  }
+  return tokens;
 }
 
 }  // namespace
@@ -156,9 +167,17 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& mode
                                    : template_text(config, config_path.string());
   if (!source) return std::nullopt;
   ChatTemplate out(*source, (has_own_file ? own_file : config_path).string());
-  for (const char* token : kTokenNames) {
-    if (auto text = token_text(config, token)) out.program_->tokens.emplace_back(token, *text);
-  }
+  out.program_->tokens = named_tokens(config);
+  return out;
+}
+
+std::optional<ChatTemplate> ChatTemplate::parse_config(std::string_view tokenizer_config_json,
+                                                       const std::string& name) {
+  const Json config = parse_config_json(tokenizer_config_json, name);
+  const auto source = template_text(config, name);
+  if (!source) return std::nullopt;
+  ChatTemplate out(*source, name);
+  out.program_->tokens = named_tokens(config);
   return out;
 }
 

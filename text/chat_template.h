@@ -38,6 +38,9 @@ class ChatTemplate {
   // tokenizer_config.json (a text, or a list of named ones: "default"); nullopt: the model has
   // none. bos_token, eos_token and the like of that file are variables of the template.
   static std::optional<ChatTemplate> load(const std::filesystem::path& model_dir);
+  // The same of the text of a tokenizer_config.json; `name` stands before messages.
+  static std::optional<ChatTemplate> parse_config(std::string_view tokenizer_config_json,
+                                                  const std::string& name);
 
   //   variables_json  a JSON object: messages, add_generation_prompt, tools, and whatever else the
   //                   template reads. The order of keys is kept.

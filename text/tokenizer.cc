@@ -41,6 +41,16 @@ Tokenizer Tokenizer::load(const std::filesystem::path& model_dir) {
                    (is_tiktoken ? tiktoken : path).string());
 }
 
+Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
+                           const std::string& name) {
+  try {
+    const TokenizerFile file = parse_tokenizer_file(tokenizer_json);
+    return Tokenizer(file, parse_tokenizer_config(tokenizer_config_json), "tokenizer");
+  } catch (const LoadError& error) {
+    throw LoadError(fmt::format("{}: {}", name, error.what()));
+  }
+}
+
 Tokenizer::Tokenizer(const TokenizerFile& file, const TokenizerConfig& config,
                      const std::string& name)
     : id_of_text_(ids_by_text(file)),

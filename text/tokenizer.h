@@ -40,6 +40,9 @@ class Tokenizer {
   // tokenizer_config.json of a model directory. Throws
   // LoadError: one line that names the file and what is wrong.
   static Tokenizer load(const std::filesystem::path& model_dir);
+  // The same of the texts of the two files; `name` stands before the message of the LoadError.
+  static Tokenizer parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
+                         const std::string& name);
   // `name` stands before the message of the LoadError, for a file that doesn't hold together.
   Tokenizer(const TokenizerFile& file, const TokenizerConfig& config, const std::string& name);
 

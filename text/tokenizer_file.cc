@@ -56,7 +56,7 @@ std::string read_tokenizer_text(const std::filesystem::path& path) {
   return text;
 }
 
-Json parse_object(const std::filesystem::path& path) {
+Json parse_object(std::string_view text) {
   const auto limit_depth = [](int depth, Json::parse_event_t, Json&) {
     if (depth > kJsonDepthMax) {
       throw LoadError(fmt::format("JSON nested deeper than {} levels", kJsonDepthMax));
@@ -64,7 +64,7 @@ Json parse_object(const std::filesystem::path& path) {
     return true;
   };
   try {
-    Json json = Json::parse(read_tokenizer_text(path), limit_depth);
+    Json json = Json::parse(text, limit_depth);
     if (!json.is_object()) throw LoadError("not a JSON object");
     return json;
   } catch (const Json::exception& error) {
@@ -380,33 +380,37 @@ auto naming_file(const std::filesystem::path& path, Read read) {
 
 }  // namespace
 
+TokenizerFile parse_tokenizer_file(std::string_view text) {
+  const Json json = parse_object(text);
+  TokenizerFile file;
+  file.normalizes_nfc = read_normalizer(member(json, "normalizer"));
+  file.splits = read_pre_tokenizer(member(json, "pre_tokenizer"));
+  check_decoder(member(json, "decoder"));
+  const IdOfText id_of_text = read_model(member(json, "model"), file);
+  read_added_tokens(member(json, "added_tokens"), id_of_text, file);
+  file.first_token = first_token_of(member(json, "post_processor"));
+  return file;
+}
+
+TokenizerConfig parse_tokenizer_config(std::string_view text) {
+  const Json json = parse_object(text);
+  TokenizerConfig config;
+  if (!member(json, "add_bos_token").is_null()) {
+    config.add_bos_token = bool_of(json, "add_bos_token", false, "tokenizer_config");
+  }
+  config.bos_token = read_token_content(json, "bos_token");
+  config.eos_token = read_token_content(json, "eos_token");
+  return config;
+}
+
 TokenizerFile read_tokenizer_file(const std::filesystem::path& path) {
-  return naming_file(path, [&] {
-    const Json json = parse_object(path);
-    TokenizerFile file;
-    file.normalizes_nfc = read_normalizer(member(json, "normalizer"));
-    file.splits = read_pre_tokenizer(member(json, "pre_tokenizer"));
-    check_decoder(member(json, "decoder"));
-    const IdOfText id_of_text = read_model(member(json, "model"), file);
-    read_added_tokens(member(json, "added_tokens"), id_of_text, file);
-    file.first_token = first_token_of(member(json, "post_processor"));
-    return file;
-  });
+  return naming_file(path, [&] { return parse_tokenizer_file(read_tokenizer_text(path)); });
 }
 
 TokenizerConfig read_tokenizer_config(const std::filesystem::path& path) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return {};
-  return naming_file(path, [&] {
-    const Json json = parse_object(path);
-    TokenizerConfig config;
-    if (!member(json, "add_bos_token").is_null()) {
-      config.add_bos_token = bool_of(json, "add_bos_token", false, "tokenizer_config");
-    }
-    config.bos_token = read_token_content(json, "bos_token");
-    config.eos_token = read_token_content(json, "eos_token");
-    return config;
-  });
+  return naming_file(path, [&] { return parse_tokenizer_config(read_tokenizer_text(path)); });
 }
 
 }  // namespace atl::text

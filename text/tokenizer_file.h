@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "text/byte_pair_encoder.h"
@@ -52,7 +53,10 @@ struct TokenizerConfig {
 
 // Throws LoadError, one line that names the file and what is wrong in it.
 TokenizerFile read_tokenizer_file(const std::filesystem::path& path);
-// As above; a file that doesn't exist gives the defaults.
+// The same of a text, without a file's name.
+TokenizerFile parse_tokenizer_file(std::string_view json);
+TokenizerConfig parse_tokenizer_config(std::string_view json);
+// As read_tokenizer_file(); a file that doesn't exist gives the defaults.
 TokenizerConfig read_tokenizer_config(const std::filesystem::path& path);
 
 }  // namespace atl::text
