@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <set>
 #include <utility>
 
 #include "base/check.h"
@@ -134,7 +135,7 @@ Cluster::LoadState Cluster::load_state() {
   {
     const std::lock_guard lock(mutex_);
     num_nodes = nodes_.size();
-    if (source_->waits()) sum.ready = coverage() >= options_.min_coverage;
+    if (source_->waits()) sum.ready = is_covered();
   }
   for (size_t n = 0; n < num_nodes; ++n) {
     std::shared_ptr<transport::NodeClient> control;
@@ -149,7 +150,10 @@ Cluster::LoadState Cluster::load_state() {
       session = node.session;
       watching = watching_;
       name = node.name;
-      if (!begun_ && node.refused) {
+      // Unless the others are enough, waiting helps nobody.
+      if (!begun_ && node.refused && coverage([](const Node& other) {
+                                       return !other.refused;
+                                     }).anybody < options_.min_coverage) {
         throw LoadError(fmt::format("expert node {}: {}", name, node.member.why()));
       }
     }
@@ -176,15 +180,31 @@ Cluster::LoadState Cluster::load_state() {
   return sum;
 }
 
-// Under the lock: the share of all tiles whose owner is there.
-double Cluster::coverage() const {
-  size_t there = 0, all = 0;
+// Under the lock: the share of all tiles whose owner is there, or an owner or a standby.
+template <typename IsThere>
+Cluster::Coverage Cluster::coverage(const IsThere& is_there) const {
+  std::set<int> all, owners, anybody;
   for (const auto& node : nodes_) {
     if (node->removed) continue;
-    all += node->owned.size();
-    if (node->member.is_there()) there += node->owned.size();
+    all.insert(node->owned.begin(), node->owned.end());
+    if (!is_there(*node)) continue;
+    owners.insert(node->owned.begin(), node->owned.end());
+    anybody.insert(node->owned.begin(), node->owned.end());
+    anybody.insert(node->standby.begin(), node->standby.end());
   }
-  return all == 0 ? 1 : static_cast<double>(there) / static_cast<double>(all);
+  if (all.empty()) return {};
+  const auto n = static_cast<double>(all.size());
+  return {static_cast<double>(owners.size()) / n, static_cast<double>(anybody.size()) / n};
+}
+
+// Under the lock. Who stands by begins alone only if the owners don't come.
+bool Cluster::is_covered() {
+  const auto now = clock_.now();
+  const Coverage there = coverage([](const Node& node) { return node.member.is_there(); });
+  if (there.anybody < options_.min_coverage) covered_since_.reset();
+  if (there.anybody >= options_.min_coverage && !covered_since_) covered_since_ = now;
+  return there.owners >= options_.min_coverage ||
+         (covered_since_ && now - *covered_since_ >= options_.owners_patience);
 }
 
 std::vector<std::string> Cluster::missing() const {

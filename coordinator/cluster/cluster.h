@@ -38,8 +38,9 @@ struct ClusterOptions {
   // A node that is gone for longer is planned without.
   std::chrono::milliseconds grace{10'000};
   // Of nodes that others start: the share of all tiles whose owners have to be there, for
-  // LoadState::ready.
+  // LoadState::ready; or, for so long, an owner or a standby of each.
   double min_coverage = 1;
+  std::chrono::milliseconds owners_patience{10'000};
   // Nodes that keep each tile, where there is room: [node] tiles of every expert that it can keep,
   // or topology::kRoomForAll; empty: all have room.
   int redundancy = 1;
@@ -190,7 +191,12 @@ class Cluster final : public NodeWatch {
   Status await_ready(size_t node, const Greeted& greeted, SessionId session);
   void fail_join(Node& node, const Error& error, Reached reached);
   void start_keeper(size_t node);
-  double coverage() const;
+  struct Coverage {
+    double owners = 1, anybody = 1;
+  };
+  template <typename IsThere>
+  Coverage coverage(const IsThere& is_there) const;
+  bool is_covered();
   // Ascending.
   static std::vector<int> together(const std::vector<int>& tiles, const std::vector<int>& standby);
   topology::Placement whole_plan() const;
@@ -222,6 +228,7 @@ class Cluster final : public NodeWatch {
   std::vector<std::unique_ptr<Node>> nodes_;
   bool watching_ = false;
   bool begun_ = false;
+  std::optional<Clock::TimePoint> covered_since_;  // by owners and standbys
   bool stopping_ = false;
   Epoch epoch_;            // of the plan that nodes are told
   bool plan_told_ = true;  // to the dispatcher: all that are there have loaded it

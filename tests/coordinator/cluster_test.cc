@@ -138,6 +138,7 @@ class ClusterTest : public testing::Test {
     options.times.redial = std::chrono::milliseconds(1);
     options.grace = grace_;
     options.min_coverage = min_coverage_;
+    options.owners_patience = owners_patience_;
     options.redundancy = redundancy_;
     options.follows_speed = follows_speed_;
     topology::Placement placement = topology::equal_placement(4, 2);
@@ -234,6 +235,7 @@ class ClusterTest : public testing::Test {
   bool waits_ = false, follows_speed_ = false;
   int redundancy_ = 1;
   double min_coverage_ = 1;
+  std::chrono::milliseconds owners_patience_{600'000};
   std::chrono::milliseconds grace_{600'000};
   const SteadyClock clock_;
   NullTransport transport_;
@@ -461,6 +463,37 @@ TEST_F(ClusterTest, a_node_that_is_another_than_wanted_ends_the_start_with_its_w
     return !error.empty();
   }));
   EXPECT_EQ(error, "expert node n0: checkpoint differs: n0 has a, you b");
+}
+
+TEST_F(ClusterTest, standbys_are_enough_once_owners_have_been_waited_for) {
+  redundancy_ = 2;
+  open_dialled();
+  start(1);
+  ASSERT_TRUE(eventually([&] { return cluster_->missing().size() == 1; }));
+  EXPECT_FALSE(cluster_->load_state().ready) << "the owners may still come";
+  cluster_.reset();
+  owners_patience_ = std::chrono::milliseconds(50);
+  open_dialled();
+  EXPECT_FALSE(cluster_->load_state().ready);
+  start(1);
+  EXPECT_TRUE(eventually([&] { return cluster_->load_state().ready; }));
+}
+
+TEST_F(ClusterTest, a_node_that_does_not_fit_does_not_end_the_start_of_those_that_are_enough) {
+  redundancy_ = 2;
+  owners_patience_ = std::chrono::milliseconds(50);
+  open_dialled();
+  {
+    const std::lock_guard lock(nodes_[0]->mutex);
+    nodes_[0]->hello_error = Error{ErrorCode::kInvalid, "checkpoint differs: n0 has a, you b"};
+  }
+  start(0);
+  ASSERT_TRUE(eventually([&] { return !cluster_->status()[0].lost_because.empty(); }));
+  EXPECT_FALSE(cluster_->load_state().ready);
+  start(1);
+  EXPECT_TRUE(eventually([&] { return cluster_->load_state().ready; }));
+  EXPECT_EQ(cluster_->missing(),
+            std::vector<std::string>{"n0 (checkpoint differs: n0 has a, you b)"});
 }
 
 TEST_F(ClusterTest, a_node_that_answers_at_anothers_address_is_refused) {
