@@ -62,10 +62,11 @@ int run_seeds(uint64_t begin, uint64_t end, bool verbose) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   fmt::print(
       "{} seeds in {:.1f} s: {} events, {} requests, {} tokens, {} errors; {} faults, {} "
-      "losses, {} placements, {} preempted; messages: {} lost, {} doubled, {} held; reads: {} "
+      "coordinators again, {} losses, {} placements, {} preempted; messages: {} lost, {} doubled, "
+      "{} held; reads: {} "
       "failed, {} flipped; longest recovery {:.1f} s (seed {})\n",
       seed - begin, took.count(), sum.events, sum.requests, sum.tokens, sum.errors, sum.faults,
-      sum.losses, sum.replans, sum.preempted, sum.messages_lost, sum.messages_doubled,
+      sum.restarts, sum.losses, sum.replans, sum.preempted, sum.messages_lost, sum.messages_doubled,
       sum.messages_held, sum.reads_failed, sum.reads_flipped, sum.recovery_s, slowest);
   return failures;
 }

@@ -155,6 +155,7 @@ class SimClient final : public transport::NodeClient {
   // Blocks the fiber until the answer is there, the connection is broken or time is over.
   template <typename R>
   Result<R> call(std::function<Result<R>()> action) {
+    if (c_->coordinator.is_dead()) return Error{ErrorCode::kUnavailable, "whoever asks is gone"};
     const auto answer = std::make_shared<std::optional<Result<R>>>();
     c_->at_node(c_, [c = c_, action = std::move(action), answer] {
       auto result = std::make_shared<Result<R>>(action());
@@ -195,21 +196,26 @@ Result<std::unique_ptr<transport::NodeClient>> SimSource::open(int index) {
     Waiters waiters;
   };
   const auto dialled = std::make_shared<Dialled>(Dialled{nullptr, false, Waiters(world_)});
-  const auto answer = [this, &node, dialled](std::function<void()> what) {
-    network_.deliver(Plane::kControl, node.name(), coordinator_.name(),
-                     [dialled, what = std::move(what)] {
-                       what();
-                       dialled->waiters.notify();
-                     });
+  // This may be gone when it comes.
+  World& world = world_;
+  Network& network = network_;
+  Machine& coordinator = coordinator_;
+  const auto answer = [&network, &coordinator, &node, dialled](std::function<void()> what) {
+    network.deliver(Plane::kControl, node.name(), coordinator.name(),
+                    [dialled, what = std::move(what)] {
+                      what();
+                      dialled->waiters.notify();
+                    });
   };
   network_.deliver(
-      Plane::kControl, coordinator_.name(), node.name(), [this, &node, dialled, answer] {
+      Plane::kControl, coordinator_.name(), node.name(),
+      [&world, &network, &coordinator, &node, dialled, answer] {
         if (!node.is_running()) {
           if (node.is_silent_when_gone()) return;
           return answer([dialled] { dialled->refused = true; });
         }
-        node.machine().when_running([this, &node, dialled, answer] {
-          auto connection = std::make_shared<Connection>(world_, network_, coordinator_, node);
+        node.machine().when_running([&world, &network, &coordinator, &node, dialled, answer] {
+          auto connection = std::make_shared<Connection>(world, network, coordinator, node);
           answer([dialled, connection] { dialled->connection = connection; });
         });
       });

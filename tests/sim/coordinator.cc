@@ -21,6 +21,17 @@ SimCoordinator::SimCoordinator(World& world, Network& network, const Model& mode
   world.start(machine_, [this, &nodes] { live(nodes); });
 }
 
+void SimCoordinator::kill() {
+  machine_.kill();
+  scheduler_.reset();
+  monitor_.reset();
+  engine_.reset();
+  dispatcher_.reset();
+  cluster_.reset();
+  source_ = nullptr;
+  transport_.reset();
+}
+
 // As deployment/deployment.cc and cli/serve.cc.
 void SimCoordinator::live(std::vector<std::unique_ptr<SimNode>>& nodes) {
   transport_ = std::make_unique<SimTransport>(network_, machine_);
@@ -44,7 +55,8 @@ void SimCoordinator::live(std::vector<std::unique_ptr<SimNode>>& nodes) {
     while (!cluster_->load_state().ready) world_.sleep(20ms);
     if (options_.children) cluster_->watch();
   } catch (const LoadError& error) {
-    return world_.fail(fmt::format("the coordinator did not start: {}", error.what()));
+    const std::string why = fmt::format("the coordinator did not start: {}", error.what());
+    return on_start_failed ? on_start_failed(why) : world_.fail(why);
   }
   cluster_->begin();
   engine_ = std::make_unique<coordinator::Engine>(

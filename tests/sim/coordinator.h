@@ -44,11 +44,16 @@ class SimCoordinator {
   const coordinator::ClusterMonitor& monitor() const { return *monitor_; }
   SimSource& source() { return *source_; }
   const SimTransport& transport() const { return *transport_; }
+  // What ended its start, on its own thread; by default the world fails.
+  std::function<void(const std::string&)> on_start_failed;
   // After each step and while it is idle, on the engine's thread.
   std::function<void()> look;
 
   // Runs `work` on a thread of this machine, as an admin's call.
   void start(std::function<void()> work) { world_.start(machine_, std::move(work)); }
+  bool is_running() const { return !machine_.is_dead(); }
+  // SIGKILL: its threads end where they are, its connections are closed by the system.
+  void kill();
   // The engine's thread ends the session and everything else; then has_ended().
   void stop() { scheduler_->stop(); }
 

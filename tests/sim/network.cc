@@ -177,7 +177,8 @@ Status SimTransport::send(PeerId id, std::span<const std::byte> header,
   CHECK_LE(header.size(), transport::kHeaderBytesMax);
   CHECK_LE(payload_bytes, payload ? payload->size() : 0);
   const auto found = peers_.find(id.value);
-  if (found == peers_.end() || !found->second.open || found->second.lost) {
+  const bool dead = machine_.is_dead();  // its objects are let go of; nobody sends for it
+  if (dead || found == peers_.end() || !found->second.open || found->second.lost) {
     return Error{ErrorCode::kUnavailable, "send: the peer is lost or closed"};
   }
   Peer& peer = found->second;

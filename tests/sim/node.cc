@@ -40,6 +40,8 @@ void SimNode::start() {
   expert_node::NodeOptions node;
   node.name = name_;
   node.identity = model_.identity();
+  if (foreign) node.identity.checkpoint_fingerprint += "0";
+  p.foreign = foreign;
   node.rows_max = kRowsMax;
   node.piece_bytes = piece_bytes;
   node.clock = &world_;

@@ -28,9 +28,11 @@ class SimNode {
            compute_max = std::chrono::microseconds(100);
   size_t piece_bytes = 1;  // of answers: a panel
   int slowness = 1;        // times as long
+  bool foreign = false;    // the next process has another checkpoint
 
   void start();
   bool is_running() const { return process_ != nullptr; }
+  bool is_foreign() const { return is_running() && process_->foreign; }
   uint64_t life() const { return life_; }  // counts processes, from 1
   // kPower: the machine is gone with it, and nobody answers for it.
   enum class Death : uint8_t { kProcess, kPower };
@@ -43,6 +45,7 @@ class SimNode {
 
  private:
   struct Process {
+    bool foreign = false;
     std::unique_ptr<SimThreads> threads;
     std::unique_ptr<SimTransport> transport;
     std::unique_ptr<storage::TileStore> tiles;

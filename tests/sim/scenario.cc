@@ -45,8 +45,10 @@ enum class Fault : uint8_t {
   kPauseCoordinator,
   kDamage,  // some tiles lie wrong on its drive until it is replaced
   kReload,  // the file doesn't name it for a while
+  kRestartCoordinator,
+  kForeign,  // it comes back with another checkpoint, then with its own
 };
-constexpr int kNumFaults = 13;
+constexpr int kNumFaults = 15;
 
 class Scenario {
  public:
@@ -65,6 +67,10 @@ class Scenario {
   void cut(size_t node, Duration length);
   void harm(size_t node) { harmed_.insert(node); }
   void reload(size_t node, Duration length);
+  void restart_coordinator(Duration length);
+  void start_coordinator();
+  void start_again(const std::string& why);
+  void bring_foreign(size_t node, Duration length);
   void damage(size_t node);
   void submit(const Asked& asked);
   void take(std::vector<GenerationEvent> events);
@@ -92,6 +98,7 @@ class Scenario {
   std::vector<std::unique_ptr<SimNode>> nodes_;
   std::vector<std::vector<int>> owned_;
   std::unique_ptr<SimCoordinator> coordinator_;
+  std::vector<std::unique_ptr<SimCoordinator>> former_;  // what is under way may know them
   CoordinatorOptions options_;
   std::map<GenerationId, Request> requests_;
   std::optional<size_t> spared_;  // a node that nothing happens to
@@ -217,11 +224,20 @@ void Scenario::draw_faults() {
 void Scenario::inject(Fault fault, size_t n, Duration length) {
   if (healed_) return;
   SimNode& node = *nodes_[n];
+  const bool is_coordinators = fault == Fault::kDrain || fault == Fault::kReload ||
+                               fault == Fault::kPauseCoordinator ||
+                               fault == Fault::kRestartCoordinator;
+  if (is_coordinators && !coordinator_->is_running()) return;
+  // Fibers that wait for their children can't be killed (World::join).
+  const bool starts_children = options_.children && !coordinator_->is_serving();
+  if (fault == Fault::kRestartCoordinator && starts_children) return;
   world_.trace([&] {
     return fmt::format("fault {} at {} for {} ms", static_cast<int>(fault), node.name(),
                        length.count() / 1'000'000);
   });
-  if (fault != Fault::kPauseCoordinator && fault != Fault::kDrain) harm(n);
+  const bool harms_nobody = fault == Fault::kPauseCoordinator || fault == Fault::kDrain ||
+                            fault == Fault::kRestartCoordinator;
+  if (!harms_nobody) harm(n);
   switch (fault) {
     case Fault::kKill:
     case Fault::kPower:
@@ -287,7 +303,13 @@ void Scenario::inject(Fault fault, size_t n, Duration length) {
       break;
     case Fault::kPauseCoordinator:
       coordinator_->machine().pause();
-      world_.after(length, [this] { coordinator_->machine().resume(); });
+      world_.after(length, [&machine = coordinator_->machine()] { machine.resume(); });
+      break;
+    case Fault::kRestartCoordinator:
+      restart_coordinator(length);
+      break;
+    case Fault::kForeign:
+      bring_foreign(n, length);
       break;
   }
 }
@@ -307,6 +329,60 @@ void Scenario::cut(size_t n, Duration length) {
       direction->data_closed = direction->control_closed = false;
     }
     network_.reopen();
+  });
+}
+
+// Its requests end with it; their clients ask the next one again.
+void Scenario::restart_coordinator(Duration length) {
+  coordinator_->kill();
+  ++outcome_.restarts;
+  if (options_.children) {  // they die with who started them
+    for (const auto& node : nodes_) node->kill(SimNode::Death::kProcess);
+  }
+  former_.push_back(std::move(coordinator_));
+  draining_.clear();  // the next one knows of none
+  is_reloading_ = false;
+  std::vector<Asked> asked;
+  for (const auto& [id, request] : requests_) {
+    if (!request.ended && !request.cancelled) asked.push_back(request.asked);
+  }
+  requests_.clear();
+  options_.cluster.session = SessionId{draw().bits()};
+  start_coordinator();
+  coordinator_->on_start_failed = [this](const std::string& why) { start_again(why); };
+  coordinator_->machine().pause();  // starting takes so long
+  world_.after(length, [&machine = coordinator_->machine()] { machine.resume(); });
+  for (const Asked& again : asked) submit(again);
+}
+
+void Scenario::start_coordinator() {
+  coordinator_ = std::make_unique<SimCoordinator>(
+      world_, network_, model_, nodes_, options_,
+      [this](std::vector<GenerationEvent> events) { take(std::move(events)); });
+  coordinator_->look = [this] { look(); };
+}
+
+// A child that dies while the coordinator starts ends the start, and so does a node that doesn't
+// fit and can't be done without. Who watches over services starts it again.
+void Scenario::start_again(const std::string& why) {
+  const bool has_foreign = std::any_of(nodes_.begin(), nodes_.end(),
+                                       [](const auto& node) { return node->is_foreign(); });
+  if (!options_.children && !has_foreign) return world_.fail(why);
+  world_.trace([&] { return why; });
+  world_.after(500ms, [this] { restart_coordinator(0ns); });
+}
+
+void Scenario::bring_foreign(size_t n, Duration length) {
+  if (options_.children) return;
+  SimNode& node = *nodes_[n];
+  node.kill(SimNode::Death::kProcess);
+  node.foreign = true;
+  node.start();
+  world_.after(length, [&node] {
+    node.foreign = false;
+    if (!node.is_foreign()) return;
+    node.kill(SimNode::Death::kProcess);
+    node.start();
   });
 }
 
@@ -374,7 +450,8 @@ void Scenario::submit(const Asked& asked) {
   requests_[*id] = {asked, *id, 0, false, false, ""};
   world_.trace([&] { return fmt::format("request {}: text {}", id->value, asked.number); });
   if (asked.cancelled_after) {
-    world_.after(*asked.cancelled_after, [this, id = *id] {
+    world_.after(*asked.cancelled_after, [this, id = *id, whom = coordinator_.get()] {
+      if (whom != coordinator_.get()) return;
       Request& cancelled = requests_.at(id);
       if (cancelled.ended) return;
       cancelled.cancelled = true;
@@ -473,6 +550,8 @@ void Scenario::heal() {
       node.disk.unreadable.clear();
     }
     node.disk.slowness = node.slowness = 1;
+    node.foreign = false;
+    if (node.is_foreign()) node.kill(SimNode::Death::kProcess);
     if (node.is_running()) {
       node.machine().resume();
       // Another drive: what was read wrong twice is not read again by the same process.
@@ -540,10 +619,7 @@ Outcome Scenario::run() {
       });
     }
   }
-  coordinator_ = std::make_unique<SimCoordinator>(
-      world_, network_, model_, nodes_, options_,
-      [this](std::vector<GenerationEvent> events) { take(std::move(events)); });
-  coordinator_->look = [this] { look(); };
+  start_coordinator();
   const bool serves =
       world_.run(world_.now() + kRecovery, [this] { return coordinator_->is_serving(); });
   if (!serves) world_.fail("the coordinator did not start");
@@ -625,6 +701,7 @@ Outcome& Outcome::operator+=(const Outcome& other) {
   errors += other.errors;
   faults += other.faults;
   losses += other.losses;
+  restarts += other.restarts;
   replans += other.replans;
   messages_lost += other.messages_lost;
   messages_doubled += other.messages_doubled;

@@ -53,7 +53,8 @@ void Machine::kill() {
   dead_ = true;
   paused_ = false;
   deferred_.clear();
-  for (size_t f = 0; f < world_.fibers_.size(); ++f) {
+  // Those that others started and wait for end before them.
+  for (size_t f = world_.fibers_.size(); f-- > 0;) {
     Fiber& fiber = *world_.fibers_[f];
     if (&fiber.machine_ != this || fiber.done_) continue;
     CHECK(&fiber != world_.current_);
@@ -137,11 +138,17 @@ void World::wake(Fiber& fiber, uint64_t ticket) {
 }
 
 bool World::park(std::optional<Time> until) {
-  Fiber& fiber = *current_;
-  if (fiber.kill_) {
+  if (current_->kill_) {
     if (std::uncaught_exceptions() > 0) return true;  // a destructor waits: nothing to wait for
     throw Killed();
   }
+  const bool woken = wait(until);
+  if (current_->kill_) throw Killed();
+  return woken;
+}
+
+bool World::wait(std::optional<Time> until) {
+  Fiber& fiber = *current_;
   const uint64_t ticket = fiber.ticket_ = ++last_ticket_;
   fiber.woken_ = false;
   if (until) {
@@ -152,7 +159,6 @@ bool World::park(std::optional<Time> until) {
     });
   }
   CHECK_EQ(swapcontext(&fiber.context_, &fiber.caller_), 0);
-  if (fiber.kill_) throw Killed();
   return fiber.woken_;
 }
 
@@ -170,7 +176,7 @@ void World::join(Fiber& fiber) {
     CHECK(current_ != nullptr);
     if (current_->kill_) return;  // so is the other one
     fiber.joiners_.emplace_back(current_, next_ticket());
-    park(std::nullopt);
+    wait(std::nullopt);  // maybe in a destructor, which must not throw
   }
 }
 

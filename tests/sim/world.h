@@ -154,6 +154,7 @@ class World final : public Clock {
     }
   };
   void resume(Fiber& fiber);
+  bool wait(std::optional<Time> until);
   void print(const std::string& line);
 
   Draw draw_;
