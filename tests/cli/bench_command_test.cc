@@ -206,9 +206,11 @@ TEST_F(SmallModel, bench_decode_bounds_a_cold_tier) {
   double coordinator = median(one["seconds_per_step"]);
   coordinator -= median(one["part_seconds_per_step"]["combine"]);
   EXPECT_NEAR(median(cold["coordinator_seconds_per_step"]), coordinator, 1e-9);
-  const double read = median(report["limit"]["read_bytes_per_second"]);
-  EXPECT_NEAR(median(cold["bound_seconds_per_step"]), coordinator + kExpertBytesPerStep / read,
-              1e-9);
+  // By the rate that was measured beside this repeat; the limit's is of those that were void, too.
+  const json& read = report["limit"]["read_bytes_per_second"];
+  const double bound = median(cold["bound_seconds_per_step"]) - coordinator;
+  EXPECT_GE(bound, kExpertBytesPerStep / read["high"].get<double>() - 1e-9);
+  EXPECT_LE(bound, kExpertBytesPerStep / read["low"].get<double>() + 1e-9);
   EXPECT_NEAR(median(cold["of_bound"]),
               median(cold["bound_seconds_per_step"]) / median(one["seconds_per_step"]), 1e-9);
 }
