@@ -8,18 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "text/reply_marks.h"
+
 namespace atl::text {
-
-// How a family of models marks the parts of a reply. Source: docs/model.md and the templates.
-enum class ReplyFormat : uint8_t {
-  kPlain,        // no calls of tools
-  kDeepseekV3,   // type, tool_sep, name, fenced JSON; also R1
-  kDeepseekV31,  // name, tool_sep, JSON
-  kKimiK2,       // functions.NAME:INDEX, argument_begin, JSON
-};
-
-// By what the chat template's text contains; kPlain if nothing is recognised.
-ReplyFormat recognise_reply_format(std::string_view chat_template);
 
 struct ReplyDelta {
   struct ToolCall {
@@ -43,11 +34,6 @@ struct ReplyParserOptions {
   bool calls_in_reasoning = true;       // else their marks are text there
   std::vector<std::string> stop = {};   // none empty; the first one in the content ends the reply
 };
-
-// The offered tool that a call's header names in any of the spellings that models use:
-// "get", "functions.get:0", "get:1", "functions.get", "call_get_0", ...; nullopt: none of them.
-std::optional<std::string> resolve_tool_name(const std::vector<std::string>& tools,
-                                             std::string_view spelled);
 
 // One reply. What push() and finish() return, joined, is the same for any split of the text. Marks
 // that are split over pieces are held back until they are decided. One thread.
