@@ -243,7 +243,7 @@ class Responses(Wire):
         self.run_refusals([
             ("no input", {"input": None}, 400, "input"),
             ("a number for input", {"input": 3}, 400, "input"),
-            ("empty input", {"input": []}, 400, "messages"),
+            ("empty input", {"input": []}, 400, "input"),
             ("another model", {"model": "other"}, 404, "does not exist"),
             ("an image", {"input": message({"type": "input_image", "image_url": "x"})}, 400, "text only"),
             ("a file", {"input": message({"type": "input_file", "file_id": "x"})}, 400, "text only"),
