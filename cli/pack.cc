@@ -83,7 +83,7 @@ void write(const PackCommandOptions& options) {
   const storage::TensorSource& checkpoint = *source;
   model::map_tensors(config, checkpoint);  // throws if a tensor is missing, strange or misshapen
   const storage::ExpertCatalog catalog =
-      model::map_experts(config, checkpoint, model::MtpLayers::kInclude);
+      model::map_experts(config, checkpoint, model::MtpLayers::kAll);
   model::NumericsProfile numerics;
   numerics.format = kernels::parse_weight_format(options.format);
   storage::PackOptions pack;

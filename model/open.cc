@@ -9,8 +9,25 @@
 
 namespace atl::model {
 
+namespace {
+
+std::string why_no_mtp_of(const OpenedModel& model) {
+  const int64_t layer = model.config.num_hidden_layers;
+  std::string why = why_no_mtp(model.config, model.checkpoint);
+  if (!why.empty() || !model.pack || model.pack->find_layer(static_cast<int32_t>(layer))) {
+    return why;
+  }
+  return fmt::format(
+      "the pack has no experts of layer {}, the next-token layer; pack the "
+      "checkpoint again, all layers of it",
+      layer);
+}
+
+}  // namespace
+
 std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,
-                                  std::span<const std::filesystem::path> stripe_dirs) {
+                                  std::span<const std::filesystem::path> stripe_dirs,
+                                  MtpLayers mtp) {
   std::optional<storage::Pack> pack;
   if (storage::Pack::is_pack(model_dir)) pack = storage::Pack::open(model_dir);
   if (!pack && !stripe_dirs.empty()) {
@@ -24,8 +41,13 @@ std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,
   auto opened =
       std::make_unique<OpenedModel>(std::move(config), std::move(pack), std::move(source));
   for (const auto& dir : stripe_dirs) opened->stripes.push_back(storage::Pack::open(dir));
-  opened->catalog = opened->pack ? map_packed_experts(opened->config, *opened->pack)
-                                 : map_experts(opened->config, opened->checkpoint);
+  if (mtp != MtpLayers::kLeaveOut) {
+    opened->why_no_mtp = why_no_mtp_of(*opened);
+    opened->has_mtp = opened->why_no_mtp.empty();
+    if (!opened->has_mtp) mtp = MtpLayers::kLeaveOut;
+  }
+  opened->catalog = opened->pack ? map_packed_experts(opened->config, *opened->pack, mtp)
+                                 : map_experts(opened->config, opened->checkpoint, mtp);
   return opened;
 }
 
@@ -44,7 +66,8 @@ const std::string& OpenedModel::fingerprint() const {
 
 ModelTensors OpenedModel::tensors() const {
   return map_tensors(config, checkpoint,
-                     pack ? RoutedExperts::kInPack : RoutedExperts::kInCheckpoint);
+                     pack ? RoutedExperts::kInPack : RoutedExperts::kInCheckpoint,
+                     has_mtp ? MtpLayers::kFirst : MtpLayers::kLeaveOut);
 }
 
 }  // namespace atl::model

@@ -35,6 +35,8 @@ struct OpenedModel {
   const std::unique_ptr<const storage::TensorSource> source;
   const storage::TensorSource& checkpoint;  // *source; with a pack: all but the routed experts
   storage::ExpertCatalog catalog;
+  bool has_mtp = false;    // the next-token layer is among tensors() and catalog
+  std::string why_no_mtp;  // if it was asked for and isn't
 
   // The profile that the model runs with if this one is asked for. LoadError if it can't be.
   NumericsProfile settle(const NumericsProfile& numerics) const;
@@ -51,7 +53,9 @@ struct OpenedModel {
 // Headers are read and checked, no weights. LoadError says what is missing or wrong.
 //   model_dir    checkpoint (Hugging Face layout) or expert pack
 //   stripe_dirs  packs of the same experts on other drives, if model_dir is a pack
+//   mtp          kFirst: with the next-token layer, if all of it is there
 std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,
-                                  std::span<const std::filesystem::path> stripe_dirs = {});
+                                  std::span<const std::filesystem::path> stripe_dirs = {},
+                                  MtpLayers mtp = MtpLayers::kLeaveOut);
 
 }  // namespace atl::model

@@ -249,6 +249,18 @@ LayerTensors map_layer(Mapper& mapper, const ModelConfig& config, int64_t index)
   return layer;
 }
 
+MtpTensors map_mtp(Mapper& mapper, const ModelConfig& config) {
+  const std::string prefix = layer_prefix(config.num_hidden_layers);
+  MtpTensors mtp;
+  mtp.enorm = mapper.vector(prefix + "enorm.weight", config.hidden_size);
+  mtp.hnorm = mapper.vector(prefix + "hnorm.weight", config.hidden_size);
+  mtp.eh_proj =
+      mapper.plain_matrix(prefix + "eh_proj.weight", config.hidden_size, 2 * config.hidden_size);
+  mtp.norm = mapper.vector(prefix + "shared_head.norm.weight", config.hidden_size);
+  mtp.layer = map_layer(mapper, config, config.num_hidden_layers);
+  return mtp;
+}
+
 // All experts in one format, which becomes the catalog's.
 void check_format(const TensorSource& checkpoint, const ExpertSource& expert,
                   const MatrixSource& first) {
@@ -282,11 +294,14 @@ bool is_mtp_layer(const TensorSource& checkpoint, int64_t layer) {
   return checkpoint.find(mark) != nullptr || std::binary_search(absent.begin(), absent.end(), mark);
 }
 
-void add_mtp_layers(const ModelConfig& config, const TensorSource& checkpoint,
+void add_mtp_layers(const ModelConfig& config, const TensorSource& checkpoint, MtpLayers mtp,
                     storage::ExpertCatalog& catalog) {
-  if (!checkpoint.absent().empty()) return;  // not whole
-  for (int64_t layer = config.num_hidden_layers; is_mtp_layer(checkpoint, layer); ++layer) {
+  if (mtp == MtpLayers::kLeaveOut || !checkpoint.absent().empty()) return;  // or not whole
+  const int64_t first_layer = config.num_hidden_layers;
+  for (int64_t layer = first_layer; is_mtp_layer(checkpoint, layer); ++layer) {
+    if (mtp == MtpLayers::kFirst && layer > first_layer) return;
     catalog.num_layers = layer + 1;
+    ++catalog.num_mtp_layers;
     const std::string first = layer_prefix(layer) + "mlp.experts.0.gate_proj.weight";
     if (checkpoint.find(first) == nullptr) continue;
     catalog.moe_layers.push_back(static_cast<int32_t>(layer));
@@ -405,8 +420,17 @@ std::vector<const MatrixSource*> whole_matrices(const AttentionTensors& attentio
   return matrices;
 }
 
+std::string why_no_mtp(const ModelConfig& config, const TensorSource& checkpoint) {
+  if (!is_mtp_layer(checkpoint, config.num_hidden_layers)) {
+    return "the model has no next-token layer";
+  }
+  if (checkpoint.absent().empty()) return "";
+  return fmt::format("{} tensors of the next-token layer are in files that are not there",
+                     checkpoint.absent().size());
+}
+
 ModelTensors map_tensors(const ModelConfig& config, const TensorSource& checkpoint,
-                         RoutedExperts experts) {
+                         RoutedExperts experts, MtpLayers mtp) {
   Mapper mapper(config, checkpoint);
   ModelTensors model;
   model.embed_tokens =
@@ -422,9 +446,11 @@ ModelTensors map_tensors(const ModelConfig& config, const TensorSource& checkpoi
   } else {
     model.lm_head = mapper.any_matrix("lm_head.weight", config.vocab_size, config.hidden_size);
   }
+  if (mtp != MtpLayers::kLeaveOut) model.mtp = map_mtp(mapper, config);
   if (experts == RoutedExperts::kInCheckpoint) {
     // A coordinator refuses what its nodes would refuse.
     storage::ExpertCatalog catalog = catalog_of(config);
+    add_mtp_layers(config, checkpoint, mtp, catalog);
     map_sources(mapper, config, checkpoint, catalog);
   }
   refuse_unknown(mapper, config, checkpoint);
@@ -435,13 +461,18 @@ storage::ExpertCatalog map_experts(const ModelConfig& config, const TensorSource
                                    MtpLayers mtp) {
   Mapper mapper(config, checkpoint);
   storage::ExpertCatalog catalog = catalog_of(config);
-  if (mtp == MtpLayers::kInclude) add_mtp_layers(config, checkpoint, catalog);
+  add_mtp_layers(config, checkpoint, mtp, catalog);
   map_sources(mapper, config, checkpoint, catalog);
   return catalog;
 }
 
-storage::ExpertCatalog map_packed_experts(const ModelConfig& config, const storage::Pack& pack) {
+storage::ExpertCatalog map_packed_experts(const ModelConfig& config, const storage::Pack& pack,
+                                          MtpLayers mtp) {
   storage::ExpertCatalog catalog = catalog_of(config);
+  if (mtp != MtpLayers::kLeaveOut) {
+    catalog.moe_layers.push_back(static_cast<int32_t>(catalog.num_layers++));
+    catalog.num_mtp_layers = 1;
+  }
   catalog.format = pack.params().format;
   return catalog;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -49,12 +50,21 @@ struct LayerTensors {
   storage::MatrixSource router;         // mlp.gate.weight, BF16 or F32; absent in dense layers
   PlainTensor e_score_correction_bias;  // absent unless noaux_tc
 };
+// The layer that predicts the token after the next (docs/model.md 4). Its copies of embedding and
+// head are the main ones' and are not looked at.
+struct MtpTensors {
+  PlainTensor enorm, hnorm;       // [hidden]
+  storage::MatrixSource eh_proj;  // [hidden, 2 * hidden], the embedding's half first; BF16 or F32
+  PlainTensor norm;               // shared_head.norm
+  LayerTensors layer;
+};
 // Everything the coordinator loads.
 struct ModelTensors {
   storage::MatrixSource embed_tokens;  // BF16 or F32
   PlainTensor norm;
   storage::MatrixSource lm_head;  // with tie_word_embeddings that of embed_tokens
   std::vector<LayerTensors> layers;
+  std::optional<MtpTensors> mtp;  // if it was asked for
 };
 
 // The values as FP32 (the others converted exactly). LoadError if there are not `expected` of them
@@ -67,25 +77,31 @@ enum class RoutedExperts : uint8_t { kInCheckpoint, kInPack };
 
 // Finds and checks every tensor the model needs (dtype, shape, scales; norms and biases in BF16 or
 // F32; all in F16, too, of a model without experts); MTP layers (index >= num_hidden_layers) are
-// recognised and left out, any other tensor that the model doesn't know is refused. LoadError: one
-// line with file and tensor.
+// recognised and left out but for the first one where `mtp` is not kLeaveOut, any other tensor that
+// the model doesn't know is refused. LoadError: one line with file and tensor.
+enum class MtpLayers : uint8_t { kLeaveOut, kFirst, kAll };
 ModelTensors map_tensors(const ModelConfig& config, const storage::TensorSource& checkpoint,
-                         RoutedExperts experts = RoutedExperts::kInCheckpoint);
+                         RoutedExperts experts = RoutedExperts::kInCheckpoint,
+                         MtpLayers mtp = MtpLayers::kLeaveOut);
 
-enum class MtpLayers : uint8_t { kLeaveOut, kInclude };
+// Why the first MTP layer can't be used: the checkpoint has none, or not all files of it. "": it
+// can.
+std::string why_no_mtp(const ModelConfig& config, const storage::TensorSource& checkpoint);
+
 // The checkpoint of a model directory, which may lack files that hold nothing but MTP layers: then
 // a log line says so.
 std::unique_ptr<const storage::TensorSource> open_checkpoint(const std::filesystem::path& model_dir,
                                                              const ModelConfig& config);
 
-// The routed experts; all must have one format. MTP layers follow the others if they are included
-// (and have routed experts). Errors as above, but other tensors are not looked at.
+// The routed experts; all must have one format. MTP layers follow the others if they are asked for
+// and whole (and have routed experts). Errors as above, but other tensors are not looked at.
 storage::ExpertCatalog map_experts(const ModelConfig& config,
                                    const storage::TensorSource& checkpoint,
                                    MtpLayers mtp = MtpLayers::kLeaveOut);
 // The same of a pack, without sources: num_hidden_layers layers, whether or not the pack has them
-// all.
-storage::ExpertCatalog map_packed_experts(const ModelConfig& config, const storage::Pack& pack);
+// all, and the first MTP layer unless `mtp` is kLeaveOut.
+storage::ExpertCatalog map_packed_experts(const ModelConfig& config, const storage::Pack& pack,
+                                          MtpLayers mtp = MtpLayers::kLeaveOut);
 
 enum class Component : uint8_t {
   kEmbedding,

@@ -37,7 +37,8 @@ struct ExpertCatalog {
   int64_t moe_intermediate_size = 0;
   int64_t n_routed_experts = 0;
   int64_t num_experts_per_tok = 0;
-  int64_t num_layers = 0;                          // num_hidden_layers
+  int64_t num_layers = 0;                          // num_hidden_layers and MTP layers
+  int64_t num_mtp_layers = 0;                      // of these, at the end
   std::vector<int32_t> moe_layers;                 // layer indices that have routed experts
   std::vector<std::vector<ExpertSource>> experts;  // [place in moe_layers][expert]
 };

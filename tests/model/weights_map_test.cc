@@ -226,6 +226,32 @@ TEST(WeightsMap, scales_of_either_dtype_and_name_are_the_same_weights) {
   }));
 }
 
+TEST(WeightsMap, takes_the_first_mtp_layer_if_it_is_asked_for) {
+  TempDir dir;
+  const SyntheticSpec spec = small_spec();
+  { storage::CheckpointWriter writer(dir.path(), synthetic_tensors(spec), 1 << 20); }
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
+  EXPECT_EQ(why_no_mtp(spec.config, checkpoint), "");
+  EXPECT_FALSE(map_tensors(spec.config, checkpoint).mtp);
+  const ModelTensors model =
+      map_tensors(spec.config, checkpoint, RoutedExperts::kInCheckpoint, MtpLayers::kFirst);
+  ASSERT_TRUE(model.mtp);
+  EXPECT_EQ(model.mtp->eh_proj.cols, 2 * spec.config.hidden_size);
+  EXPECT_EQ(model.mtp->norm.tensor->name, "model.layers.3.shared_head.norm.weight");
+  EXPECT_EQ(model.mtp->layer.router.weight->name, "model.layers.3.mlp.gate.weight");
+  const storage::ExpertCatalog catalog = map_experts(spec.config, checkpoint, MtpLayers::kFirst);
+  EXPECT_THAT(catalog.moe_layers, testing::ElementsAre(1, 2, 3));
+  EXPECT_EQ(catalog.num_layers, 4);
+  EXPECT_EQ(catalog.num_mtp_layers, 1);
+
+  TempDir without;
+  SyntheticSpec plain = small_spec();
+  plain.config.num_nextn_predict_layers = 0;
+  { storage::CheckpointWriter writer(without.path(), synthetic_tensors(plain), 1 << 20); }
+  EXPECT_EQ(why_no_mtp(plain.config, Checkpoint::open(without.path())),
+            "the model has no next-token layer");
+}
+
 // The index names all files; some were not downloaded.
 TEST(WeightsMap, files_of_nothing_but_the_mtp_layer_may_be_absent) {
   TempDir dir;
@@ -248,7 +274,9 @@ TEST(WeightsMap, files_of_nothing_but_the_mtp_layer_may_be_absent) {
   const storage::TensorSource& checkpoint = *source;
   EXPECT_THAT(checkpoint.absent(), testing::ElementsAre("model.layers.3.eh_proj.weight"));
   EXPECT_EQ(map_tensors(spec.config, checkpoint).layers.size(), 3u);
-  EXPECT_EQ(map_experts(spec.config, checkpoint, MtpLayers::kInclude).num_layers, 3);
+  EXPECT_EQ(map_experts(spec.config, checkpoint, MtpLayers::kAll).num_layers, 3);
+  EXPECT_EQ(why_no_mtp(spec.config, checkpoint),
+            "1 tensors of the next-token layer are in files that are not there");
   std::filesystem::remove(dir / of_layer);
   EXPECT_THAT(test::message_of<LoadError>(dir.path(),
                                           [&] { (void)open_checkpoint(dir.path(), spec.config); }),

@@ -50,7 +50,7 @@ void write(const fs::path& out, const PackOptions& options = {},
   model::write_synthetic_checkpoint(source.path(), spec);
   const Checkpoint checkpoint = Checkpoint::open(source.path());
   const ExpertCatalog catalog =
-      model::map_experts(model::load_config(source.path()), checkpoint, model::MtpLayers::kInclude);
+      model::map_experts(model::load_config(source.path()), checkpoint, model::MtpLayers::kAll);
   PackOptions small = options;
   small.window_bytes = 64 * 1024;
   NoProgress progress;

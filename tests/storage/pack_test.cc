@@ -77,7 +77,7 @@ struct Source {
         checkpoint(Checkpoint::open(dir->path())),
         catalog(model::map_experts(model::load_config(dir->path()), checkpoint)),
         with_mtp(model::map_experts(model::load_config(dir->path()), checkpoint,
-                                    model::MtpLayers::kInclude)) {}
+                                    model::MtpLayers::kAll)) {}
 };
 
 // Five tiles, the last one narrower, in FP8.
