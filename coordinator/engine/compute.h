@@ -47,6 +47,7 @@ struct StepRow {
   int64_t position = 0;
   std::span<const BlockId> blocks;  // of the row's sequence, covering `position`; borrowed
   bool wants_logits = false;
+  bool wants_hidden = false;  // the normalised last state, which DecodeStep keeps
 };
 
 // Called for each row that wants logits, in row order: row index, [vocab_size] FP32 borrowed.
@@ -73,6 +74,8 @@ class Compute {
   // to = from / rms(from) * weight, row by row; from may be to.
   virtual void rms_norm(Activation from, const std::vector<float>& weight, float eps,
                         Activation to) = 0;
+  // to = `values` [rows, hidden_size] FP32 of the host, borrowed until the next wait().
+  virtual void put_rows(std::span<const float> values, Activation to) = 0;
   // to = from W^T.
   virtual void linear(const Linear& weights, Activation from, Activation to) = 0;
   // From here to the step's end only these rows of it go on, ascending and not all: kX and kH hold

@@ -131,6 +131,11 @@ void CpuCompute::rms_norm(Activation from, const std::vector<float>& weight, flo
   });
 }
 
+void CpuCompute::put_rows(std::span<const float> values, Activation to) {
+  CHECK_EQ(static_cast<int64_t>(values.size()), num_rows() * config_.hidden_size);
+  std::copy(values.begin(), values.end(), at(to));
+}
+
 void CpuCompute::linear(const Linear& weights, Activation from, Activation to) {
   const kernels::PanelShape& shape = weights.matrix.shape;
   kernels::linear(team_, weights.matrix, num_rows(), at(from), shape.k, at(to), shape.outputs);

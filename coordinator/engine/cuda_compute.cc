@@ -478,6 +478,14 @@ void CudaCompute::route(const Linear& router, const std::vector<float>& bias, Ac
   routed_ = from;
 }
 
+void CudaCompute::put_rows(std::span<const float> values, Activation to) {
+  CHECK_EQ(values.size(), rows_.size() * static_cast<size_t>(config_.hidden_size));
+  rows_are_here_ = false;
+  std::memcpy(host_rows_.data(), values.data(), values.size_bytes());
+  device_.upload(at(to), host_rows_.data(), values.size_bytes());
+  (void)device_.wait();  // what failed is told by the next wait(), too
+}
+
 const float* CudaCompute::host_rows(Activation what) {
   CHECK(what == Activation::kX || what == Activation::kH || what == Activation::kOut);
   if (!rows_are_here_ || what != routed_) {

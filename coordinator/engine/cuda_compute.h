@@ -47,6 +47,7 @@ class CudaCompute final : public Compute {
   void begin(std::span<const StepRow> rows) override;
   void rms_norm(Activation from, const std::vector<float>& weight, float eps,
                 Activation to) override;
+  void put_rows(std::span<const float> values, Activation to) override;
   void linear(const Linear& weights, Activation from, Activation to) override;
   void keep_rows(std::span<const int32_t> kept) override;
   void rope_queries() override;

@@ -22,6 +22,26 @@ DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights,
 
 Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
                        std::span<std::optional<Error>> row_errors, StepObserver* observer) {
+  load_.begin_step();
+  if (recorder_) recorder_->begin_step();
+  const Status status = run_pass(rows, row_errors, [&] { return run_layers(sink, observer); });
+  if (!status) return status;
+  ++timer_.times().steps;
+  timer_.times().rows += rows.size();
+  return {};
+}
+
+Status DecodeStep::run_mtp(std::span<const StepRow> rows, std::span<const float> hidden,
+                           const LogitsSink& sink, std::span<std::optional<Error>> row_errors,
+                           StepObserver* observer) {
+  CHECK(weights_.mtp() != nullptr);
+  CHECK_EQ(hidden.size(), rows.size() * static_cast<size_t>(config_.hidden_size));
+  return run_pass(rows, row_errors, [&] { return run_mtp_layer(hidden, sink, observer); });
+}
+
+Status DecodeStep::run_pass(std::span<const StepRow> rows,
+                            std::span<std::optional<Error>> row_errors,
+                            const std::function<Status()>& layers) {
   CHECK(!rows.empty() && static_cast<int64_t>(rows.size()) <= options_.rows_max);
   CHECK_EQ(rows.size(), row_errors.size());
   ScopedStandardFpEnv fp_env;
@@ -30,55 +50,101 @@ Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
   kept_.clear();
   hinted_.clear();  // a step before may have ended half-way
   timer_.begin_step();
-  load_.begin_step();
-  if (recorder_) recorder_->begin_step();
-  const Status status = run_layers(sink, observer);
+  const Status status = layers();
   timer_.end_step(static_cast<uint32_t>(rows.size()));
-  if (!status) return status;
-  ++timer_.times().steps;
-  timer_.times().rows += rows.size();
-  return {};
+  return status;
+}
+
+std::span<const float> DecodeStep::hidden(size_t row) const {
+  const auto width = static_cast<size_t>(config_.hidden_size);
+  CHECK_LE((row + 1) * width, hidden_.size());
+  return std::span(hidden_).subspan(row * width, width);
 }
 
 Status DecodeStep::run_layers(const LogitsSink& sink, StepObserver* observer) {
   compute_.begin(rows_);
   for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-    timer_.set_layer(layer);
     const LayerWeights& weights = weights_.layers()[layer];
-    compute_.rms_norm(Activation::kX, weights.input_layernorm, norm_eps(), Activation::kH);
-    attention_->write_cache(layer, weights.attention);
+    enter_layer(layer, weights);
     const bool is_last = layer + 1 == config_.num_hidden_layers;
     if (is_last && !observer && !keep_wanted_rows()) return compute_.wait();
-    attention_->attend(layer, weights.attention, num_rows());
-    compute_.add(Activation::kOut, Activation::kX);
-
-    compute_.rms_norm(Activation::kX, weights.post_attention_layernorm, norm_eps(), Activation::kH);
-    if (config_.is_moe_layer(layer)) {
-      if (Status status = moe(layer, weights, observer); !status) return status;
-    } else {
-      StageScope stage(timer_, Stage::kDenseFfn);
-      ffn(weights.ffn);
-    }
-    compute_.add(Activation::kOut, Activation::kX);
-    if (observer) {
-      if (Status status = compute_.wait(); !status) return status;
-      observer->on_hidden(layer,
-                          {compute_.host_rows(Activation::kX), rows_.size() * config_.hidden_size});
-    }
+    if (Status status = leave_layer(layer, weights, observer); !status) return status;
   }
+  return head(weights_.norm(), sink);
+}
 
+// u = eh_proj [RMSNorm(embedding; enorm), RMSNorm(hidden; hnorm)], the matrix cut into the halves
+// that meet each; then a layer like the others. Source: docs/model.md 4.
+Status DecodeStep::run_mtp_layer(std::span<const float> hidden, const LogitsSink& sink,
+                                 StepObserver* observer) {
+  const MtpWeights& mtp = *weights_.mtp();
+  compute_.begin(rows_);
+  compute_.rms_norm(Activation::kX, mtp.enorm, norm_eps(), Activation::kH);
+  compute_.linear(mtp.of_embedding, Activation::kH, Activation::kX);
+  compute_.put_rows(hidden, Activation::kH);
+  compute_.rms_norm(Activation::kH, mtp.hnorm, norm_eps(), Activation::kH);
+  compute_.linear(mtp.of_hidden, Activation::kH, Activation::kOut);
+  compute_.add(Activation::kOut, Activation::kX);
+
+  const int64_t layer = config_.num_hidden_layers;
+  enter_layer(layer, mtp.layer);
+  if (!observer && !keep_wanted_rows()) return compute_.wait();
+  if (Status status = leave_layer(layer, mtp.layer, observer); !status) return status;
+  return head(mtp.norm, sink);
+}
+
+// As far as the cache: what all rows need, whoever wants logits.
+void DecodeStep::enter_layer(int64_t layer, const LayerWeights& weights) {
+  timer_.set_layer(layer);
+  compute_.rms_norm(Activation::kX, weights.input_layernorm, norm_eps(), Activation::kH);
+  attention_->write_cache(layer, weights.attention);
+}
+
+Status DecodeStep::leave_layer(int64_t layer, const LayerWeights& weights, StepObserver* observer) {
+  attention_->attend(layer, weights.attention, num_rows());
+  compute_.add(Activation::kOut, Activation::kX);
+
+  compute_.rms_norm(Activation::kX, weights.post_attention_layernorm, norm_eps(), Activation::kH);
+  if (weights.router) {
+    if (Status status = moe(layer, weights, observer); !status) return status;
+  } else {
+    StageScope stage(timer_, Stage::kDenseFfn);
+    ffn(weights.ffn);
+  }
+  compute_.add(Activation::kOut, Activation::kX);
+  if (!observer) return {};
+  if (Status status = compute_.wait(); !status) return status;
+  observer->on_hidden(layer,
+                      {compute_.host_rows(Activation::kX), rows_.size() * config_.hidden_size});
+  return {};
+}
+
+// Logits, and the rows that they are made of where these are wanted.
+Status DecodeStep::head(const std::vector<float>& norm, const LogitsSink& sink) {
   timer_.set_layer(-1);
   StageScope stage(timer_, Stage::kHead);
-  compute_.head(weights_.norm(), norm_eps(), weights_.lm_head(),
+  compute_.head(norm, norm_eps(), weights_.lm_head(),
                 [&](size_t row, std::span<const float> logits) { sink(origin(row), logits); });
-  return compute_.wait();
+  const bool keeps =
+      std::any_of(rows_.begin(), rows_.end(), [](const StepRow& row) { return row.wants_hidden; });
+  if (!keeps) return compute_.wait();
+  compute_.rms_norm(Activation::kX, norm, norm_eps(), Activation::kH);
+  if (Status status = compute_.wait(); !status) return status;
+  const auto width = static_cast<size_t>(config_.hidden_size);
+  hidden_.resize(rows_.size() * width);
+  const float* from = compute_.host_rows(Activation::kH);
+  for (size_t row = 0; row < static_cast<size_t>(num_rows()); ++row, from += width) {
+    std::copy_n(from, width, hidden_.begin() + static_cast<std::ptrdiff_t>(origin(row) * width));
+  }
+  return {};
 }
 
 // What is left to do in the last layer once the cache is written is for those rows alone that want
-// logits. False if none does.
+// logits or what they are made of. False if none does.
 bool DecodeStep::keep_wanted_rows() {
   for (size_t row = 0; row < rows_.size(); ++row) {
-    if (rows_[row].wants_logits) kept_.push_back(static_cast<int32_t>(row));
+    const bool goes_on = rows_[row].wants_logits || rows_[row].wants_hidden;
+    if (goes_on) kept_.push_back(static_cast<int32_t>(row));
   }
   if (kept_.empty()) return false;
   if (kept_.size() == rows_.size()) {
@@ -93,8 +159,10 @@ bool DecodeStep::keep_wanted_rows() {
 // meanwhile.
 Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver* observer) {
   if (Status status = route(layer, weights); !status) return status;
-  load_.count(layer, routed_.topk_ids);
-  if (recorder_) recorder_->on_layer(layer, routed_.topk_ids);
+  if (layer < config_.num_hidden_layers) {  // drafts are not part of what was asked for
+    load_.count(layer, routed_.topk_ids);
+    if (recorder_) recorder_->on_layer(layer, routed_.topk_ids);
+  }
   count_foretold();
   if (observer) observer->on_routes(layer, routed_.topk_ids, routed_.topk_weights);
   auto sent = [&] {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -34,6 +35,8 @@ class StepObserver {
                          std::span<const float> weights) = 0;
   // Residual stream after a layer: [num_rows, hidden_size].
   virtual void on_hidden(int64_t layer, std::span<const float> hidden) = 0;
+  // What Engine::draft() takes a sequence's next token from: [vocab_size].
+  virtual void on_draft_logits(std::span<const float> /*logits*/) {}
   // Experts of a layer that the nodes were given a hint of, ascending.
   virtual void on_hint(int64_t /*layer*/, std::span<const int32_t> /*experts*/) {}
 };
@@ -77,6 +80,16 @@ class DecodeStep {
   Status run(std::span<const StepRow> rows, const LogitsSink& sink,
              std::span<std::optional<Error>> row_errors, StepObserver* observer = nullptr);
 
+  // The same of the next-token layer (docs/model.md 4), whose cache is layer num_hidden_layers: a
+  // row's logits are of the token behind its own. The weights must have it.
+  //   hidden  [rows, hidden_size] hidden() of the position of each row's token, less one
+  Status run_mtp(std::span<const StepRow> rows, std::span<const float> hidden,
+                 const LogitsSink& sink, std::span<std::optional<Error>> row_errors,
+                 StepObserver* observer = nullptr);
+
+  // [hidden_size] what the head takes, of a row of the last run that wanted it. Until the next one.
+  std::span<const float> hidden(size_t row) const;
+
   const StepTimes& times() const { return timer_.times(); }
   // Hears of every stage from now on; null: nobody. Borrowed.
   void set_stage_sink(StageSink* sink) { timer_.set_sink(sink); }
@@ -86,7 +99,14 @@ class DecodeStep {
   const ExpertLoad& expert_load() const { return load_; }  // any thread
 
  private:
+  Status run_pass(std::span<const StepRow> rows, std::span<std::optional<Error>> row_errors,
+                  const std::function<Status()>& layers);
   Status run_layers(const LogitsSink& sink, StepObserver* observer);
+  Status run_mtp_layer(std::span<const float> hidden, const LogitsSink& sink,
+                       StepObserver* observer);
+  void enter_layer(int64_t layer, const LayerWeights& weights);
+  Status leave_layer(int64_t layer, const LayerWeights& weights, StepObserver* observer);
+  Status head(const std::vector<float>& norm, const LogitsSink& sink);
   bool keep_wanted_rows();
   void ffn(const FfnWeights& weights);
   void poll_experts();
@@ -115,6 +135,7 @@ class DecodeStep {
   std::span<const StepRow> rows_;
   std::span<std::optional<Error>> row_errors_;
   std::vector<int32_t> kept_;  // rows that go on in the last layer; empty: all
+  std::vector<float> hidden_;  // [rows, hidden_size] of those that wanted it
   RouterOutput routed_;
   RouterOutput hint_;
   std::vector<int32_t> hinted_;  // experts that the layer to come was foretold; empty: none

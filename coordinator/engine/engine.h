@@ -38,6 +38,10 @@ struct Sequence {
   std::vector<BlockId> blocks;
   int64_t num_published = 0;       // of the blocks: known to other sequences
   PrefixCache::Prefix prefix = 0;  // the place after them
+  // Of the next-token layer (Engine::draft()): its cache has the entries [mtp_begin, mtp_end), and
+  // the hidden rows of the positions that follow wait for their next tokens.
+  int64_t mtp_begin = 0, mtp_end = 0;  // mtp_begin: the first position of a block
+  std::vector<float> mtp_hidden;       // [n, hidden_size]
 };
 
 enum class WantLogits : uint8_t { kNone, kLast, kAll };
@@ -47,6 +51,17 @@ struct SequenceRows {
   Sequence* sequence = nullptr;
   std::span<const int32_t> tokens;  // not empty
   WantLogits logits = WantLogits::kNone;
+  // The rows that draft() will take, from this position on; none: draft() is not called for them.
+  std::optional<int64_t> mtp_from = {};
+};
+
+// What the next-token layer is asked for behind one sequence.
+struct DraftWork {
+  Sequence* sequence = nullptr;
+  // The sequence's, one more than are in its cache if something is to be proposed; borrowed.
+  std::span<const int32_t> tokens;
+  int64_t most = 0;            // tokens to propose; 0: only its cache goes on
+  std::vector<int32_t> draft;  // the answer: at most `most`
 };
 
 // Place in the step's list, index of the token within its `tokens`, [vocab_size] logits (borrowed).
@@ -71,6 +86,16 @@ class Engine {
   // others are unaffected. An error of the whole step is returned; then none has moved.
   Status step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
               std::span<std::optional<Error>> errors, StepObserver* observer = nullptr);
+
+  // Whether the weights have the model's next-token layer.
+  bool has_mtp() const { return weights_.mtp() != nullptr; }
+  // Takes the next-token layer over the tokens that steps with `mtp_from` took the sequences over,
+  // and proposes tokens that may follow: the likeliest by that layer, each given those before it.
+  // Where steps left positions out, or entries failed, a sequence begins anew at its next block and
+  // has no draft until then; nothing is taken over from kept prefixes. What is proposed behind the
+  // room that a sequence has in the cache is left out. On an error of the whole pass nobody has a
+  // draft and all begin anew.
+  Status draft(std::span<DraftWork> work, StepObserver* observer = nullptr);
 
   // Tells the nodes for whom the next steps are, for their logs: ids of requests.
   void announce(const std::string& request_ids);
@@ -112,6 +137,12 @@ class Engine {
   Status run(std::span<const StepRow> rows, const LogitsSink& sink,
              std::span<std::optional<Error>> row_errors, StepObserver* observer);
   std::optional<Error> admit(const SequenceRows& rows);
+  std::optional<int64_t> mtp_rows_from(const SequenceRows& rows) const;
+  Status fill_mtp(std::span<DraftWork> work, StepObserver* observer);
+  Status chain_mtp(std::span<DraftWork> work, StepObserver* observer);
+  Status run_mtp(std::span<const StepRow> rows, std::span<const float> hidden,
+                 const LogitsSink& sink, std::span<std::optional<Error>> row_errors,
+                 StepObserver* observer);
   std::optional<Error> make_room(Sequence& sequence, int64_t num_tokens);
 
   const model::ModelConfig& config_;
@@ -122,6 +153,7 @@ class Engine {
   PrefixCache prefixes_;
   std::unique_ptr<Compute> compute_;
   DecodeStep step_;
+  std::vector<float> last_hidden_;  // of draft(): [work, hidden_size] the layer's last output
 };
 
 }  // namespace atl::coordinator

@@ -48,6 +48,16 @@ bool shares_embedding(const model::ModelTensors& tensors, const storage::HeldFor
   return head.weight == tensors.embed_tokens.weight && format.format_of(head.format) == head.format;
 }
 
+struct HalfShape {
+  kernels::PanelSource source;
+  kernels::PanelShape shape;
+};
+HalfShape half_of(const MatrixSource& eh_proj, bool second) {
+  const int64_t hidden = eh_proj.cols / 2;
+  const kernels::PanelSource source{0, second ? hidden : 0, false};
+  return {source, storage::HeldFormat{}.shape(eh_proj.format, eh_proj.rows, hidden, source)};
+}
+
 // kv_b_proj: head h owns rows h * (nope + v) on, first nope rows make k, then v rows make v.
 struct HeadShape {
   kernels::PanelSource source;
@@ -135,6 +145,18 @@ struct Weights::Builder {
     return linear_of(target);
   }
 
+  // The two halves of the columns, as they are in the checkpoint.
+  void cut_eh_proj(const MatrixSource& matrix, MtpWeights* mtp) {
+    PackTask task{&matrix, 0, matrix.rows, {}};
+    for (const bool second : {false, true}) {
+      const HalfShape half = half_of(matrix, second);
+      HostBuffer& memory = weights.memory_.emplace_back(packed_bytes(half.shape));
+      task.targets.push_back(target_at(half.shape, half.source, memory.data()));
+      (second ? mtp->of_hidden : mtp->of_embedding) = linear_of(task.targets.back());
+    }
+    tasks.push_back(std::move(task));
+  }
+
   FfnWeights ffn(const model::FfnTensors& tensors) {
     return {whole(tensors.gate_proj), whole(tensors.up_proj), whole(tensors.down_proj)};
   }
@@ -191,8 +213,8 @@ Weights Weights::load(const model::ModelConfig& config, const model::ModelTensor
     return tensor.tensor ? model::read_plain(checkpoint, tensor, elements) : std::vector<float>{};
   };
 
-  for (const model::LayerTensors& from : tensors.layers) {
-    LayerWeights& layer = weights.layers_.emplace_back();
+  const auto load_layer = [&](const model::LayerTensors& from) {
+    LayerWeights layer;
     layer.input_layernorm = plain(from.input_layernorm, hidden);
     layer.post_attention_layernorm = plain(from.post_attention_layernorm, hidden);
     layer.attention = std::visit(
@@ -203,6 +225,18 @@ Weights Weights::load(const model::ModelConfig& config, const model::ModelTensor
     layer.ffn = build.ffn(from.ffn);
     layer.router = build.whole(from.router, {});
     layer.e_score_correction_bias = plain(from.e_score_correction_bias, config.n_routed_experts);
+    return layer;
+  };
+  for (const model::LayerTensors& from : tensors.layers) {
+    weights.layers_.push_back(load_layer(from));
+  }
+  if (tensors.mtp) {
+    MtpWeights& mtp = weights.mtp_.emplace();
+    mtp.enorm = plain(tensors.mtp->enorm, hidden);
+    mtp.hnorm = plain(tensors.mtp->hnorm, hidden);
+    build.cut_eh_proj(tensors.mtp->eh_proj, &mtp);
+    mtp.layer = load_layer(tensors.mtp->layer);
+    mtp.norm = plain(tensors.mtp->norm, hidden);
   }
   weights.norm_ = plain(tensors.norm, hidden);
   weights.lm_head_ = build.whole(tensors.lm_head);
@@ -229,7 +263,7 @@ uint64_t Weights::held_bytes(const model::ModelConfig& config, const model::Mode
   };
   uint64_t bytes = held(tensors.lm_head, format);
   if (!shares_embedding(tensors, format)) bytes += tensors.embed_tokens.weight->bytes;
-  for (const model::LayerTensors& layer : tensors.layers) {
+  const auto add_layer = [&](const model::LayerTensors& layer) {
     for (const MatrixSource* matrix : model::whole_matrices(layer.attention)) {
       bytes += held(*matrix, format);
     }
@@ -241,6 +275,12 @@ uint64_t Weights::held_bytes(const model::ModelConfig& config, const model::Mode
       bytes += cut_kv_b_bytes(config, mla->kv_b_proj, format);
     }
     bytes += held(layer.router, {});
+  };
+  for (const model::LayerTensors& layer : tensors.layers) add_layer(layer);
+  if (!tensors.mtp) return bytes;
+  add_layer(tensors.mtp->layer);
+  for (const bool second : {false, true}) {
+    bytes += packed_bytes(half_of(tensors.mtp->eh_proj, second).shape);
   }
   return bytes;
 }
@@ -249,7 +289,7 @@ uint64_t Weights::read_bytes(const model::ModelTensors& tensors,
                              const storage::HeldFormat& format) {
   uint64_t bytes = matrix_bytes(tensors.lm_head);
   if (!shares_embedding(tensors, format)) bytes += tensors.embed_tokens.weight->bytes;
-  for (const model::LayerTensors& layer : tensors.layers) {
+  const auto add_layer = [&](const model::LayerTensors& layer) {
     for (const MatrixSource* matrix : model::whole_matrices(layer.attention)) {
       bytes += matrix_bytes(*matrix);
     }
@@ -257,6 +297,11 @@ uint64_t Weights::read_bytes(const model::ModelTensors& tensors,
       bytes += matrix_bytes(mla->kv_b_proj);
     }
     bytes += ffn_bytes(layer.ffn) + matrix_bytes(layer.router);
+  };
+  for (const model::LayerTensors& layer : tensors.layers) add_layer(layer);
+  if (tensors.mtp) {
+    add_layer(tensors.mtp->layer);
+    bytes += matrix_bytes(tensors.mtp->eh_proj);
   }
   return bytes;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -55,6 +56,14 @@ struct LayerWeights {
   std::vector<float> e_score_correction_bias;  // [n_routed_experts], noaux_tc only
 };
 
+// The next-token layer (docs/model.md 4). Head and embedding are the model's.
+struct MtpWeights {
+  std::vector<float> enorm, hnorm;  // [hidden]
+  Linear of_embedding, of_hidden;   // [hidden, hidden]: the two halves of eh_proj
+  LayerWeights layer;
+  std::vector<float> norm;  // [hidden] before the head
+};
+
 // Immutable after load; read by any thread.
 class Weights {
  public:
@@ -75,6 +84,7 @@ class Weights {
   void embed(int32_t token, float* out) const;
 
   const std::vector<LayerWeights>& layers() const { return layers_; }
+  const MtpWeights* mtp() const { return mtp_ ? &*mtp_ : nullptr; }  // nullptr: none loaded
   const std::vector<float>& norm() const { return norm_; }
   const Linear& lm_head() const { return lm_head_; }
   uint64_t bytes() const;  // of matrices and embedding; norms and biases are some KB a layer
@@ -87,6 +97,7 @@ class Weights {
   int64_t hidden_size_ = 0;
   HostBuffer embed_tokens_;  // [vocab, hidden] as in the checkpoint; empty: the head has its rows
   std::vector<LayerWeights> layers_;
+  std::optional<MtpWeights> mtp_;
   std::vector<float> norm_;
   Linear lm_head_;
   std::vector<HostBuffer> memory_;  // behind the Linears
