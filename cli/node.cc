@@ -52,6 +52,7 @@ struct NodeCommandOptions {
   topology::TeamRequest threads;
   std::vector<int> cpus;  // instead of a plan
   bool spin = false;
+  bool mtp = false;
   bool force = false;
 };
 
@@ -125,7 +126,11 @@ void serve(const NodeCommandOptions& options) {
   // First of all: the memory of everything that follows is to come from the domain.
   const topology::TeamPlan threads = place_threads(options);
   const std::unique_ptr<model::OpenedModel> model =
-      model::open(options.model_dir, options.memory.stripes);
+      model::open(options.model_dir, options.memory.stripes,
+                  options.mtp ? model::MtpLayers::kFirst : model::MtpLayers::kLeaveOut);
+  if (options.mtp && !model->has_mtp) {
+    log_info("holds no experts of the next-token layer: {}", model->why_no_mtp);
+  }
   const model::NumericsProfile numerics = model->settle(options.numerics);
   StopSignals signals;
   if (!model->config.has_experts()) {
@@ -226,6 +231,8 @@ void take_cluster_file(const CLI::App& command, NodeCommandOptions* options) {
   if (is_open("--threads")) options->threads.num_threads = node->threads;
   if (is_open("--numa-node")) options->threads.numa_node = node->numa_node;
   options->listen = node->control.text();
+  const std::string& draft = config.coordinator.draft;
+  if (draft == "mtp" || draft == "auto") options->mtp = true;
 }
 
 }  // namespace
@@ -297,10 +304,13 @@ void add_node_command(CLI::App& app, int* exit_code) {
   add_force_option(*command, &options->force);
   command->add_flag("--spin", options->spin,
                     "Wait by spinning for a while: only if every thread has a core of its own");
-  group_options(
-      *command, "Nodes and threads",
-      {"--config", "--set", "--name", "--listen", "--keys", "--coordinators", "--transport",
-       "--threads", "--pin", "--cpus", "--numa-node", "--rows-max", "--spin", "--control-fd"});
+  command->add_flag("--mtp", options->mtp,
+                    "Hold the experts of the model's next-token layer, too: for coordinators with "
+                    "--draft mtp or auto. A cluster file's `draft` says so by itself");
+  group_options(*command, "Nodes and threads",
+                {"--config", "--set", "--name", "--listen", "--keys", "--coordinators",
+                 "--transport", "--threads", "--pin", "--cpus", "--numa-node", "--rows-max",
+                 "--spin", "--mtp", "--control-fd"});
   group_options(*command, "Memory", {"--force"});
   command->footer(
       "Example:\n  atoll node tests/models/tiny-fp8 --name n1 --listen 127.0.0.1:7001\n"

@@ -80,6 +80,11 @@ topology::SharedPlan plan_shared_threads(const DeploymentOptions& options) {
   return plan;
 }
 
+model::MtpLayers mtp_layers(const DeploymentOptions& options) {
+  return options.next_token_layer == NextTokenLayer::kOff ? model::MtpLayers::kLeaveOut
+                                                          : model::MtpLayers::kFirst;
+}
+
 }  // namespace
 
 void require_nodes(int nodes, int num_tiles) {
@@ -109,7 +114,7 @@ void require_no_expert_options(const DeploymentOptions& options, const model::Mo
 
 Deployment::Deployment(const DeploymentOptions& options)
     : options_(options),
-      model_(model::open(options.model_dir, options.memory.stripes)),
+      model_(model::open(options.model_dir, options.memory.stripes, mtp_layers(options))),
       numerics_(model_->settle(options.numerics)),
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
@@ -122,6 +127,7 @@ Deployment::Deployment(const DeploymentOptions& options)
     require_no_expert_options(options_, model_->config);
   }
   open_device();
+  settle_next_token_layer();
   if (!options_.force) {
     check_device_memory();
     check_memory(placement);
@@ -172,6 +178,23 @@ void Deployment::open_device() {
     throw LoadError(fmt::format("--device: {}; --device cpu computes on this machine's cores",
                                 device.error().message));
   }
+}
+
+// Where it is wanted and can't be, what is known of the model is read again without it.
+void Deployment::settle_next_token_layer() {
+  if (options_.next_token_layer == NextTokenLayer::kOff) return;
+  std::string why = model_->why_no_mtp;
+  if (why.empty() && device_) {
+    why = "the next-token layer is computed on the CPU alone, and a GPU computes the others";
+  }
+  if (why.empty()) return;
+  if (options_.next_token_layer == NextTokenLayer::kRequired) {
+    throw LoadError(fmt::format("{}: --draft mtp: {}; expected --draft lookup, auto or off{}",
+                                options_.model_dir.string(), why,
+                                device_ ? ", or --device cpu" : ""));
+  }
+  log_info("no drafts by the next-token layer: {}", why);
+  if (model_->has_mtp) model_ = model::open(options_.model_dir, options_.memory.stripes);
 }
 
 // A named device must have the memory; with "auto" the CPU computes, and a line says why.
@@ -279,6 +302,7 @@ std::unique_ptr<coordinator::NodeSource> Deployment::child_nodes() {
     node.numerics = numerics_;
     node.memory = options_.memory.of_node(node.name);
     node.rows_max = options_.rows_max;
+    node.mtp = model_->has_mtp;
     children.arguments.push_back(arguments_of_node(node));
   }
   return std::make_unique<coordinator::ChildNodes>(std::move(children));
@@ -332,7 +356,7 @@ void Deployment::join_cluster(const topology::Placement& placement,
   cluster.limits.rows_max = static_cast<uint32_t>(options_.rows_max);
   cluster.limits.hidden_size = static_cast<uint32_t>(config.hidden_size);
   cluster.limits.top_k = static_cast<uint32_t>(config.num_experts_per_tok);
-  cluster.limits.num_layers = static_cast<uint32_t>(config.num_hidden_layers);
+  cluster.limits.num_layers = static_cast<uint32_t>(model_->catalog.num_layers);
   cluster.limits.n_routed_experts = static_cast<uint32_t>(config.n_routed_experts);
   cluster.limits.num_tiles =
       static_cast<uint32_t>(kernels::num_tiles(config.moe_intermediate_size));

@@ -35,6 +35,10 @@
 
 namespace atl::deployment {
 
+// Whether the model's next-token layer (MTP) is loaded, for Engine::draft(): not; if all of it is
+// there and the device computes it; or the start fails.
+enum class NextTokenLayer : uint8_t { kOff, kIfThere, kRequired };
+
 // What all commands that run a model are told: `run`, `serve`, `eval`, `bench decode|prefill`.
 struct DeploymentOptions {
   std::optional<config::ClusterConfig> cluster;  // what the cluster file says, if there is one
@@ -57,6 +61,7 @@ struct DeploymentOptions {
   int64_t cache_tokens = 0;                          // room in the KV cache
   MemoryOptions memory;                              // of each node
   coordinator::Prefetch prefetch = coordinator::Prefetch::kOff;
+  NextTokenLayer next_token_layer = NextTokenLayer::kOff;
   ProgressFactory progress;                     // of loading; empty: nobody looks
   bool force = false;                           // load without asking whether there is memory
   CacheOption cache_option;                     // how the user gives cache_tokens
@@ -149,6 +154,7 @@ class Deployment {
                     std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
   void open_device();
+  void settle_next_token_layer();
   void check_device_memory();
   std::unique_ptr<coordinator::Compute> make_compute(const coordinator::KvCache& cache);
   void wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done);

@@ -39,6 +39,11 @@ uint64_t exchange_bytes(const model::OpenedModel& model, const MemoryRequest& re
          2 * std::bit_ceil(limits.dispatch_payload_bytes_max());
 }
 
+// What the next-token layer is given: of a step, of the sequences, and as they go into the layer.
+uint64_t hidden_bytes(const model::ModelConfig& config, int64_t rows_max) {
+  return 3 * static_cast<uint64_t>(rows_max * config.hidden_size) * sizeof(float);
+}
+
 MemoryNeed need_of_node(const model::OpenedModel& model, const MemoryRequest& request,
                         const std::vector<int>& tiles) {
   expert_node::NodeOptions node;
@@ -275,7 +280,8 @@ uint64_t kv_cache_bytes(const model::OpenedModel& model, const model::NumericsPr
   const model::ModelConfig& config = model.config;
   const coordinator::CacheShape shape = coordinator::cache_shape(config, numerics.cache);
   return static_cast<uint64_t>(coordinator::KvCache::blocks_for(cache_tokens) + 1) *
-         coordinator::KvCache::block_bytes(config.num_hidden_layers, shape);
+         coordinator::KvCache::block_bytes(config.num_hidden_layers + (model.has_mtp ? 1 : 0),
+                                           shape);
 }
 
 MemoryNeed node_memory_need(const model::OpenedModel& model, const MemoryRequest& request,
@@ -295,6 +301,7 @@ MemoryNeed coordinator_memory_need(const model::OpenedModel& model,
                  exchange_bytes(model, request) +
                  static_cast<uint64_t>(request.coordinator_threads) * kStagingWindowBytes +
                  kProgramBytes;
+  if (model.has_mtp) need.buffers += hidden_bytes(model.config, request.rows_max);
   return need;
 }
 

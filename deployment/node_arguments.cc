@@ -36,6 +36,7 @@ std::vector<std::string> arguments_of_node(const NodeArguments& node) {
   add(arguments_of_threads(node.threads));
   add({"--log-level", std::string(to_string(log_level()))});
   if (node.spin) add({"--spin"});
+  if (node.mtp) add({"--mtp"});
   add({"--force"});  // memory of all processes together is checked before
   return arguments;
 }

@@ -22,6 +22,7 @@ struct NodeArguments {
   model::NumericsProfile numerics;
   MemoryOptions memory;  // of this node
   int64_t rows_max = 512;
+  bool mtp = false;
 };
 
 // What comes after the program; log level as here.

@@ -450,7 +450,16 @@ Result<transport::HelloReply> ExpertNode::hello(const transport::Hello& hello) {
     return differs("n_routed_experts", catalog.n_routed_experts, limits.n_routed_experts);
   if (limits.top_k != catalog.num_experts_per_tok)
     return differs("num_experts_per_tok", catalog.num_experts_per_tok, limits.top_k);
-  if (limits.num_layers != catalog.num_layers)
+  // A coordinator may have no use for the next-token layers that are here.
+  const auto least_layers = static_cast<uint32_t>(catalog.num_layers - catalog.num_mtp_layers);
+  if (limits.num_layers > catalog.num_layers && limits.num_layers == least_layers + 1) {
+    return Error{ErrorCode::kInvalid,
+                 fmt::format("the coordinator drafts with the next-token layer (--draft mtp or "
+                             "auto), which {} doesn't hold: start it with --mtp, or with a cluster "
+                             "file that has this `draft`, on a checkpoint or pack with that layer",
+                             options_.name)};
+  }
+  if (limits.num_layers > catalog.num_layers || limits.num_layers < least_layers)
     return differs("num_hidden_layers", catalog.num_layers, limits.num_layers);
   if (limits.num_tiles != static_cast<uint32_t>(tiles_.num_tiles()))
     return differs("number of tiles", tiles_.num_tiles(), limits.num_tiles);

@@ -298,6 +298,85 @@ TEST_P(TinyModel, layers_routes_and_logits_agree_in_fp32) {
   }
 }
 
+// Its entries over a stretch of prompt in one pass, then one by one as decoding makes them.
+TEST_P(TinyModel, the_next_token_layer_agrees_in_fp32) {
+  deployment::DeploymentOptions options = deployment_options(model(), kFp32, 128);
+  options.next_token_layer = deployment::NextTokenLayer::kRequired;
+  deployment::Deployment deployment(options);
+  coordinator::Engine& engine = deployment.engine();
+  class LayerRecorder final : public coordinator::StepObserver {
+   public:
+    void on_routes(int64_t, std::span<const int32_t>, std::span<const float>) override {}
+    void on_hidden(int64_t, std::span<const float> rows) override {
+      hidden.insert(hidden.end(), rows.begin(), rows.end());
+    }
+    void on_draft_logits(std::span<const float> row) override {
+      logits.emplace_back(row.begin(), row.end());
+    }
+    std::vector<float> hidden;
+    std::vector<std::vector<float>> logits;
+  };
+  for (const auto& prompt : golden_.index().at("prompts")) {
+    const std::string at = weights() + "/" + prompt.at("domain").get<std::string>();
+    SCOPED_TRACE(at);
+    const auto ids = prompt.at("ids").get<std::vector<int32_t>>();
+    const GoldenArray<float> hidden = golden_.f32(at + ".mtp_hidden");
+    const GoldenArray<float> logits = golden_.f32(at + ".mtp_logits");
+    const auto rows = static_cast<size_t>(hidden.shape[0]), last = logits.data.size() / 3328;
+    ASSERT_EQ(rows, ids.size() - 1);
+    LayerRecorder recorder;
+    coordinator::Sequence sequence;
+    for (size_t begin = 0, end = rows - last; end <= rows; begin = end++) {
+      const std::span<const int32_t> tokens(ids);
+      const coordinator::SequenceRows step{&sequence, tokens.subspan(begin, end - begin),
+                                           coordinator::WantLogits::kNone, 0};
+      std::optional<Error> error;
+      ASSERT_TRUE(engine.step(std::span(&step, 1), {}, std::span(&error, 1)).ok());
+      ASSERT_FALSE(error);
+      coordinator::DraftWork work{&sequence, tokens.first(end + 1), 1, {}};
+      ASSERT_TRUE(engine.draft(std::span(&work, 1), &recorder).ok());
+      ASSERT_EQ(work.draft.size(), 1u);
+      const std::vector<float>& of_last = recorder.logits.back();
+      EXPECT_EQ(work.draft[0], std::max_element(of_last.begin(), of_last.end()) - of_last.begin());
+    }
+    ASSERT_EQ(recorder.hidden.size(), hidden.data.size());
+    for (size_t i = 0; i < hidden.data.size(); ++i) {
+      ASSERT_NEAR(recorder.hidden[i], hidden.data[i], 2e-3 + 1e-5 * std::fabs(hidden.data[i]))
+          << "position " << i / 256 << ", column " << i % 256;
+    }
+    double worst = 0;
+    ASSERT_EQ(recorder.logits.size(), last + 1);
+    for (size_t row = 0; row < last; ++row) {
+      for (size_t i = 0; i < 3328; ++i) {
+        const float expected = logits.row(static_cast<int64_t>(row))[i];
+        worst = std::max(worst, std::fabs(double{recorder.logits[row + 1][i]} - expected));
+      }
+    }
+    std::printf("%s: next-token layer, max |dlogit| %.3g (bound 1e-3)\n", at.c_str(), worst);
+    EXPECT_LE(worst, 1e-3);
+
+    // What it foretells of the greedy text: of its second token on.
+    const auto& greedy = prompt.at("greedy").at(weights());
+    std::vector<int32_t> text = ids;
+    for (const auto& id : greedy.at("ids")) text.push_back(id.get<int32_t>());
+    int64_t right = 0, drafts = 0;
+    for (size_t at_token = ids.size() - 1; at_token + 2 < text.size(); ++at_token, ++drafts) {
+      const std::span<const int32_t> tokens(text);
+      const coordinator::SequenceRows step{&sequence, tokens.subspan(at_token, 1),
+                                           coordinator::WantLogits::kNone, 0};
+      std::optional<Error> error;
+      ASSERT_TRUE(engine.step(std::span(&step, 1), {}, std::span(&error, 1)).ok());
+      coordinator::DraftWork work{&sequence, tokens.first(at_token + 2), 1, {}};
+      ASSERT_TRUE(engine.draft(std::span(&work, 1)).ok());
+      ASSERT_EQ(work.draft.size(), 1u);
+      right += work.draft[0] == text[at_token + 2];
+    }
+    engine.release(sequence);
+    EXPECT_EQ(drafts, greedy.at("mtp_drafts"));
+    EXPECT_EQ(right, greedy.at("mtp_draft_hits"));
+  }
+}
+
 TEST_P(TinyModel, greedy_continuations_and_chat_replies_agree_in_fp32) {
   deployment::Deployment deployment(deployment_options(model(), kFp32, 512));
   model::Sampler sampler;

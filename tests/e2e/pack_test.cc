@@ -116,6 +116,48 @@ TEST_P(PackedModel, in_int4_gives_the_bits_of_the_checkpoint_converted_at_load) 
 INSTANTIATE_TEST_SUITE_P(Pack, PackedModel, ::testing::Values("tiny_fp8", "five_tiles"),
                          [](const auto& info) { return std::string(info.param); });
 
+// What the next-token layer proposes doesn't depend on who holds its experts, and a pack has them.
+TEST(Pack, has_the_experts_of_the_next_token_layer) {
+  const TempDir dir;
+  pack(kTinyFp8, dir / "pack");
+  pack(kTinyFp8, dir / "without", {"--layers", "1-5"});
+  const auto drafts = [](const fs::path& model, int nodes) {
+    deployment::DeploymentOptions options = options_of(model);
+    options.rows_max = 64;
+    options.nodes = nodes;
+    options.next_token_layer = deployment::NextTokenLayer::kRequired;
+    deployment::Deployment deployment(options);
+    std::vector<int32_t> all;
+    std::vector<int32_t> text = {0};
+    while (text.size() < 30) text.push_back(static_cast<int32_t>(text.size() * 131 % 3000));
+    coordinator::Sequence sequence;
+    for (size_t begin = 0, end = 20; end < text.size(); begin = end++) {
+      const coordinator::SequenceRows rows{&sequence, std::span(text).subspan(begin, end - begin),
+                                           coordinator::WantLogits::kNone, 0};
+      std::optional<Error> error;
+      EXPECT_TRUE(deployment.engine().step(std::span(&rows, 1), {}, std::span(&error, 1)).ok());
+      coordinator::DraftWork work{&sequence, std::span(text).first(end + 1), 3, {}};
+      EXPECT_TRUE(deployment.engine().draft(std::span(&work, 1)).ok());
+      all.insert(all.end(), work.draft.begin(), work.draft.end());
+    }
+    deployment.engine().release(sequence);
+    EXPECT_EQ(all.size(), 30u);
+    return all;
+  };
+  const std::vector<int32_t> expected = drafts(kTinyFp8, 0);
+  EXPECT_EQ(drafts(kTinyFp8, 2), expected);
+  EXPECT_EQ(drafts(dir / "pack", 2), expected);
+  try {
+    drafts(dir / "without", 0);
+    FAIL() << "loaded";
+  } catch (const LoadError& error) {
+    EXPECT_EQ(std::string(error.what()),
+              (dir / "without").string() +
+                  ": --draft mtp: the pack has no experts of layer 6, the next-token layer; pack "
+                  "the checkpoint again, all layers of it; expected --draft lookup, auto or off");
+  }
+}
+
 // Nodes that have a pack and a coordinator that has the checkpoint are of one model.
 TEST(Pack, has_the_identity_of_its_checkpoint) {
   const TempDir dir;

@@ -185,6 +185,21 @@ TEST_F(ServeTest, other_shapes_are_refused_with_both_values) {
   EXPECT_EQ(reply.error().message, "number of tiles differs: n7 has 4, the coordinator 16");
 }
 
+TEST_F(ServeTest, says_what_is_missing_to_a_coordinator_that_drafts_with_the_next_token_layer) {
+  transport::Hello hello = this->hello();
+  hello.limits.num_layers = 3;
+  auto reply = node_->hello(hello);
+  ASSERT_FALSE(reply);
+  EXPECT_EQ(reply.error().message,
+            "the coordinator drafts with the next-token layer (--draft mtp or auto), which n7 "
+            "doesn't hold: start it with --mtp, or with a cluster file that has this `draft`, on a "
+            "checkpoint or pack with that layer");
+  hello.limits.num_layers = 1;
+  reply = node_->hello(hello);
+  ASSERT_FALSE(reply);
+  EXPECT_EQ(reply.error().message, "num_hidden_layers differs: n7 has 2, the coordinator 1");
+}
+
 TEST_F(ServeTest, is_ready_only_when_its_data_plane_knows_the_coordinator) {
   ASSERT_TRUE(node_->hello(hello()));
   load_plan_without_serving({{0, 4}});
