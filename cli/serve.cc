@@ -77,18 +77,25 @@ std::chrono::milliseconds in_milliseconds(double seconds) {
 
 // The problem with --draft's value, "" if there is none.
 std::string check_draft(const std::string& text) {
-  if (text == "off" || text == "lookup" || text == "auto") return "";
-  if (text == "mtp") {
-    return "drafts by the model's next-token layer are not built; expected off, lookup or auto";
-  }
-  return fmt::format("'{}' is none of off, lookup, auto", text);
+  if (text == "off" || text == "mtp" || text == "lookup" || text == "auto") return "";
+  return fmt::format("'{}' is none of off, mtp, lookup, auto", text);
 }
 
-// Positions that the KV cache gets room for.
+deployment::NextTokenLayer next_token_layer(const std::string& draft) {
+  using deployment::NextTokenLayer;
+  if (draft == "mtp") return NextTokenLayer::kRequired;
+  return draft == "auto" ? NextTokenLayer::kIfThere : NextTokenLayer::kOff;
+}
+
+// Positions that the KV cache gets room for. With the next-token layer, which the model may turn
+// out not to have, there is a layer more.
 int64_t cache_tokens(const ServeOptions& options, const model::ModelConfig& config) {
   const coordinator::CacheShape shape =
       coordinator::cache_shape(config, options.deployment.numerics.cache);
-  const uint64_t block = coordinator::KvCache::block_bytes(config.num_hidden_layers, shape);
+  const bool has_mtp = options.deployment.next_token_layer != deployment::NextTokenLayer::kOff &&
+                       config.num_nextn_predict_layers > 0;
+  const uint64_t block =
+      coordinator::KvCache::block_bytes(config.num_hidden_layers + (has_mtp ? 1 : 0), shape);
   const auto fit = static_cast<int64_t>(options.cache_bytes.value_or(kDefaultCacheBytes) / block);
   if (fit < 2) {
     throw LoadError(fmt::format("--kv-cache {}: expected at least {}, two blocks of {} positions",
@@ -125,6 +132,7 @@ coordinator::SchedulerOptions scheduler_options(const ServeOptions& options,
   scheduler.step_target_s = options.step_target_ms / 1000;
   scheduler.prefix_cache = !options.no_prefix_cache;
   scheduler.draft_tokens = options.draft == "off" ? 0 : options.draft_tokens;
+  scheduler.lookup_drafts = options.draft == "lookup" || options.draft == "auto";
   scheduler.vocab_limit =
       static_cast<int32_t>(std::min<int64_t>(tokenizer.id_end(), config.vocab_size));
   for (int32_t id = 0; id < scheduler.vocab_limit; ++id) {
@@ -301,6 +309,7 @@ void serve(ServeOptions options) {
   const text::Tokenizer tokenizer = text::Tokenizer::load(model_dir);
   const std::optional<text::ChatTemplate> chat = text::ChatTemplate::load(model_dir);
   if (!chat) log_info("the model has no chat template: /v1/chat/completions is not served");
+  options.deployment.next_token_layer = next_token_layer(options.draft);
   const int64_t tokens = cache_tokens(options, config);
   options.deployment.cache_tokens = tokens - kernels::kAttentionBlock;  // it adds a block
   options.deployment.cache_option.bytes_option = "--kv-cache";
@@ -337,6 +346,7 @@ void serve(ServeOptions options) {
     deployment.engine().set_routing_recorder(&*recorder);
   }
   coordinator::SchedulerOptions settings = scheduler_options(options, config, tokenizer);
+  settings.mtp_drafts = deployment.engine().has_mtp();
   TraceRing engine_trace, http_trace;
   coordinator::StageTracer stages(engine_trace);
   deployment.engine().set_stage_sink(&stages);
@@ -476,10 +486,12 @@ void add_batch_options(CLI::App& command, ServeOptions* options) {
   command
       .add_option(
           "--draft", options->draft,
-          "Tokens computed ahead where that pays: off; lookup: what followed the same tokens "
-          "earlier in the text; auto: whatever there is, lookup now. Changes no token")
+          "Tokens computed ahead where that pays: off; mtp: by the model's next-token layer; "
+          "lookup: "
+          "what followed the same tokens earlier in the text; auto: whatever there is. Changes no "
+          "token")
       ->check(check_draft)
-      ->type_name("off|lookup|auto")
+      ->type_name("off|mtp|lookup|auto")
       ->capture_default_str();
   command.add_option("--draft-tokens", options->draft_tokens, "At most, of a request and step")
       ->check(CLI::Range(int64_t{1}, int64_t{64}))

@@ -72,7 +72,7 @@ struct CoordinatorConfig {
   int threads = 0;                   // 0: one per core
   std::optional<uint64_t> kv_cache_bytes;
   int64_t context = 0;             // tokens; 0: what model and cache hold
-  std::string draft = "off";       // off, lookup, auto
+  std::string draft = "off";       // off, mtp, lookup, auto
   int64_t draft_tokens = 8;        // of a request and step
   int64_t rows_max = 512;          // `chunk`: of a step, and of a dispatch
   std::filesystem::path api_keys;  // "": no keys

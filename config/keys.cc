@@ -83,11 +83,12 @@ void add_coordinator_keys(std::vector<Key>* keys, const std::string& section) {
   add({"draft",
        kChoice,
        "off",
-       "tokens computed ahead where that pays: `lookup`: what followed the same tokens earlier in "
-       "the text; `auto`: whatever there is",
+       "tokens computed ahead where that pays: `mtp`: by the model's next-token layer, whose "
+       "experts the nodes then hold; `lookup`: what followed the same tokens earlier in the text; "
+       "`auto`: whatever there is",
        0,
        0,
-       {"off", "lookup", "auto"}});
+       {"off", "mtp", "lookup", "auto"}});
   add({"draft_tokens", kInteger, "8", "at most, of a request and step", 1, 64});
   add({"api_keys", kPath, "", "file of the API's keys, a `name key` per line"});
   add({"model_name", kText, "", "name that clients ask for; the directory's if not said"});

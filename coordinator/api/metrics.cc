@@ -89,6 +89,12 @@ void add_generation(const GenerationStats& stats, Families& to) {
              number(stats.drafted_tokens));
   to.counter("atoll_accepted_tokens_total", "Drafted tokens that were what was generated",
              number(stats.accepted_tokens));
+  to.counter("atoll_mtp_drafted_tokens_total", "Rows of drafts by the next-token layer",
+             number(stats.mtp_drafted_tokens));
+  to.counter("atoll_mtp_accepted_tokens_total", "Of these: were what was generated",
+             number(stats.mtp_accepted_tokens));
+  to.counter("atoll_mtp_seconds_total", "Time in passes of the next-token layer, beside steps",
+             stats.mtp_seconds);
   to.counter("atoll_computed_tokens_total", "Rows through the model, recomputed ones included",
              number(stats.computed_tokens));
   to.counter("atoll_prefix_cache_queries_total", "Prompt tokens looked for in the prefix cache",

@@ -83,7 +83,10 @@ std::string stats_json(const ServerStats& server, const model::ModelConfig& conf
                     {"cached", generation.cached_tokens},
                     {"generated", generation.generated_tokens},
                     {"drafted", generation.drafted_tokens},
-                    {"accepted", generation.accepted_tokens}};
+                    {"accepted", generation.accepted_tokens},
+                    {"mtp_drafted", generation.mtp_drafted_tokens},
+                    {"mtp_accepted", generation.mtp_accepted_tokens},
+                    {"mtp_seconds", generation.mtp_seconds}};
   json["cache"] = {{"blocks", generation.cache_blocks},
                    {"used", generation.cache_blocks_used},
                    {"kept", generation.cache_blocks_kept}};

@@ -1,6 +1,7 @@
 #include "coordinator/serving/drafts.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "base/check.h"
@@ -11,6 +12,10 @@ namespace {
 // A draft has to bring this much more than it costs: what a step will take is known to some per
 // cent.
 constexpr double kGainMin = 1.03;
+// Likewise a further pass of the next-token layer.
+constexpr double kChainGainMin = 1.1;
+constexpr double kShutBalance = -3;
+constexpr double kFollowSteps = 0.1, kFollowPlain = 0.2;
 constexpr uint64_t kIdBits = 21;
 
 }  // namespace
@@ -70,6 +75,51 @@ void choose_drafts(const StepCost& cost, StepSize step, int64_t rows_left,
     best = rows;
   }
   for (size_t d = 0; d < drafts.size(); ++d) drafts[d].rows = best[d];
+}
+
+void DraftGate::observe(double busy_s, double saved_s, double spent_s) {
+  if (step_s_ == 0) balance_ = std::max(kFull, kFullSteps * busy_s);  // the first one
+  step_s_ += (step_s_ == 0 ? 1 : kFollowSteps) * (busy_s - step_s_);
+  const double full = std::max(kFull, kFullSteps * step_s_);
+  balance_ += kAllowance * busy_s;
+  if (open_) balance_ += saved_s - spent_s;
+  balance_ = std::min(balance_, full);
+  if (balance_ < 0) open_ = false;
+  if (balance_ >= full) open_ = true;
+}
+
+bool DraftGate::begin_step() {
+  constexpr int64_t kFirst = 16, kControlEvery = 32;
+  const int64_t step = steps_++;
+  return step < kFirst ? step % 2 == 0 : step % kControlEvery == 0;
+}
+
+void DraftGate::observe_plain(double token_s) {
+  plain_token_s_ += (plain_token_s_ == 0 ? 1 : kFollowPlain) * (token_s - plain_token_s_);
+}
+
+void DraftGate::shut() {
+  balance_ = kShutBalance;
+  open_ = false;
+}
+
+int64_t choose_chain(const StepCost& cost, StepSize decoding, std::span<const double> acceptance,
+                     double pass_s, int64_t most) {
+  const double step_s = cost.seconds(decoding);
+  if (acceptance.empty() || decoding.rows == 0 || step_s <= 0) return 1;
+  const auto sequences = static_cast<double>(acceptance.size());
+  const int64_t positions = decoding.positions / decoding.rows;
+  int64_t chain = 1;
+  for (; chain < most; ++chain) {
+    double right = 0;
+    for (const double share : acceptance) right += std::pow(share, chain + 1);
+    StepSize longer = decoding;
+    longer.rows += std::ssize(acceptance);
+    longer.positions += std::ssize(acceptance) * positions;
+    const double costs = pass_s + cost.seconds(longer) - step_s;
+    if (right * step_s / sequences < kChainGainMin * costs) break;
+  }
+  return chain;
 }
 
 }  // namespace atl::coordinator

@@ -1,10 +1,12 @@
 // Drafts: tokens that may come, computed in the same step as the one that is certain, and kept as
 // far as they are what would have been chosen anyway.
 //
-// A sequence's tokens don't change: each is chosen from its own logits by the random number of its
-// own position, draft or not, and the first one that differs ends what is kept of the step. So a
-// draft is worth its rows or is not, and nothing else; choose_drafts() says so beforehand, by what
-// steps took (StepCost) and how often drafts were right.
+// Two sources: what followed the same tokens earlier in the text (LookupDraft), and the model's
+// next-token layer (Engine::draft()). A sequence's tokens don't change: each is chosen from its own
+// logits by the random number of its own position, draft or not, and the first one that differs
+// ends what is kept of the step. So a draft is worth its rows or is not, and nothing else;
+// choose_drafts() says so beforehand, by what steps took (StepCost) and how often drafts were
+// right.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +49,39 @@ class DraftAcceptance {
   double share_;
 };
 
+// Whether the next-token layer's passes, which cost something whatever becomes of their drafts, are
+// made: as long as they bring more than they take, and now and then to see whether they do.
+//
+// A balance in seconds: what steps take adds kAllowance of it, an open gate adds what was saved and
+// takes what was spent. Below zero it closes until the balance is full again. So the losses of any
+// time are at most kAllowance of it and one balance, and what was saved long ago pays for nothing.
+class DraftGate {
+ public:
+  static constexpr double kAllowance = 0.005;
+  // A full balance: a probe of some dozen passes, 30 s apart; more where a step takes longer than
+  // most, as a prompt's rows for the layer then do.
+  static constexpr double kFull = 0.15, kFullSteps = 1;
+
+  bool is_open() const { return open_; }
+  // The next step begins. True: without drafts, though they are there, so that it is known what
+  // they are held against: half of the first steps, then few.
+  bool begin_step();
+  // Of a step without prompts and drafts, seconds for each of its tokens.
+  void observe_plain(double token_s);
+  double plain_token_s() const { return plain_token_s_; }  // a mean that fades; 0: not known
+  // Of a step and the pass behind it, in seconds.
+  void observe(double busy_s, double saved_s, double spent_s);
+  // A pass failed: nothing is tried for about ten minutes of steps.
+  void shut();
+
+ private:
+  double balance_ = kFull;
+  double step_s_ = 0;  // a mean that fades
+  double plain_token_s_ = 0;
+  int64_t steps_ = 0;
+  bool open_ = true;
+};
+
 // Rows of a step that are drafts, at most: each has a row of logits (V3: 517 KB).
 inline constexpr int64_t kDraftRowsMax = 64;
 
@@ -64,5 +99,13 @@ struct DraftRows {
 //   rows_left  that the step has room for
 void choose_drafts(const StepCost& cost, StepSize step, int64_t rows_left,
                    std::span<DraftRows> drafts);
+
+// How many tokens the next-token layer proposes behind each sequence, 1 to `most`: a further one
+// takes a pass of one row each, and is of use where all before it are right.
+//   decoding    a step of these sequences without drafts
+//   acceptance  of each sequence's drafts
+//   pass_s      a pass takes
+int64_t choose_chain(const StepCost& cost, StepSize decoding, std::span<const double> acceptance,
+                     double pass_s, int64_t most);
 
 }  // namespace atl::coordinator

@@ -83,6 +83,9 @@ struct GenerationStats {
   uint64_t generated_tokens = 0;
   uint64_t drafted_tokens = 0;   // rows of drafts; of computed_tokens
   uint64_t accepted_tokens = 0;  // of these: were what was generated
+  // Of both: the next-token layer's. And the time in its passes, which is not of step_seconds.
+  uint64_t mtp_drafted_tokens = 0, mtp_accepted_tokens = 0;
+  double mtp_seconds = 0;
   uint64_t steps = 0;
   uint64_t steps_cut = 0;    // of these: had fewer prompt tokens than room, to take less time
   double step_seconds = 0;   // in all

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <utility>
 
 #include "base/check.h"
@@ -44,6 +46,7 @@ Scheduler::Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, Sched
       sink_(std::move(sink)),
       wake_(options_.threads->make_condition()),
       step_cost_(engine.options().rows_max, chosen_share(engine.config())),
+      mtp_gates_(std::bit_width(static_cast<uint64_t>(options_.sequences_max))),
       workspaces_(static_cast<size_t>(team.num_threads())),
       masks_([this] {
         const std::lock_guard lock(mutex_);
@@ -52,6 +55,7 @@ Scheduler::Scheduler(Engine& engine, ThreadTeam& team, const Clock& clock, Sched
       }) {
   CHECK_GT(options_.sequences_max, 0);
   CHECK_LE(options_.sequences_max, engine.options().rows_max);
+  CHECK(!options_.mtp_drafts || engine.has_mtp());
   publish_stats();
 }
 
@@ -175,6 +179,7 @@ bool Scheduler::step() {
   remove_ended();
   publish_stats();
   deliver();
+  if (computed && mtp_.gate) draft_ahead();  // those who wait for tokens have them
   if (options_.after_step) options_.after_step();
   check_state();
   if (is_traced && computed) {
@@ -381,6 +386,7 @@ bool Scheduler::try_admit(GenerationPtr& generation) {
   }
   if (generation->admission == 0) {
     generation->admission = ++admissions_;
+    generation->mtp_acceptance = mtp_acceptance_;
     ++clients_.at(generation->request.client).admitted;
     generation->cached_tokens = generation->sequence.num_tokens;
     generation->queued_seconds = seconds_between(generation->submitted, clock_.now());
@@ -402,7 +408,16 @@ int64_t Scheduler::missing_blocks(const Generation& generation, int64_t num_toke
 void Scheduler::plan() {
   share_rows();
   find_room();
+  begin_mtp_step();
   add_drafts();
+}
+
+void Scheduler::begin_mtp_step() {
+  mtp_ = {};
+  if (!options_.mtp_drafts || running_.empty()) return;
+  mtp_.gate = &mtp_gates_[static_cast<size_t>(std::bit_width(running_.size())) - 1];
+  mtp_.open = mtp_.gate->is_open();
+  mtp_.control = mtp_.open && mtp_.gate->begin_step();
 }
 
 // Gives every sequence its rows of this step: one to each that has one left, the rest to prompts.
@@ -484,18 +499,20 @@ void Scheduler::add_drafts() {
     step.add(generation.rows, generation.sequence.num_tokens);
     const int64_t end = generation.sequence.num_tokens + generation.rows;
     room -= missing_blocks(generation, end);
-    generation.lookup.learn(std::span(generation.tokens).first(static_cast<size_t>(end)));
+    if (options_.lookup_drafts) {
+      generation.lookup.learn(std::span(generation.tokens).first(static_cast<size_t>(end)));
+    }
     if (!generation.decodes()) continue;
     const int64_t most = std::min({options_.draft_tokens,
                                    generation.request.max_tokens - generation.num_generated() - 1,
                                    engine_.config().max_position_embeddings - end});
     if (most <= 0) continue;
-    const std::span<const int32_t> draft =
-        generation.lookup.propose(generation.tokens, static_cast<size_t>(most));
+    const std::span<const int32_t> draft = find_draft(generation, static_cast<size_t>(most));
     generation.draft.assign(draft.begin(), draft.end());
     if (draft.empty() || generation.draft_failed) continue;
+    if (generation.draft_is_mtp && mtp_.control) continue;
     drafting.push_back(&generation);
-    drafts.push_back({generation.acceptance.share(), generation.sequence.num_tokens,
+    drafts.push_back({generation.acceptance().share(), generation.sequence.num_tokens,
                       static_cast<int64_t>(draft.size()), 0});
   }
   const int64_t rows_left = std::min(kDraftRowsMax, engine_.options().rows_max - step.rows);
@@ -509,7 +526,26 @@ void Scheduler::add_drafts() {
     room -= blocks;
     generation.draft_rows = drafts[d].rows;
     generation.rows += drafts[d].rows;
+    if (!generation.draft_is_mtp) {
+      mtp_.lookup_rows += drafts[d].rows;
+      continue;
+    }
+    mtp_.drafted += drafts[d].rows;
+    for (int64_t row = 1; row <= drafts[d].rows; ++row) {
+      mtp_.expected += std::pow(drafts[d].acceptance, row);
+    }
   }
+}
+
+// The next-token layer's, if it has one that is right more often than what the text repeats.
+std::span<const int32_t> Scheduler::find_draft(Generation& generation, size_t most) const {
+  std::span<const int32_t> lookup;
+  if (options_.lookup_drafts) lookup = generation.lookup.propose(generation.tokens, most);
+  const std::span<const int32_t> mtp(generation.mtp_draft);
+  generation.draft_is_mtp =
+      !mtp.empty() &&
+      (lookup.empty() || generation.mtp_acceptance.share() >= generation.lookup_acceptance.share());
+  return generation.draft_is_mtp ? mtp.first(std::min(most, mtp.size())) : lookup;
 }
 
 void Scheduler::preempt(size_t index) {
@@ -520,6 +556,7 @@ void Scheduler::preempt(size_t index) {
             generation->sequence.num_tokens, generation->num_tokens());
   engine_.release(generation->sequence);
   generation->held_logits.clear();  // they are computed again
+  generation->mtp_draft.clear();
   ++counts_.preempted;
   preempted_.insert(std::upper_bound(preempted_.begin(), preempted_.end(), generation, came_before),
                     std::move(generation));

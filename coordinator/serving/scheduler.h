@@ -32,6 +32,7 @@
 #include "base/threads.h"
 #include "base/trace_ring.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/serving/drafts.h"
 #include "coordinator/serving/generation.h"
 #include "coordinator/serving/mask_worker.h"
 #include "coordinator/serving/step_cost.h"
@@ -46,6 +47,8 @@ struct SchedulerOptions {
   bool prefix_cache = true;
   // Most tokens of a sequence that a step computes as a draft, where that pays (drafts.h); 0: none.
   int64_t draft_tokens = 0;
+  bool lookup_drafts = true;         // where they come from
+  bool mtp_drafts = false;           // the engine has the next-token layer
   int32_t vocab_limit = 0;           // ids from here on have no token and are never chosen
   std::vector<uint8_t> allowed;      // [vocab_limit], 0 for ids without a token; empty: all
   StepObserver* observer = nullptr;  // borrowed
@@ -105,11 +108,15 @@ class Scheduler final : public GenerationBackend {
   void share_rows();
   void find_room();
   void add_drafts();
+  std::span<const int32_t> find_draft(Generation& generation, size_t most) const;
   void preempt(size_t index);
   bool compute();
   static bool score(Generation& generation, size_t t, std::span<const float> logits);
   bool take_draft(Generation& generation);
   void follow_drafts(std::vector<Generation*> stepped);
+  void settle_mtp_gate(double pass_s);
+  void draft_ahead();
+  void begin_mtp_step();
   void announce(const std::vector<Generation*>& stepped);
   void sample_all(const std::vector<Generation*>& stepped);
   void sample(Generation& generation, std::span<const float> logits, Workspace& workspace);
@@ -161,6 +168,21 @@ class Scheduler final : public GenerationBackend {
   std::vector<GenerationPtr> running_;   // in the order of their first admission
   uint64_t admissions_ = 0;
   StepCost step_cost_;
+  // Drafts of the next-token layer, by the size of the batch: 1, 2 or 3, 4 to 7, ... sequences.
+  std::vector<DraftGate> mtp_gates_;
+  DraftAcceptance mtp_acceptance_{0.6};  // of all, for a sequence that has had none
+  double mtp_pass_seconds_ = 0;          // of a pass, a mean that fades
+  // Of the step under way: whether its drafts are left out to be compared with, how many sequences
+  // decode in it, rows of prompts and those kept for that layer alone, rows of drafts from
+  // elsewhere, rows of that layer's and how many of these are expected to be right.
+  struct MtpStep {
+    DraftGate* gate = nullptr;  // without mtp_drafts
+    bool open = false, control = false;
+    StepSize decoding;
+    double step_s = 0;
+    int64_t prompt_rows = 0, kept_rows = 0, lookup_rows = 0, drafted = 0;
+    double expected = 0;
+  } mtp_;
   std::string announced_;  // ids of the requests of the last step
   GenerationStats counts_;
   std::vector<GenerationEvent> events_;

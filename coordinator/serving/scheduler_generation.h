@@ -38,7 +38,10 @@ struct Scheduler::Generation {
 
   // Drafts (drafts.h).
   LookupDraft lookup;
-  DraftAcceptance acceptance{0.5};
+  DraftAcceptance lookup_acceptance{0.5}, mtp_acceptance{0.5};
+  std::vector<int32_t> mtp_draft;    // behind the tokens as they are; of the next-token layer
+  bool mtp_goes_on = false;          // that layer takes this step's rows, too
+  bool draft_is_mtp = false;         // the draft below
   std::vector<int32_t> draft;        // of the step under way: what may follow its own row
   int64_t draft_rows = 0;            // of these: computed, behind that row and counted in `rows`
   std::vector<int32_t> step_tokens;  // what is computed, then
@@ -58,6 +61,7 @@ struct Scheduler::Generation {
   int64_t pending() const { return num_tokens() - sequence.num_tokens; }
   // Whether its rows of this step are the prompt's, whose probabilities are wanted.
   bool is_scored() const { return request.prompt_logprobs >= 0 && num_generated() == 0; }
+  DraftAcceptance& acceptance() { return draft_is_mtp ? mtp_acceptance : lookup_acceptance; }
   bool decodes() const { return pending() == 1 && num_generated() > 0; }
   bool stops_at(int32_t id) const {
     return std::count(request.stop_ids.begin(), request.stop_ids.end(), id) > 0;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "coordinator/serving/scheduler.h"
 #include "coordinator/serving/scheduler_generation.h"
 
@@ -34,6 +35,12 @@ std::vector<TokenLogprob> likeliest(std::span<const float> logits, int32_t n, do
 // Of masks that are found in the step, by the team: lists of tokens that are known cost 4,000 at
 // most for 129k tokens, a millisecond of work 40,000.
 constexpr uint64_t kMaskWorkInStep = 40'000;
+// Of a prompt, the next-token layer takes this much of its end and a part of a block: its entries
+// cost no experts, but the rows they are made from go through all of the last layer.
+constexpr int64_t kMtpPromptTokens = 256;
+// Tokens that it proposes at most: it was made to foretell one.
+constexpr int64_t kMtpChainMax = 4;
+constexpr double kMtpPassFollow = 0.1;
 
 }  // namespace
 
@@ -61,6 +68,19 @@ bool Scheduler::compute() {
                     all                                         ? WantLogits::kAll
                     : generation->rows == generation->pending() ? WantLogits::kLast
                                                                 : WantLogits::kNone});
+    generation->mtp_draft.clear();
+    generation->mtp_goes_on = mtp_.open;
+    if (generation->decodes()) {
+      mtp_.decoding.add(1, generation->sequence_begin);
+    } else {
+      mtp_.prompt_rows += generation->rows;
+    }
+    if (!mtp_.open) continue;
+    const auto prompt = static_cast<int64_t>(generation->request.prompt.size());
+    work.back().mtp_from = std::max<int64_t>(0, prompt - kMtpPromptTokens);
+    if (generation->decodes()) continue;
+    const int64_t end = generation->sequence_begin + generation->rows;
+    mtp_.kept_rows += std::clamp<int64_t>(end - *work.back().mtp_from, 0, generation->rows);
   }
   if (work.empty()) return false;
   announce(stepped);
@@ -90,6 +110,9 @@ bool Scheduler::compute() {
     } else if (generation.draft_rows > 0) {
       engine_.rewind(generation.sequence, generation.sequence_begin + 1);
       counts_.drafted_tokens += static_cast<uint64_t>(generation.draft_rows);
+      if (generation.draft_is_mtp) {
+        counts_.mtp_drafted_tokens += static_cast<uint64_t>(generation.draft_rows);
+      }
     }
   }
   if (status) sample_all(stepped);
@@ -117,6 +140,7 @@ bool Scheduler::compute() {
   if (status) {
     step_cost_.observe(size, seconds, engine_.times()[Stage::kAttentionCore] - attention_before);
   }
+  mtp_.step_s = seconds;
   counts_.step_seconds += seconds;
   counts_.last_step_end = seconds_between(Clock::TimePoint(), end);
   return true;
@@ -128,12 +152,66 @@ bool Scheduler::take_draft(Generation& generation) {
   const bool has_token = !generation.ended && generation.pending() == 1;
   if (!has_token || generation.num_right == generation.draft.size()) return false;
   const bool right = generation.tokens.back() == generation.draft[generation.num_right];
-  generation.acceptance.observe(right);
+  generation.acceptance().observe(right);
+  if (generation.draft_is_mtp) mtp_acceptance_.observe(right);
   if (!right || static_cast<int64_t>(generation.num_right) == generation.draft_rows) return false;
   ++generation.num_right;
   ++generation.sequence.num_tokens;
   ++counts_.accepted_tokens;
+  if (generation.draft_is_mtp) ++counts_.mtp_accepted_tokens;
   return true;
+}
+
+// Takes the next-token layer over what the step computed, for drafts of the next one.
+void Scheduler::draft_ahead() {
+  std::vector<DraftWork> work;
+  std::vector<Generation*> owners;
+  std::vector<double> acceptance;
+  for (const GenerationPtr& pointer : running_) {
+    Generation& generation = *pointer;
+    if (!std::exchange(generation.mtp_goes_on, false)) continue;
+    DraftWork& one = work.emplace_back(DraftWork{&generation.sequence, generation.tokens, 0, {}});
+    owners.push_back(&generation);
+    if (!generation.decodes() || generation.draft_failed) continue;
+    // One behind the token that the next step computes.
+    one.most = std::min(generation.request.max_tokens - generation.num_generated() - 1,
+                        engine_.config().max_position_embeddings - generation.num_tokens());
+    if (one.most > 0) acceptance.push_back(generation.mtp_acceptance.share());
+  }
+  if (work.empty()) return settle_mtp_gate(0);
+  const int64_t chain = choose_chain(step_cost_, mtp_.decoding, acceptance, mtp_pass_seconds_,
+                                     std::min(kMtpChainMax, options_.draft_tokens));
+  for (DraftWork& one : work) one.most = std::clamp<int64_t>(one.most, 0, chain);
+  const Clock::TimePoint start = clock_.now();
+  const Status status = engine_.draft(work, options_.observer);
+  const double seconds = seconds_between(start, clock_.now());
+  counts_.mtp_seconds += seconds;
+  if (!status) {
+    log_warn("drafts by the next-token layer pause: {}", status.error().message);
+    for (DraftGate& gate : mtp_gates_) gate.shut();
+    return;
+  }
+  for (size_t w = 0; w < work.size(); ++w) owners[w]->mtp_draft = std::move(work[w].draft);
+  const double pass_s = seconds / static_cast<double>(chain);
+  if (mtp_pass_seconds_ == 0) mtp_pass_seconds_ = pass_s;
+  mtp_pass_seconds_ += kMtpPassFollow * (pass_s - mtp_pass_seconds_);
+  settle_mtp_gate(seconds);
+}
+
+// What the step's drafts brought, held against steps without: by how often drafts were right
+// lately, since what came of these few says less. Steps that read prompts can't be compared.
+void Scheduler::settle_mtp_gate(double pass_s) {
+  DraftGate& gate = *mtp_.gate;
+  const auto rows = static_cast<double>(mtp_.decoding.rows);
+  const bool comparable = mtp_.prompt_rows == 0 && mtp_.lookup_rows == 0 && mtp_.decoding.rows > 0;
+  double saved = 0;
+  if (comparable && mtp_.drafted == 0) gate.observe_plain(mtp_.step_s / rows);
+  if (comparable && mtp_.drafted > 0 && gate.plain_token_s() > 0) {
+    saved = (rows + mtp_.expected) * gate.plain_token_s() - mtp_.step_s;
+  }
+  const double kept = static_cast<double>(mtp_.kept_rows) * step_cost_.row_seconds(0) /
+                      static_cast<double>(engine_.config().num_hidden_layers);
+  gate.observe(mtp_.step_s + pass_s, saved, pass_s + kept);
 }
 
 // Chooses tokens as long as drafts are right: one of each sequence after the other.

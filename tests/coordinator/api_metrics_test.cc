@@ -53,6 +53,9 @@ coordinator::GenerationStats some_stats() {
   stats.generated_tokens = 42;
   stats.drafted_tokens = 12;
   stats.accepted_tokens = 9;
+  stats.mtp_drafted_tokens = 8;
+  stats.mtp_accepted_tokens = 6;
+  stats.mtp_seconds = 0.5;
   stats.preempted = 3;
   return stats;
 }
@@ -167,9 +170,14 @@ TEST(ApiStats, have_the_agreed_shape) {
   EXPECT_GE(stats["server"]["uptime_seconds"], 0.0);
   EXPECT_EQ(stats["requests"]["running"], 2);
   EXPECT_EQ(stats["requests"]["preempted"], 3);
-  EXPECT_EQ(
-      stats["tokens"],
-      (Json{{"prompt", 100}, {"cached", 64}, {"generated", 42}, {"drafted", 12}, {"accepted", 9}}));
+  EXPECT_EQ(stats["tokens"], (Json{{"prompt", 100},
+                                   {"cached", 64},
+                                   {"generated", 42},
+                                   {"drafted", 12},
+                                   {"accepted", 9},
+                                   {"mtp_drafted", 8},
+                                   {"mtp_accepted", 6},
+                                   {"mtp_seconds", 0.5}}));
   EXPECT_EQ(stats["cache"], (Json{{"blocks", 8}, {"used", 2}, {"kept", 0}}));
   EXPECT_EQ(stats["nodes"].size(), 2u);
   EXPECT_EQ(stats["nodes"][0]["hits"], 30);

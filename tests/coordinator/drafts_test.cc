@@ -107,6 +107,75 @@ TEST(ChooseDrafts, the_likeliest_come_first) {
   EXPECT_EQ(drafts[0].rows, 0);
 }
 
+TEST(ChooseChain, goes_on_while_a_further_pass_pays) {
+  const StepCost cost = cost_of(1, 0.01);
+  const std::vector<double> good = {0.9}, bad = {0.2}, both = {0.9, 0.9};
+  EXPECT_EQ(choose_chain(cost, {1, 11}, good, 0.01, 4), 4);
+  EXPECT_EQ(choose_chain(cost, {1, 11}, good, 2, 4), 1);
+  EXPECT_EQ(choose_chain(cost, {1, 11}, bad, 0.5, 4), 1);
+  // 0.9^2 of a token that takes a second pays for 0.7 s of pass and 0.01 of rows, 0.9^3 doesn't.
+  EXPECT_EQ(choose_chain(cost, {1, 11}, good, 0.7, 4), 2);
+  // Two sequences share a pass, and a step.
+  EXPECT_EQ(choose_chain(cost, {2, 22}, both, 0.7, 4), 2);
+  EXPECT_EQ(choose_chain(StepCost(64, 0), {1, 11}, good, 0, 4), 1);
+  EXPECT_EQ(choose_chain(cost, {0, 0}, good, 0.01, 4), 1);
+}
+
+// Losses are at most a half per cent of the time, and two balances.
+TEST(DraftGate, loses_little_and_tries_again) {
+  DraftGate gate;
+  double lost = 0, total = 0;
+  int probes = 0;
+  for (bool was_open = true; total < 600;) {
+    const double pass = gate.is_open() ? 0.01 : 0;
+    total += 0.1 + pass;
+    lost += pass;
+    gate.observe(0.1 + pass, 0, pass);
+    probes += !was_open && gate.is_open();
+    was_open = gate.is_open();
+  }
+  EXPECT_LE(lost, 0.005 * total + 2 * DraftGate::kFull);
+  EXPECT_GE(probes, 15);
+}
+
+TEST(DraftGate, stays_open_while_it_pays_and_forgets_what_it_won) {
+  DraftGate gate;
+  for (int i = 0; i < 1000; ++i) {
+    gate.observe(0.1, 0.05, 0.01);
+    ASSERT_TRUE(gate.is_open());
+  }
+  double lost = 0;
+  for (; gate.is_open(); lost += 0.01) gate.observe(0.1, 0, 0.01);
+  EXPECT_LE(lost, 1.2 * DraftGate::kFull);
+  gate.shut();
+  double seconds = 0;
+  for (; !gate.is_open(); seconds += 0.1) gate.observe(0.1, 0, 0);
+  EXPECT_NEAR(seconds, 630, 1);
+}
+
+// Where steps take long, so does all that a probe needs.
+TEST(DraftGate, has_room_for_a_part_of_a_step) {
+  DraftGate gate;
+  gate.observe(100, 0, 80);
+  EXPECT_TRUE(gate.is_open());
+  gate.observe(100, 0, 80);
+  EXPECT_FALSE(gate.is_open());
+}
+
+TEST(DraftGate, leaves_drafts_out_to_have_what_they_are_held_against) {
+  DraftGate gate;
+  int first = 0, later = 0;
+  for (int step = 0; step < 16; ++step) first += gate.begin_step();
+  for (int step = 0; step < 320; ++step) later += gate.begin_step();
+  EXPECT_EQ(first, 8);
+  EXPECT_EQ(later, 10);
+  EXPECT_EQ(gate.plain_token_s(), 0);
+  gate.observe_plain(5);  // the first is taken as it is, and forgotten after some others
+  EXPECT_EQ(gate.plain_token_s(), 5);
+  for (int i = 0; i < 20; ++i) gate.observe_plain(1);
+  EXPECT_NEAR(gate.plain_token_s(), 1, 0.05);
+}
+
 TEST(DraftAcceptance, follows_what_happens) {
   DraftAcceptance acceptance(0.5);
   for (int i = 0; i < 100; ++i) acceptance.observe(true);

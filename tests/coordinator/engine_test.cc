@@ -299,6 +299,131 @@ TEST(Engine, a_value_out_of_range_names_layer_and_expert_and_spares_the_other_ro
   EXPECT_EQ(good_logits, *alone);
 }
 
+// ---- Drafts by the next-token layer ------------------------------------------------------------
+
+deployment::DeploymentOptions with_mtp(int64_t cache_tokens) {
+  deployment::DeploymentOptions options = options_for(tiny(), cache_tokens);
+  options.next_token_layer = deployment::NextTokenLayer::kRequired;
+  return options;
+}
+
+std::vector<int32_t> some_text(size_t n) {
+  std::vector<int32_t> tokens;
+  for (size_t i = 0; i < n; ++i) tokens.push_back(static_cast<int32_t>(i * i * 7 % 3000));
+  return tokens;
+}
+
+// Steps tokens [begin, end) of the text, then asks for drafts.
+std::vector<int32_t> step_and_draft(Engine& engine, Sequence& sequence,
+                                    std::span<const int32_t> text, int64_t end, int64_t most = 4,
+                                    std::optional<int64_t> mtp_from = 0) {
+  const SequenceRows rows{&sequence,
+                          text.subspan(static_cast<size_t>(sequence.num_tokens),
+                                       static_cast<size_t>(end - sequence.num_tokens)),
+                          WantLogits::kLast, mtp_from};
+  std::optional<Error> error;
+  EXPECT_TRUE(engine
+                  .step(
+                      std::span(&rows, 1), [](size_t, size_t, std::span<const float>) {},
+                      std::span(&error, 1))
+                  .ok());
+  EXPECT_FALSE(error);
+  if (!mtp_from) return {};
+  DraftWork work{&sequence, text.first(static_cast<size_t>(end) + 1), most, {}};
+  EXPECT_TRUE(engine.draft(std::span(&work, 1)).ok());
+  return work.draft;
+}
+
+// In one go; in pieces; with tokens computed behind that were wrong and went again; and with a last
+// token that came late.
+TEST(Mtp, what_is_proposed_depends_on_the_tokens_alone) {
+  deployment::Deployment deployment(with_mtp(2048));
+  Engine& engine = deployment.engine();
+  const std::vector<int32_t> text = some_text(120);
+  const auto expected = [&](int64_t end) {
+    Sequence sequence;
+    auto draft = step_and_draft(engine, sequence, text, end);
+    engine.release(sequence);
+    return draft;
+  };
+  const std::vector<int32_t> at_100 = expected(100), at_101 = expected(101);
+  EXPECT_EQ(at_100.size(), 4u);
+  EXPECT_EQ(at_101.size(), 4u);
+
+  Sequence pieces;
+  for (const int64_t end : {7, 60, 70, 99}) step_and_draft(engine, pieces, text, end);
+  EXPECT_EQ(step_and_draft(engine, pieces, text, 100), at_100);
+
+  std::vector<int32_t> wrong = text;
+  wrong[101] = 5;
+  wrong[102] = 6;
+  const SequenceRows rows{&pieces, std::span(wrong).subspan(100, 3), WantLogits::kAll, 0};
+  std::optional<Error> error;
+  ASSERT_TRUE(engine
+                  .step(
+                      std::span(&rows, 1), [](size_t, size_t, std::span<const float>) {},
+                      std::span(&error, 1))
+                  .ok());
+  engine.rewind(pieces, 101);
+  DraftWork work{&pieces, std::span(text).first(102), 4, {}};
+  ASSERT_TRUE(engine.draft(std::span(&work, 1)).ok());
+  EXPECT_EQ(work.draft, at_101);
+
+  // Its next token isn't known yet: nothing is proposed, and it goes on as if it had been.
+  const SequenceRows late{&pieces, std::span(text).subspan(101, 1), WantLogits::kLast, 0};
+  ASSERT_TRUE(engine
+                  .step(
+                      std::span(&late, 1), [](size_t, size_t, std::span<const float>) {},
+                      std::span(&error, 1))
+                  .ok());
+  DraftWork nothing{&pieces, std::span(text).first(102), 4, {}};
+  ASSERT_TRUE(engine.draft(std::span(&nothing, 1)).ok());
+  EXPECT_EQ(nothing.draft, std::vector<int32_t>());
+  EXPECT_EQ(step_and_draft(engine, pieces, text, 103), expected(103));
+  engine.release(pieces);
+}
+
+TEST(Mtp, begins_anew_with_a_block_where_tokens_were_left_out) {
+  deployment::Deployment deployment(with_mtp(2048));
+  Engine& engine = deployment.engine();
+  const std::vector<int32_t> text = some_text(260);
+  Sequence sequence;
+  EXPECT_EQ(step_and_draft(engine, sequence, text, 70).size(), 4u);
+  step_and_draft(engine, sequence, text, 75, 4, std::nullopt);
+  for (const int64_t end : {80, 100, 128}) {
+    EXPECT_EQ(step_and_draft(engine, sequence, text, end), std::vector<int32_t>()) << end;
+  }
+  EXPECT_EQ(step_and_draft(engine, sequence, text, 129).size(), 4u);
+  EXPECT_EQ(sequence.mtp_begin, 128);
+  // As one that was told to begin there, so that nothing before is read.
+  Sequence told;
+  EXPECT_EQ(step_and_draft(engine, told, text, 150, 4, 100),
+            step_and_draft(engine, sequence, text, 150));
+  EXPECT_EQ(told.mtp_begin, 128);
+  // Behind the room in the cache nothing is proposed: position 191 is the block's last.
+  EXPECT_EQ(step_and_draft(engine, sequence, text, 190).size(), 3u);
+  EXPECT_EQ(step_and_draft(engine, sequence, text, 192).size(), 1u);
+  engine.release(told);
+  engine.release(sequence);
+}
+
+// A prefix that is found brings no entries of the layer, and the model's own bits don't change.
+TEST(Mtp, does_without_a_kept_prefix) {
+  deployment::Deployment deployment(with_mtp(2048));
+  Engine& engine = deployment.engine();
+  const std::vector<int32_t> text = some_text(160);
+  Sequence first;
+  step_and_draft(engine, first, text, 150);
+  engine.keep(first, text);
+  Sequence again, told;
+  engine.reuse(again, text);
+  EXPECT_EQ(again.num_tokens, 128);
+  const std::vector<int32_t> draft = step_and_draft(engine, again, text, 150);
+  EXPECT_EQ(draft.size(), 4u);
+  EXPECT_EQ(draft, step_and_draft(engine, told, text, 150, 4, 128));
+  for (Sequence* sequence : {&first, &again, &told}) engine.release(*sequence);
+}
+
 // ---- Hints -----------------------------------------------------------------------------------
 
 // What a step's layers chose and what they were foretold, to count anew what the engine counts.

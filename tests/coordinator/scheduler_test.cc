@@ -82,9 +82,15 @@ class SchedulerTest : public testing::Test {
   void open(int64_t cache_tokens = 4096, int64_t chunk = 64, SchedulerOptions options = {},
             int threads = 1) {
     scheduler_.reset();
-    if (!deployment_ || cache_tokens != cache_tokens_ || chunk != chunk_) {
+    const bool has_mtp = deployment_ && deployment_->engine().has_mtp();
+    if (!deployment_ || cache_tokens != cache_tokens_ || chunk != chunk_ ||
+        options.mtp_drafts != has_mtp) {
       deployment_.reset();
-      deployment_.emplace(options_for(cache_tokens, chunk, threads));
+      deployment::DeploymentOptions of_model = options_for(cache_tokens, chunk, threads);
+      if (options.mtp_drafts) {
+        of_model.next_token_layer = deployment::NextTokenLayer::kRequired;
+      }
+      deployment_.emplace(of_model);
       cache_tokens_ = cache_tokens;
       chunk_ = chunk;
     }
@@ -178,7 +184,7 @@ GenerationRequest copy_of(const GenerationRequest& r) {
 // too small for all of them, with steps whose time, and so what is read in them, varies.
 TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
   constexpr int kRequests = kFewer ? 5 : 16;
-  uint64_t preempted = 0, cut = 0;
+  uint64_t preempted = 0, cut = 0, foretold = 0;
   for (const uint32_t seed : {1u, 2u, 3u}) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
@@ -189,6 +195,8 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
     options.sequences_max = draw(4, 16);
     options.prefix_cache = seed != 2;
     options.draft_tokens = seed == 3 ? 0 : draw(1, 8);
+    options.mtp_drafts = seed != 3;
+    options.lookup_drafts = seed == 1;
     std::mt19937 noise(seed);
     StepTakes times(clock_, 0.02, 0.01);
     times.vary(noise);
@@ -226,6 +234,7 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
     EXPECT_EQ(stats.finished, static_cast<uint64_t>(kRequests));
     preempted += stats.preempted;
     cut += stats.steps_cut;
+    foretold += stats.mtp_accepted_tokens;
     if (!kFewer) {
       EXPECT_EQ(stats.cached_tokens > 0, options.prefix_cache);
     }
@@ -235,6 +244,7 @@ TEST_F(SchedulerTest, tokens_are_the_same_alone_and_in_random_company) {
   if (kFewer) return;
   EXPECT_GT(preempted, 0u);  // so that it was tried, too
   EXPECT_GT(cut, 0u);
+  EXPECT_GT(foretold, 0u);
 }
 
 // Texts that repeat, in steps whose rows cost little, so that drafts pay and many are right.
@@ -251,11 +261,13 @@ TEST_F(SchedulerTest, drafts_change_no_token_and_save_steps) {
     one.stop_ids = {1};
     requests.push_back(std::move(one));
   }
-  const auto run = [&](int64_t draft_tokens) {
+  const auto run = [&](int64_t draft_tokens, bool mtp) {
     StepTakes times(clock_, 100, 1);
     SchedulerOptions options;
     options.observer = &times;
     options.draft_tokens = draft_tokens;
+    options.mtp_drafts = mtp;
+    options.lookup_drafts = !mtp;
     open(4096, 64, options);
     std::vector<GenerationId> ids;
     for (const GenerationRequest& one : requests) {
@@ -269,21 +281,80 @@ TEST_F(SchedulerTest, drafts_change_no_token_and_save_steps) {
     for (const GenerationId id : ids) outcomes.push_back(outcomes_[id]);
     return std::pair(std::move(outcomes), scheduler_->stats());
   };
-  const auto [plain, plain_stats] = run(0);
-  const auto [drafted, stats] = run(6);
-  for (size_t r = 0; r < requests.size(); ++r) {
-    SCOPED_TRACE(r);
-    EXPECT_EQ(drafted[r].tokens, plain[r].tokens);
-    EXPECT_EQ(drafted[r].tokens, alone(requests[r]));
-    EXPECT_EQ(drafted[r].logprobs, plain[r].logprobs);
-    EXPECT_EQ(drafted[r].finish, plain[r].finish);
-  }
+  const auto [plain, plain_stats] = run(0, false);
   EXPECT_EQ(plain_stats.drafted_tokens, 0u);
-  EXPECT_GT(stats.accepted_tokens, kFewer ? 0u : 20u);
-  EXPECT_LE(stats.accepted_tokens, stats.drafted_tokens);
-  EXPECT_LT(stats.steps, plain_stats.steps);
-  EXPECT_EQ(stats.generated_tokens, plain_stats.generated_tokens);
-  EXPECT_EQ(stats.cache_blocks_used, 0);
+  for (const bool mtp : {false, true}) {
+    SCOPED_TRACE(mtp ? "mtp" : "lookup");
+    const auto [drafted, stats] = run(6, mtp);
+    for (size_t r = 0; r < requests.size(); ++r) {
+      SCOPED_TRACE(r);
+      EXPECT_EQ(drafted[r].tokens, plain[r].tokens);
+      EXPECT_EQ(drafted[r].tokens, alone(requests[r]));
+      EXPECT_EQ(drafted[r].logprobs, plain[r].logprobs);
+      EXPECT_EQ(drafted[r].finish, plain[r].finish);
+    }
+    EXPECT_GT(stats.accepted_tokens, kFewer ? 0u : 20u);
+    EXPECT_LE(stats.accepted_tokens, stats.drafted_tokens);
+    EXPECT_EQ(stats.mtp_drafted_tokens, mtp ? stats.drafted_tokens : 0);
+    EXPECT_EQ(stats.mtp_accepted_tokens, mtp ? stats.accepted_tokens : 0);
+    EXPECT_LT(stats.steps, plain_stats.steps);
+    EXPECT_EQ(stats.generated_tokens, plain_stats.generated_tokens);
+    EXPECT_EQ(stats.cache_blocks_used, 0);
+  }
+}
+
+// Time of steps, their rows, and passes of the next-token layer, by the manual clock.
+class PassTakes final : public StepObserver {
+ public:
+  PassTakes(ManualClock& clock, double step_s, double row_s, double pass_s)
+      : clock_(clock), step_s_(step_s), row_s_(row_s), pass_s_(pass_s) {}
+  void on_routes(int64_t, std::span<const int32_t>, std::span<const float>) override {}
+  void on_hidden(int64_t layer, std::span<const float> hidden) override {
+    const auto rows = static_cast<double>(hidden.size() / 256);
+    const double seconds = layer == 0 ? step_s_ + row_s_ * rows : layer == 6 ? pass_s_ : 0;
+    clock_.advance(std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9)));
+  }
+
+ private:
+  ManualClock& clock_;
+  const double step_s_, row_s_, pass_s_;
+};
+
+// Passes that are dear, or steps whose rows are, are given up but for a probe now and then, so that
+// the text takes at most a hundredth longer; where both are cheap, it takes far less time.
+TEST_F(SchedulerTest, the_next_token_layer_costs_little_where_it_does_not_pay) {
+  struct Case {
+    const char* name;
+    double step_s, row_s, pass_s;
+    bool pays;
+  };
+  const int64_t tokens = kFewer ? 300 : 1000;
+  for (const Case& one :
+       {Case{"dear rows", 0, 10, 1, false}, Case{"dear passes", 10, 0.1, 8, false},
+        Case{"cheap", 10, 0.1, 0.5, true}}) {
+    SCOPED_TRACE(one.name);
+    double seconds[2];
+    for (const bool mtp : {false, true}) {
+      PassTakes times(clock_, one.step_s, one.row_s, one.pass_s);
+      SchedulerOptions options;
+      options.observer = &times;
+      options.draft_tokens = mtp ? 4 : 0;
+      options.mtp_drafts = mtp;
+      open(4096, 64, options);
+      const Clock::TimePoint start = clock_.now();
+      submit(request(prompt(4, 1), tokens));
+      finish_all();
+      seconds[mtp] = seconds_between(start, clock_.now());
+    }
+    const GenerationStats stats = scheduler_->stats();
+    EXPECT_GT(stats.mtp_seconds, 0);
+    if (one.pays) {
+      EXPECT_LT(seconds[1], 0.8 * seconds[0]);
+    } else {
+      // A step at the beginning, with what was under way when the gate closed.
+      EXPECT_LE(seconds[1], 1.0075 * seconds[0] + 3 * 10);
+    }
+  }
 }
 
 // Where each row costs as much as the first one, nothing is drafted however often it is right.
@@ -736,7 +807,8 @@ TEST_F(SchedulerTest, penalties_count_what_was_generated) {
 // Even ids, and odd ones, in turns, then the end; and what it was asked.
 class Alternating final : public constrain::TokenConstraint {
  public:
-  explicit Alternating(std::vector<int64_t>* asked) : asked_(asked) {}
+  explicit Alternating(std::vector<int64_t>* asked, int length = 5)
+      : asked_(asked), length_(length) {}
   Status mask(int64_t tokens_left, std::span<uint8_t> allowed) const override {
     asked_->push_back(tokens_left);
     for (size_t id = 0; id < allowed.size(); ++id) {
@@ -745,13 +817,37 @@ class Alternating final : public constrain::TokenConstraint {
     return {};
   }
   void accept(int32_t) override { ++accepted_; }
-  bool finished() const override { return accepted_ == 5; }
-  int64_t tokens_min() const override { return 5 - accepted_; }
+  bool finished() const override { return accepted_ == length_; }
+  int64_t tokens_min() const override { return length_ - accepted_; }
 
  private:
   std::vector<int64_t>* asked_;
+  const int length_;
   int accepted_ = 0;
 };
+
+// A draft that the constraint forbids is only never right.
+TEST_F(SchedulerTest, drafts_of_the_next_token_layer_keep_to_a_constraint) {
+  std::vector<int32_t> texts[2];
+  for (const bool mtp : {false, true}) {
+    StepTakes times(clock_, 100, 1);
+    SchedulerOptions options;
+    options.observer = &times;
+    options.draft_tokens = mtp ? 3 : 0;
+    options.mtp_drafts = mtp;
+    open(4096, 64, options);
+    std::vector<int64_t> asked;
+    GenerationRequest one = request(prompt(20, 3), 60);
+    one.constraint = std::make_unique<Alternating>(&asked, 50);
+    const GenerationId id = submit(std::move(one));
+    finish_all();
+    texts[mtp] = outcomes_[id].tokens;
+    EXPECT_EQ(std::ssize(asked), std::ssize(texts[mtp]));
+    EXPECT_EQ(scheduler_->stats().mtp_drafted_tokens > 0, mtp);
+  }
+  EXPECT_EQ(texts[0].size(), 50u);
+  EXPECT_EQ(texts[1], texts[0]);
+}
 
 TEST_F(SchedulerTest, a_constraint_is_asked_before_and_told_after_every_token) {
   open();
