@@ -126,8 +126,8 @@ Deployment::Deployment(const DeploymentOptions& options)
   } else {
     require_no_expert_options(options_, model_->config);
   }
-  open_device();
   settle_next_token_layer();
+  open_device();
   if (!options_.force) {
     check_device_memory();
     check_memory(placement);
@@ -180,21 +180,16 @@ void Deployment::open_device() {
   }
 }
 
-// Where it is wanted and can't be, what is known of the model is read again without it.
-void Deployment::settle_next_token_layer() {
+// Where it is asked for and isn't there, the start fails or a line says so.
+void Deployment::settle_next_token_layer() const {
   if (options_.next_token_layer == NextTokenLayer::kOff) return;
-  std::string why = model_->why_no_mtp;
-  if (why.empty() && device_) {
-    why = "the next-token layer is computed on the CPU alone, and a GPU computes the others";
-  }
+  const std::string& why = model_->why_no_mtp;
   if (why.empty()) return;
   if (options_.next_token_layer == NextTokenLayer::kRequired) {
-    throw LoadError(fmt::format("{}: --draft mtp: {}; expected --draft lookup, auto or off{}",
-                                options_.model_dir.string(), why,
-                                device_ ? ", or --device cpu" : ""));
+    throw LoadError(fmt::format("{}: --draft mtp: {}; expected --draft lookup, auto or off",
+                                options_.model_dir.string(), why));
   }
   log_info("no drafts by the next-token layer: {}", why);
-  if (model_->has_mtp) model_ = model::open(options_.model_dir, options_.memory.stripes);
 }
 
 // A named device must have the memory; with "auto" the CPU computes, and a line says why.

@@ -36,7 +36,7 @@
 namespace atl::deployment {
 
 // Whether the model's next-token layer (MTP) is loaded, for Engine::draft(): not; if all of it is
-// there and the device computes it; or the start fails.
+// there; or the start fails without.
 enum class NextTokenLayer : uint8_t { kOff, kIfThere, kRequired };
 
 // What all commands that run a model are told: `run`, `serve`, `eval`, `bench decode|prefill`.
@@ -154,7 +154,7 @@ class Deployment {
                     std::unique_ptr<coordinator::NodeSource> nodes);
   void load_weights();
   void open_device();
-  void settle_next_token_layer();
+  void settle_next_token_layer() const;
   void check_device_memory();
   std::unique_ptr<coordinator::Compute> make_compute(const coordinator::KvCache& cache);
   void wait_for_nodes(const char* label, bool coordinator::Cluster::LoadState::*done);

@@ -40,6 +40,7 @@ Result<CudaMemoryNeed> device_memory_need(const model::OpenedModel& model,
       tensors.embed_tokens.weight->bytes;
   return CudaCompute::memory_need(model.config, matrices,
                                   coordinator::cache_shape(model.config, request.numerics.cache),
+                                  model.config.num_hidden_layers + (model.has_mtp ? 1 : 0),
                                   KvCache::blocks_for(request.cache_tokens) + 1, request.rows_max);
 }
 

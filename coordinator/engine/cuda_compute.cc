@@ -83,8 +83,14 @@ size_t layer_cache_bytes(const KvCache& cache) {
 }
 
 template <typename Visit>
+void for_each_layer(const Weights& weights, const Visit& visit) {
+  for (const LayerWeights& layer : weights.layers()) visit(layer);
+  if (weights.mtp()) visit(weights.mtp()->layer);
+}
+
+template <typename Visit>
 void for_each_matrix(const Weights& weights, const Visit& visit) {
-  for (const LayerWeights& layer : weights.layers()) {
+  for_each_layer(weights, [&](const LayerWeights& layer) {
     const MlaWeights& attention = std::get<MlaWeights>(layer.attention);
     for (const Linear* one :
          {&attention.q_a_proj, &attention.q_proj, &attention.kv_a_proj, &attention.o_proj,
@@ -93,6 +99,11 @@ void for_each_matrix(const Weights& weights, const Visit& visit) {
     }
     visit(std::span(attention.w_k), static_cast<const void*>(&attention.w_k));
     visit(std::span(attention.w_v), static_cast<const void*>(&attention.w_v));
+  });
+  if (const MtpWeights* mtp = weights.mtp()) {
+    for (const Linear* half : {&mtp->of_embedding, &mtp->of_hidden}) {
+      visit(std::span(half, 1), static_cast<const void*>(half));
+    }
   }
   visit(std::span(&weights.lm_head(), 1), static_cast<const void*>(&weights.lm_head()));
 }
@@ -121,16 +132,16 @@ CudaMemoryNeed CudaCompute::memory_need(const model::ModelConfig& config, const 
       matrix_bytes += shape.total_code_bytes() + shape.total_scale_bytes();
     }
   });
-  return memory_need(config, matrix_bytes, cache.shape(), cache.max_blocks(), rows_max);
+  return memory_need(config, matrix_bytes, cache.shape(), cache.num_layers(), cache.max_blocks(),
+                     rows_max);
 }
 
 CudaMemoryNeed CudaCompute::memory_need(const model::ModelConfig& config, uint64_t matrix_bytes,
-                                        const CacheShape& cache, int64_t cache_blocks,
-                                        int64_t rows_max) {
+                                        const CacheShape& cache, int64_t cache_layers,
+                                        int64_t cache_blocks, int64_t rows_max) {
   CudaMemoryNeed need;
   need.weights = matrix_bytes;
-  need.kv_cache =
-      KvCache::block_bytes(config.num_hidden_layers, cache) * static_cast<uint64_t>(cache_blocks);
+  need.kv_cache = KvCache::block_bytes(cache_layers, cache) * static_cast<uint64_t>(cache_blocks);
   need.buffers = DeviceSizes(config, rows_max, blocks_of_a_sequence(config, cache_blocks)).total();
   return need;
 }
@@ -177,8 +188,7 @@ Status CudaCompute::allocate() {
   constexpr auto kDevice = Buffer::Place::kDevice, kHost = Buffer::Place::kHost;
   const size_t rows_bytes = sizes.activations[static_cast<size_t>(Activation::kX)];
   std::vector<Wanted> wanted = {
-      {&kv_cache_, layer_cache_bytes(cache_) * static_cast<size_t>(config_.num_hidden_layers),
-       kDevice},
+      {&kv_cache_, layer_cache_bytes(cache_) * static_cast<size_t>(cache_.num_layers()), kDevice},
       {&q_absorbed_, sizes.q_absorbed, kDevice},
       {&o_latent_, sizes.o_latent, kDevice},
       {&scratch_, sizes.scratch, kDevice},
@@ -216,12 +226,17 @@ Status CudaCompute::upload_weights() {
   for_each_matrix(weights_, [&](std::span<const Linear> matrices, const void* key) {
     if (status) status = upload(matrices, key);
   });
-  for (const LayerWeights& layer : weights_.layers()) {
+  for_each_layer(weights_, [&](const LayerWeights& layer) {
     const MlaWeights& attention = std::get<MlaWeights>(layer.attention);
     for (const std::vector<float>* vector :
          {&layer.input_layernorm, &layer.post_attention_layernorm, &attention.q_a_layernorm,
           &attention.kv_a_layernorm, &layer.e_score_correction_bias}) {
       if (status && !vector->empty()) status = upload(*vector);
+    }
+  });
+  if (const MtpWeights* mtp = weights_.mtp()) {
+    for (const std::vector<float>* vector : {&mtp->enorm, &mtp->hnorm, &mtp->norm}) {
+      if (status) status = upload(*vector);
     }
   }
   if (status) status = upload(weights_.norm());

@@ -41,8 +41,8 @@ class CudaCompute final : public Compute {
   // The same before anything is loaded.
   //   matrix_bytes  of all dense matrices as they will be held, without the embedding
   static CudaMemoryNeed memory_need(const model::ModelConfig& config, uint64_t matrix_bytes,
-                                    const CacheShape& cache, int64_t cache_blocks,
-                                    int64_t rows_max);
+                                    const CacheShape& cache, int64_t cache_layers,
+                                    int64_t cache_blocks, int64_t rows_max);
 
   void begin(std::span<const StepRow> rows) override;
   void rms_norm(Activation from, const std::vector<float>& weight, float eps,

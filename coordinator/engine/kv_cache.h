@@ -40,6 +40,7 @@ class KvCache {
   KvCache(int64_t num_layers, const CacheShape& shape, int64_t max_blocks);
 
   const CacheShape& shape() const { return shape_; }
+  int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
   int64_t free_blocks() const { return static_cast<int64_t>(free_.size()); }
   int64_t max_blocks() const { return max_blocks_; }
   static int64_t blocks_for(int64_t positions) {

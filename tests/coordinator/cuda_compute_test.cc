@@ -162,6 +162,29 @@ TEST_F(OnGpu, reuses_a_prefix_and_mixes_sequences_as_the_cpu) {
   EXPECT_EQ(logits_of(cpu.engine()), logits_of(gpu.engine()));
 }
 
+TEST_F(OnGpu, drafts_by_the_next_token_layer_as_the_cpu) {
+  std::vector<int32_t> drafts[2];
+  for (const bool gpu : {false, true}) {
+    deployment::DeploymentOptions options = options_for("tiny-fp8", gpu ? "cuda:0" : "cpu");
+    options.next_token_layer = deployment::NextTokenLayer::kRequired;
+    deployment::Deployment deployment(options);
+    const std::vector<int32_t> text = some_tokens(76, 3000);
+    Sequence sequence;
+    for (size_t begin = 0, end = 70; end < text.size(); begin = end++) {
+      const SequenceRows rows{&sequence, std::span(text).subspan(begin, end - begin),
+                              WantLogits::kNone, 0};
+      std::optional<Error> error;
+      ASSERT_TRUE(deployment.engine().step(std::span(&rows, 1), {}, std::span(&error, 1)).ok());
+      DraftWork work{&sequence, std::span(text).first(end + 1), 3, {}};
+      ASSERT_TRUE(deployment.engine().draft(std::span(&work, 1)).ok());
+      drafts[gpu].insert(drafts[gpu].end(), work.draft.begin(), work.draft.end());
+    }
+    deployment.engine().release(sequence);
+  }
+  EXPECT_EQ(drafts[0].size(), 18u);
+  EXPECT_EQ(drafts[1], drafts[0]);
+}
+
 TEST_F(OnGpu, refuses_what_it_has_no_kernel_for_and_auto_takes_the_cpu) {
   deployment::DeploymentOptions options = options_for("tiny-fp8", "cuda:0");
   options.numerics.dense_format = kernels::WeightFormat::kInt4;
