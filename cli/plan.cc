@@ -81,7 +81,9 @@ struct Planned {
 
 Planned plan_of(const PlanOptions& options, bool with_what_if) {
   const config::ClusterConfig config = load_config(options, with_what_if);
-  const auto opened = model::open(config.model, config.stripes);
+  const bool drafts = config.coordinator.draft == "mtp" || config.coordinator.draft == "auto";
+  const auto opened = model::open(config.model, config.stripes,
+                                  drafts ? model::MtpLayers::kFirst : model::MtpLayers::kLeaveOut);
   if (!opened->config.has_experts()) {
     throw LoadError(fmt::format(
         "{}: a {} model has no routed experts to be planned for: it runs on the coordinator alone; "

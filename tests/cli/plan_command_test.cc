@@ -27,13 +27,14 @@ using Json = nlohmann::json;
 
 constexpr int kShards = 163;
 
-// All 671 billion weights, as headers; the data is holes.
+// All 671 billion weights and the next-token layer, as headers; the data is holes.
 class PlanCommand : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     dir_ = new TempDir();
     model::SyntheticSpec spec;
     spec.config = cli::synth_config("deepseek-v3", {});
+    spec.config.num_nextn_predict_layers = 1;
     const auto tensors = model::synthetic_tensors(spec);
     // As many shards as published ones.
     uint64_t bytes = 0;
@@ -117,6 +118,21 @@ TEST_F(PlanCommand, four_boxes_and_a_gpu_from_headers_alone) {
   EXPECT_GT(predicted["load_seconds"], 27);
   EXPECT_NE(plan["bottleneck"], "");
   EXPECT_THAT(plan["changes"], SizeIs(3));
+}
+
+// Its experts, 11.3 GB, are spread like the others'; the rest of it, 0.44 GB, is on the
+// coordinator.
+TEST_F(PlanCommand, counts_the_next_token_layer_that_drafts) {
+  const auto file = write("drafts.yaml", kFourBoxes);
+  const Json without = plan_json({file.string()});
+  const Json with = plan_json({file.string(), "--what-if", "coordinator.draft=mtp"});
+  const auto more = [&](const Json& a, const Json& b) {
+    return a["ram_bytes"].get<double>() - b["ram_bytes"].get<double>();
+  };
+  for (int node = 0; node < 4; ++node) {
+    EXPECT_NEAR(more(with["nodes"][node], without["nodes"][node]), 11.28e9 / 4, 0.1e9);
+  }
+  EXPECT_NEAR(more(with["coordinator"], without["coordinator"]), 0.5e9, 0.1e9);
 }
 
 TEST_F(PlanCommand, eight_uneven_nodes) {
