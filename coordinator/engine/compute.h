@@ -78,6 +78,11 @@ class Compute {
   virtual void put_rows(std::span<const float> values, Activation to) = 0;
   // to = from W^T.
   virtual void linear(const Linear& weights, Activation from, Activation to) = 0;
+  // Whether it can select rows.
+  virtual bool selects_rows() const { return false; }
+  // From here on operations are of the step's rows [row_begin, +n) alone, counted from 0, and leave
+  // what the others have in the activations; begin() selects all.
+  virtual void select_rows(int64_t row_begin, int64_t n) = 0;
   // From here to the step's end only these rows of it go on, ascending and not all: kX and kH hold
   // theirs, and rows are counted anew.
   virtual void keep_rows(std::span<const int32_t> kept) = 0;

@@ -75,7 +75,9 @@ CpuCompute::CpuCompute(const model::ModelConfig& config, const Weights& weights,
       cache_(cache),
       team_(team),
       inv_freq_(config.rope_inv_freq()),
-      softmax_scale_(static_cast<float>(config.softmax_scale())) {
+      softmax_scale_(static_cast<float>(config.softmax_scale())),
+      rows_max_(rows_max),
+      num_pairs_(config.rope_head_dim() / 2) {
   const Sizes sizes(config, rows_max);
   for (size_t what = 0; what < kNumActivations; ++what) {
     activations_[what].resize(sizes.activations[what]);
@@ -99,8 +101,16 @@ uint64_t CpuCompute::buffer_bytes(const model::ModelConfig& config, int64_t rows
   return values * sizeof(float) + kernels::linear_rows_bytes(rows_max, widest);
 }
 
+float* CpuCompute::at(Activation what) {
+  std::vector<float>& values = activations_[static_cast<size_t>(what)];
+  if (first_row_ == 0) return values.data();
+  CHECK(what != Activation::kHintH);  // has less rows
+  return values.data() + first_row_ * (std::ssize(values) / rows_max_);
+}
+
 void CpuCompute::begin(std::span<const StepRow> rows) {
-  rows_ = rows;
+  step_rows_ = rows_ = rows;
+  first_row_ = 0;
   float* x = at(Activation::kX);
   team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
@@ -108,7 +118,7 @@ void CpuCompute::begin(std::span<const StepRow> rows) {
     }
   });
   // cos and sin of every row's angles, in double. Source: docs/model.md 3.4.
-  const int64_t pairs = config_.rope_head_dim() / 2;
+  const int64_t pairs = num_pairs_;
   const double magnitude = config_.rope_magnitude();
   for (int64_t row = 0; row < num_rows(); ++row) {
     for (int64_t i = 0; i < pairs; ++i) {
@@ -141,8 +151,15 @@ void CpuCompute::linear(const Linear& weights, Activation from, Activation to) {
   kernels::linear(team_, weights.matrix, num_rows(), at(from), shape.k, at(to), shape.outputs);
 }
 
+void CpuCompute::select_rows(int64_t row_begin, int64_t n) {
+  CHECK(row_begin >= 0 && n > 0 && row_begin + n <= std::ssize(step_rows_));
+  first_row_ = row_begin;
+  rows_ = step_rows_.subspan(static_cast<size_t>(row_begin), static_cast<size_t>(n));
+}
+
 void CpuCompute::keep_rows(std::span<const int32_t> kept) {
-  const int64_t hidden = config_.hidden_size, pairs = config_.rope_head_dim() / 2;
+  CHECK_EQ(rows_.size(), step_rows_.size());
+  const int64_t hidden = config_.hidden_size, pairs = num_pairs_;
   std::vector<StepRow> rows;
   for (size_t to = 0; to < kept.size(); ++to) {
     const auto from = static_cast<size_t>(kept[to]);
@@ -159,18 +176,17 @@ void CpuCompute::keep_rows(std::span<const int32_t> kept) {
     move(sin_.data(), pairs);
   }
   kept_rows_ = std::move(rows);
-  rows_ = kept_rows_;
+  step_rows_ = rows_ = kept_rows_;
 }
 
 void CpuCompute::rope_queries() {
   const int64_t heads = config_.num_attention_heads, width = config_.qk_head_dim();
-  const int64_t pairs = config_.qk_rope_head_dim / 2;
   float* q = at(Activation::kQ);
   team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t head = 0; head < heads; ++head) {
         float* q_pe = &q[(row * heads + head) * width + config_.qk_nope_head_dim];
-        kernels::rope_interleaved(q_pe, &cos_[row * pairs], &sin_[row * pairs], pairs);
+        kernels::rope_interleaved(q_pe, cosines(row), sines(row), num_pairs_);
       }
     }
   });
@@ -178,12 +194,11 @@ void CpuCompute::rope_queries() {
 
 void CpuCompute::write_latents(int64_t layer, const std::vector<float>& weight) {
   const int64_t rank = config_.kv_lora_rank, width = rank + config_.qk_rope_head_dim;
-  const int64_t pairs = config_.qk_rope_head_dim / 2;
   for (int64_t row = 0; row < num_rows(); ++row) {
     float* latent = at(Activation::kKvA) + row * width;
     float* k_pe = latent + rank;
     kernels::rms_norm(latent, weight.data(), model::kInnerNormEps, rank, latent);
-    kernels::rope_interleaved(k_pe, &cos_[row * pairs], &sin_[row * pairs], pairs);
+    kernels::rope_interleaved(k_pe, cosines(row), sines(row), num_pairs_);
     const int64_t position = rows_[row].position;
     cache_.write(layer, rows_[row].blocks[position / kernels::kAttentionBlock],
                  position % kernels::kAttentionBlock, 0, {latent, static_cast<size_t>(width)});
@@ -275,13 +290,13 @@ void CpuCompute::rope_heads(Activation what) {
   CHECK(what == Activation::kQ || what == Activation::kK);
   const int64_t heads =
       what == Activation::kQ ? config_.num_attention_heads : config_.num_key_value_heads;
-  const int64_t width = config_.head_dim, pairs = width / 2;
+  const int64_t width = config_.head_dim;
   float* values = at(what);
   team_.parallel_for(num_rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t head = 0; head < heads; ++head) {
-        kernels::rope_halves(&values[(row * heads + head) * width], &cos_[row * pairs],
-                             &sin_[row * pairs], pairs);
+        kernels::rope_halves(&values[(row * heads + head) * width], cosines(row), sines(row),
+                             num_pairs_);
       }
     }
   });
@@ -355,8 +370,8 @@ void CpuCompute::add(Activation from, Activation to) {
 }
 
 void CpuCompute::clear(Activation what) {
-  std::vector<float>& values = activations_[static_cast<size_t>(what)];
-  std::fill(values.begin(), values.end(), 0.0f);
+  const int64_t width = std::ssize(activations_[static_cast<size_t>(what)]) / rows_max_;
+  std::fill_n(at(what), num_rows() * width, 0.0f);
 }
 
 void CpuCompute::route(const Linear& router, const std::vector<float>& bias, Activation from,

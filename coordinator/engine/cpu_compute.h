@@ -11,7 +11,7 @@
 namespace atl::coordinator {
 
 // Owns the activations of up to rows_max rows. Used by the engine's thread, computes on its team.
-class CpuCompute final : public Compute {
+class CpuCompute : public Compute {
  public:
   // All references are borrowed and must outlive this.
   CpuCompute(const model::ModelConfig& config, const Weights& weights, KvCache& cache,
@@ -24,6 +24,8 @@ class CpuCompute final : public Compute {
                 Activation to) override;
   void put_rows(std::span<const float> values, Activation to) override;
   void linear(const Linear& weights, Activation from, Activation to) override;
+  bool selects_rows() const override { return true; }
+  void select_rows(int64_t row_begin, int64_t n) override;
   void keep_rows(std::span<const int32_t> kept) override;
   void rope_queries() override;
   void write_latents(int64_t layer, const std::vector<float>& weight) override;
@@ -49,7 +51,11 @@ class CpuCompute final : public Compute {
   Status wait() override { return {}; }
 
  private:
-  float* at(Activation what) { return activations_[static_cast<size_t>(what)].data(); }
+  // Of the first selected row.
+  float* at(Activation what);
+  // Of a selected row: [rope_head_dim / 2].
+  const float* cosines(int64_t row) const { return &cos_[(first_row_ + row) * num_pairs_]; }
+  const float* sines(int64_t row) const { return &sin_[(first_row_ + row) * num_pairs_]; }
   int64_t num_rows() const { return static_cast<int64_t>(rows_.size()); }
   int64_t head_grain() const;
 
@@ -60,7 +66,10 @@ class CpuCompute final : public Compute {
   const std::vector<double> inv_freq_;  // [rope_head_dim / 2]
   const float softmax_scale_;
 
-  std::span<const StepRow> rows_;   // of the step under way
+  const int64_t rows_max_, num_pairs_;
+  std::span<const StepRow> step_rows_;  // of the step under way
+  std::span<const StepRow> rows_;       // of these the selected ones
+  int64_t first_row_ = 0;
   std::vector<StepRow> kept_rows_;  // what rows_ are after keep_rows()
   std::array<std::vector<float>, kNumActivations> activations_;
   std::vector<float> cos_, sin_;  // [n, rope_head_dim / 2]

@@ -294,8 +294,17 @@ Status CudaCompute::upload(const std::vector<float>& vector) {
 // ---- A step
 // --------------------------------------------------------------------------------------
 
+float* CudaCompute::at(Activation what) const {
+  const Buffer& buffer = activations_[static_cast<size_t>(what)];
+  if (first_row_ == 0) return buffer.as<float>();
+  CHECK(what != Activation::kHintH);  // has less rows
+  return buffer.as<float>() +
+         first_row_ * (static_cast<int64_t>(buffer.size() / sizeof(float)) / rows_max_);
+}
+
 void CudaCompute::begin(std::span<const StepRow> rows) {
-  rows_ = rows;
+  step_rows_ = rows_ = rows;
+  first_row_ = 0;
   rows_are_here_ = false;
   const int64_t hidden = config_.hidden_size, pairs = config_.qk_rope_head_dim / 2;
   const double magnitude = config_.rope_magnitude();
@@ -332,7 +341,15 @@ void CudaCompute::begin(std::span<const StepRow> rows) {
   send(sin_, host_sin_, num_rows() * pairs);
 }
 
+void CudaCompute::select_rows(int64_t row_begin, int64_t n) {
+  CHECK(row_begin >= 0 && n > 0 && row_begin + n <= std::ssize(step_rows_));
+  first_row_ = row_begin;
+  rows_ = step_rows_.subspan(static_cast<size_t>(row_begin), static_cast<size_t>(n));
+  rows_are_here_ = false;
+}
+
 void CudaCompute::keep_rows(std::span<const int32_t> kept) {
+  CHECK_EQ(rows_.size(), step_rows_.size());
   const int64_t hidden = config_.hidden_size, pairs = config_.qk_rope_head_dim / 2;
   rows_are_here_ = false;
   std::vector<StepRow> rows;
@@ -356,7 +373,7 @@ void CudaCompute::keep_rows(std::span<const int32_t> kept) {
     move(block_table_.data(), step_blocks_);
   }
   kept_rows_ = std::move(rows);
-  rows_ = kept_rows_;
+  step_rows_ = rows_ = kept_rows_;
 }
 
 const float* CudaCompute::on_device(const std::vector<float>& vector) const {
@@ -397,7 +414,7 @@ void CudaCompute::linear(const Linear& weights, Activation from, Activation to) 
 void CudaCompute::rope_queries() {
   const int64_t heads = config_.num_attention_heads, width = config_.qk_head_dim();
   cuda::rope(device_.stream(), rows32(), static_cast<int32_t>(heads),
-             static_cast<int32_t>(config_.qk_rope_head_dim / 2), cos_.as<float>(), sin_.as<float>(),
+             static_cast<int32_t>(config_.qk_rope_head_dim / 2), angles(cos_), angles(sin_),
              at(Activation::kQ) + config_.qk_nope_head_dim, heads * width, width);
 }
 
@@ -412,8 +429,8 @@ cuda::CacheCall CudaCompute::cache_call(int64_t layer, int64_t row_begin, int64_
   call.rank = static_cast<int32_t>(config_.kv_lora_rank);
   call.rope = static_cast<int32_t>(config_.qk_rope_head_dim);
   call.num_rows = static_cast<int32_t>(n);
-  call.num_positions = num_positions_.as<int32_t>() + row_begin;
-  call.block_table = block_table_.as<int32_t>() + row_begin * step_blocks_;
+  call.num_positions = num_positions_.as<int32_t>() + first_row_ + row_begin;
+  call.block_table = block_table_.as<int32_t>() + (first_row_ + row_begin) * step_blocks_;
   call.blocks_max = static_cast<int32_t>(step_blocks_);
   return call;
 }
@@ -424,7 +441,7 @@ void CudaCompute::write_latents(int64_t layer, const std::vector<float>& weight)
   cuda::rms_norm(device_.stream(), rows32(), static_cast<int32_t>(rank), latent, width,
                  on_device(weight), model::kInnerNormEps, latent, width);
   cuda::rope(device_.stream(), rows32(), 1, static_cast<int32_t>(config_.qk_rope_head_dim / 2),
-             cos_.as<float>(), sin_.as<float>(), latent + rank, width, 0);
+             angles(cos_), angles(sin_), latent + rank, width, 0);
   cuda::write_cache(device_.stream(), cache_call(layer, 0, num_rows()), latent);
 }
 
@@ -467,8 +484,9 @@ void CudaCompute::add(Activation from, Activation to) {
 }
 
 void CudaCompute::clear(Activation what) {
-  const Buffer& buffer = activations_[static_cast<size_t>(what)];
-  device_.clear(buffer.data(), buffer.size());
+  const size_t row_bytes =
+      activations_[static_cast<size_t>(what)].size() / static_cast<size_t>(rows_max_);
+  device_.clear(at(what), rows_.size() * row_bytes);
 }
 
 // The rows go to the host beside the choices: both are what a dispatch needs.
@@ -514,14 +532,14 @@ const float* CudaCompute::host_rows(Activation what) {
 
 float* CudaCompute::begin_combine() {
   rows_are_here_ = false;
-  std::memset(host_sums_.data(), 0,
-              rows_.size() * static_cast<size_t>(config_.hidden_size) * sizeof(float));
-  return host_sums_.as<float>();
+  float* const sums = host_sums();
+  std::memset(sums, 0, rows_.size() * static_cast<size_t>(config_.hidden_size) * sizeof(float));
+  return sums;
 }
 
 void CudaCompute::end_combine() {
   const int64_t values = num_rows() * config_.hidden_size;
-  device_.upload(sums_.data(), host_sums_.data(), static_cast<size_t>(values) * sizeof(float));
+  device_.upload(sums_.data(), host_sums(), static_cast<size_t>(values) * sizeof(float));
   cuda::add(device_.stream(), values, sums_.as<float>(), at(Activation::kOut));
 }
 

@@ -49,6 +49,8 @@ class CudaCompute final : public Compute {
                 Activation to) override;
   void put_rows(std::span<const float> values, Activation to) override;
   void linear(const Linear& weights, Activation from, Activation to) override;
+  bool selects_rows() const override { return true; }
+  void select_rows(int64_t row_begin, int64_t n) override;
   void keep_rows(std::span<const int32_t> kept) override;
   void rope_queries() override;
   void write_latents(int64_t layer, const std::vector<float>& weight) override;
@@ -93,7 +95,13 @@ class CudaCompute final : public Compute {
               int64_t x_matrix, float* y, int64_t y_row, int64_t y_matrix);
   kernels::cuda::CacheCall cache_call(int64_t layer, int64_t row_begin, int64_t n) const;
   std::byte* cache_of(int64_t layer) const;
-  float* at(Activation what) const { return activations_[static_cast<size_t>(what)].as<float>(); }
+  // Of the first selected row.
+  float* at(Activation what) const;
+  const float* angles(const Buffer& of) const {
+    return of.as<float>() + first_row_ * (config_.qk_rope_head_dim / 2);
+  }
+  // Of the selected rows: what is sent from here may still be under way of others.
+  float* host_sums() const { return host_sums_.as<float>() + first_row_ * config_.hidden_size; }
   const float* on_device(const std::vector<float>& vector) const;
   int64_t num_rows() const { return static_cast<int64_t>(rows_.size()); }
   int32_t rows32() const { return static_cast<int32_t>(rows_.size()); }
@@ -120,7 +128,9 @@ class CudaCompute final : public Compute {
   Buffer host_rows_, host_sums_, host_logits_;
 
   // Of the step under way.
-  std::span<const StepRow> rows_;
+  std::span<const StepRow> step_rows_;
+  std::span<const StepRow> rows_;  // of these the selected ones
+  int64_t first_row_ = 0;
   std::vector<StepRow> kept_rows_;  // what rows_ are after keep_rows()
   int64_t step_blocks_ = 1;         // columns of the block table
   int64_t attention_rows_ = 1;
