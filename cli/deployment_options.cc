@@ -143,10 +143,25 @@ void add_deployment_options(CLI::App& command, deployment::DeploymentOptions* op
           "next-layer (in steps of up to 16 rows); off unless given")
       ->check(CLI::IsMember({"off", "next-layer"}))
       ->type_name("off|next-layer");
+  command
+      .add_option_function<std::string>(
+          "--halves",
+          [options](const std::string& text) {
+            using coordinator::Halves;
+            options->halves = text == "off"  ? Halves::kOff
+                              : text == "on" ? Halves::kOn
+                                             : Halves::kAuto;
+          },
+          "Compute a step's rows as two halves, so that the nodes compute the experts of one while "
+          "attention is computed for the other: auto (where it is measured to be faster), on or "
+          "off; auto unless given. Results are the same")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->type_name("auto|on|off");
   group_options(
       command, "Nodes and threads",
       {"--config", "--set", "--coordinator", "--min-coverage", "--nodes", "--tiles", "--redundancy",
-       "--hedging", "--balance", "--transport", "--threads", "--pin", "--chunk", "--device"});
+       "--hedging", "--balance", "--transport", "--threads", "--pin", "--chunk", "--halves",
+       "--device"});
   group_options(command, "Memory", {"--prefetch", "--force"});
 }
 

@@ -139,6 +139,9 @@ Deployment::Deployment(const DeploymentOptions& options)
   engine_options.cache_type = numerics_.cache;
   engine_options.rows_max = options_.rows_max;
   engine_options.prefetch = options_.prefetch;
+  const bool has_others = options_.nodes > 0 || dials_nodes();
+  const bool wants_halves = has_others || options_.halves == coordinator::Halves::kOn;
+  engine_options.halves = wants_halves ? options_.halves : coordinator::Halves::kOff;
   engine_options.cache_blocks = coordinator::KvCache::blocks_for(options_.cache_tokens) + 1;
   engine_ = std::make_unique<coordinator::Engine>(
       model_->config, *weights_, dispatcher_.get(), team_, clock_, engine_options,

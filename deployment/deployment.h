@@ -61,6 +61,7 @@ struct DeploymentOptions {
   int64_t cache_tokens = 0;                          // room in the KV cache
   MemoryOptions memory;                              // of each node
   coordinator::Prefetch prefetch = coordinator::Prefetch::kOff;
+  coordinator::Halves halves = coordinator::Halves::kAuto;  // never where experts are computed here
   NextTokenLayer next_token_layer = NextTokenLayer::kOff;
   ProgressFactory progress;                     // of loading; empty: nobody looks
   bool force = false;                           // load without asking whether there is memory

@@ -110,6 +110,9 @@ void add_generation(const GenerationStats& stats, Families& to) {
   to.counter("atoll_sequences_total", help, number(stats.failed), {{"outcome", "failed"}});
   to.counter("atoll_sequences_total", help, number(stats.cancelled), {{"outcome", "cancelled"}});
   to.counter("atoll_engine_steps_total", "Steps of the engine", number(stats.steps));
+  to.counter("atoll_engine_steps_halved_total",
+             "Steps computed as two halves, so that nodes and coordinator compute at the same time",
+             number(stats.steps_halved));
   to.counter("atoll_engine_steps_cut_total", "Steps with fewer prompt tokens, to take less time",
              number(stats.steps_cut));
   to.counter("atoll_engine_step_seconds_total", "Time in steps of the engine", stats.step_seconds);

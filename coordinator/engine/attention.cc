@@ -1,6 +1,7 @@
 #include "coordinator/engine/attention.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace atl::coordinator {
 namespace {
@@ -8,7 +9,8 @@ namespace {
 // Multi-head latent attention in its absorbed form. Source: docs/model.md 3.2.
 class MlaAttention final : public Attention {
  public:
-  MlaAttention(Compute& compute, StageTimer& timer) : compute_(compute), timer_(timer) {}
+  MlaAttention(Compute& compute, StageTimer& timer, std::function<void()> between)
+      : compute_(compute), timer_(timer), between_(std::move(between)) {}
 
   void write_cache(int64_t layer, const AttentionWeights& of_layer) override {
     const auto& weights = std::get<MlaWeights>(of_layer);
@@ -21,6 +23,7 @@ class MlaAttention final : public Attention {
     const auto& weights = std::get<MlaWeights>(of_layer);
     StageScope linears(timer_, Stage::kAttentionLinear);
     queries(weights);
+    between_();
     for (int64_t row = 0; row < num_rows; row += compute_.attention_rows()) {
       const int64_t n = std::min(compute_.attention_rows(), num_rows - row);
       StageScope absorbed(timer_, Stage::kAttentionAbsorbed);
@@ -30,6 +33,7 @@ class MlaAttention final : public Attention {
         compute_.attend_latents(layer, row, n);
       }
       compute_.unabsorb_values(weights, row, n);
+      between_();
     }
     compute_.linear(weights.o_proj, Activation::kO, Activation::kOut);
   }
@@ -50,6 +54,7 @@ class MlaAttention final : public Attention {
 
   Compute& compute_;
   StageTimer& timer_;
+  const std::function<void()> between_;
 };
 
 // Grouped-query attention. Source: docs/model.md 3.8.
@@ -91,11 +96,11 @@ class GqaAttention final : public Attention {
 }  // namespace
 
 std::unique_ptr<Attention> make_attention(const model::ModelConfig& config, Compute& compute,
-                                          StageTimer& timer) {
-  if (config.attention_kind() == model::AttentionKind::kGqa) {
+                                          StageTimer& timer, std::function<void()> between) {
+  if (config.attention_kind() == model::AttentionKind::kGqa) {  // of models without experts
     return std::make_unique<GqaAttention>(compute, timer);
   }
-  return std::make_unique<MlaAttention>(compute, timer);
+  return std::make_unique<MlaAttention>(compute, timer, std::move(between));
 }
 
 }  // namespace atl::coordinator

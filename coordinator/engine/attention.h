@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "coordinator/engine/compute.h"
@@ -24,8 +25,8 @@ class Attention {
 };
 
 // The kind that the model has. All references are borrowed and must outlive it; its stages are told
-// to the timer.
+// to the timer. `between` is called now and then between its parts, for what has arrived meanwhile.
 std::unique_ptr<Attention> make_attention(const model::ModelConfig& config, Compute& compute,
-                                          StageTimer& timer);
+                                          StageTimer& timer, std::function<void()> between);
 
 }  // namespace atl::coordinator

@@ -16,16 +16,27 @@ DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights,
       compute_(compute),
       experts_(experts),
       options_(options),
+      clock_(clock),
       timer_(clock),
-      attention_(make_attention(config, compute, timer_)),
+      gate_(options.halves),
+      attention_(make_attention(config, compute, timer_, [this] { poll_experts(); })),
       load_(config, clock) {}
 
 Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
                        std::span<std::optional<Error>> row_errors, StepObserver* observer) {
   load_.begin_step();
   if (recorder_) recorder_->begin_step();
-  const Status status = run_pass(rows, row_errors, [&] { return run_layers(sink, observer); });
+  // Who looks at layers sees whole ones.
+  const bool may_halve = experts_ && compute_.selects_rows() && !observer && !recorder_;
+  const bool halved = may_halve && gate_.halves(std::ssize(rows));
+  const auto start = clock_.now();
+  const Status status = run_pass(rows, row_errors, [&] {
+    is_halved_ = halved;
+    return run_layers(sink, observer);
+  });
   if (!status) return status;
+  if (may_halve) gate_.took(std::ssize(rows), halved, seconds_between(start, clock_.now()));
+  timer_.times().halved_steps += halved;
   ++timer_.times().steps;
   timer_.times().rows += rows.size();
   return {};
@@ -47,6 +58,9 @@ Status DecodeStep::run_pass(std::span<const StepRow> rows,
   ScopedStandardFpEnv fp_env;
   rows_ = rows;
   row_errors_ = row_errors;
+  is_halved_ = false;
+  first_selected_ = 0;
+  selected_rows_ = std::ssize(rows);
   kept_.clear();
   hinted_.clear();  // a step before may have ended half-way
   timer_.begin_step();
@@ -63,14 +77,67 @@ std::span<const float> DecodeStep::hidden(size_t row) const {
 
 Status DecodeStep::run_layers(const LogitsSink& sink, StepObserver* observer) {
   compute_.begin(rows_);
-  for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+  const int64_t last = config_.num_hidden_layers - 1;
+  if (is_halved_) {
+    if (Status status = run_halves(last); !status) return status;
+  }
+  for (int64_t layer = is_halved_ ? last : 0; layer <= last; ++layer) {
     const LayerWeights& weights = weights_.layers()[layer];
     enter_layer(layer, weights);
-    const bool is_last = layer + 1 == config_.num_hidden_layers;
+    const bool is_last = layer == last;
     if (is_last && !observer && !keep_wanted_rows()) return compute_.wait();
     if (Status status = leave_layer(layer, weights, observer); !status) return status;
   }
   return head(weights_.norm(), sink);
+}
+
+// The layers before `end`, in which the second half of the rows is always one dispatch behind the
+// first: while the nodes compute a half's experts, the other half's attention is computed here. Of
+// one sequence the first half's entries of a layer are in the cache before the second half attends.
+Status DecodeStep::run_halves(int64_t end) {
+  struct Half {
+    int64_t begin, n;
+    Dispatcher::Ptr sent;  // of the layer before
+  };
+  const int64_t n = std::ssize(rows_), first = ceil_div(n, 2);
+  Half halves[] = {{0, first, {}}, {first, n - first, {}}};
+  const auto finish = [&](Half& half, int64_t layer) -> Status {
+    select(half.begin, half.n);
+    if (!half.sent) return {};
+    timer_.set_layer(layer);
+    if (Status status = end_moe(layer, std::move(half.sent)); !status) return status;
+    compute_.add(Activation::kOut, Activation::kX);
+    return {};
+  };
+  for (int64_t layer = 0; layer < end; ++layer) {
+    const LayerWeights& weights = weights_.layers()[layer];
+    for (Half& half : halves) {
+      if (Status status = finish(half, layer - 1); !status) return status;
+      enter_layer(layer, weights);
+      attend(layer, weights);
+      if (weights.router) {
+        auto sent = begin_moe(layer, weights, nullptr);
+        if (!sent) return sent.error();
+        half.sent = std::move(*sent);
+      } else {
+        StageScope stage(timer_, Stage::kDenseFfn);
+        ffn(weights.ffn);
+        compute_.add(Activation::kOut, Activation::kX);
+      }
+    }
+    timer_.times().moe_layers += weights.router ? 1 : 0;
+  }
+  for (Half& half : halves) {
+    if (Status status = finish(half, end - 1); !status) return status;
+  }
+  select(0, n);
+  return {};
+}
+
+void DecodeStep::select(int64_t row_begin, int64_t n) {
+  compute_.select_rows(row_begin, n);
+  first_selected_ = static_cast<size_t>(row_begin);
+  selected_rows_ = n;
 }
 
 // u = eh_proj [RMSNorm(embedding; enorm), RMSNorm(hidden; hnorm)], the matrix cut into the halves
@@ -100,13 +167,19 @@ void DecodeStep::enter_layer(int64_t layer, const LayerWeights& weights) {
   attention_->write_cache(layer, weights.attention);
 }
 
-Status DecodeStep::leave_layer(int64_t layer, const LayerWeights& weights, StepObserver* observer) {
+void DecodeStep::attend(int64_t layer, const LayerWeights& weights) {
   attention_->attend(layer, weights.attention, num_rows());
   compute_.add(Activation::kOut, Activation::kX);
-
   compute_.rms_norm(Activation::kX, weights.post_attention_layernorm, norm_eps(), Activation::kH);
+}
+
+Status DecodeStep::leave_layer(int64_t layer, const LayerWeights& weights, StepObserver* observer) {
+  attend(layer, weights);
   if (weights.router) {
-    if (Status status = moe(layer, weights, observer); !status) return status;
+    auto sent = begin_moe(layer, weights, observer);
+    if (!sent) return sent.error();
+    if (Status status = end_moe(layer, std::move(*sent)); !status) return status;
+    ++timer_.times().moe_layers;
   } else {
     StageScope stage(timer_, Stage::kDenseFfn);
     ffn(weights.ffn);
@@ -157,8 +230,9 @@ bool DecodeStep::keep_wanted_rows() {
 
 // y = sum of w_e Expert_e(h) + Shared(h): the routed part on the expert nodes, the shared part here
 // meanwhile.
-Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver* observer) {
-  if (Status status = route(layer, weights); !status) return status;
+Result<Dispatcher::Ptr> DecodeStep::begin_moe(int64_t layer, const LayerWeights& weights,
+                                              StepObserver* observer) {
+  if (Status status = route(layer, weights); !status) return status.error();
   if (layer < config_.num_hidden_layers) {  // drafts are not part of what was asked for
     load_.count(layer, routed_.topk_ids);
     if (recorder_) recorder_->on_layer(layer, routed_.topk_ids);
@@ -172,17 +246,18 @@ Status DecodeStep::moe(int64_t layer, const LayerWeights& weights, StepObserver*
                               routed_.topk_weights.data());
   }();
   if (!sent) return sent.error();
-  if (Status status = hint_next_layer(layer, observer); !status) return status;
-  {
-    StageScope stage(timer_, Stage::kSharedExperts);
-    ffn(weights.ffn);
-  }
+  if (Status status = hint_next_layer(layer, observer); !status) return status.error();
+  StageScope stage(timer_, Stage::kSharedExperts);
+  ffn(weights.ffn);
+  return sent;
+}
+
+Status DecodeStep::end_moe(int64_t layer, Dispatcher::Ptr sent) {
   StageScope stage(timer_, Stage::kCombine);
-  auto failures = experts_->combine(std::move(*sent), compute_.begin_combine());
+  auto failures = experts_->combine(std::move(sent), compute_.begin_combine());
   if (!failures) return failures.error();
   compute_.end_combine();
   note_failures(layer, *failures);
-  ++timer_.times().moe_layers;
   return {};
 }
 
@@ -245,7 +320,7 @@ Status DecodeStep::route(int64_t layer, const LayerWeights& weights) {
 // answers of the nodes.
 Status DecodeStep::hint_next_layer(int64_t layer, StepObserver* observer) {
   const int64_t next = layer + 1;
-  if (options_.prefetch == Prefetch::kOff || num_rows() > kHintRowsMax ||
+  if (options_.prefetch == Prefetch::kOff || is_halved_ || num_rows() > kHintRowsMax ||
       next >= config_.num_hidden_layers || !config_.is_moe_layer(next)) {
     return {};
   }

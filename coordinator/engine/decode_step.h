@@ -19,6 +19,7 @@
 #include "coordinator/engine/attention.h"
 #include "coordinator/engine/compute.h"
 #include "coordinator/engine/expert_load.h"
+#include "coordinator/engine/halves.h"
 #include "coordinator/engine/routing_recorder.h"
 #include "coordinator/engine/stages.h"
 #include "coordinator/engine/weights.h"
@@ -64,6 +65,7 @@ struct HintStats {
 struct DecodeStepOptions {
   int64_t rows_max = 512;
   Prefetch prefetch = Prefetch::kOff;
+  Halves halves = Halves::kOff;
 };
 
 // Used by the engine's thread only.
@@ -104,20 +106,27 @@ class DecodeStep {
   Status run_layers(const LogitsSink& sink, StepObserver* observer);
   Status run_mtp_layer(std::span<const float> hidden, const LogitsSink& sink,
                        StepObserver* observer);
+  Status run_halves(int64_t end);
+  void select(int64_t row_begin, int64_t n);
   void enter_layer(int64_t layer, const LayerWeights& weights);
+  void attend(int64_t layer, const LayerWeights& weights);
   Status leave_layer(int64_t layer, const LayerWeights& weights, StepObserver* observer);
   Status head(const std::vector<float>& norm, const LogitsSink& sink);
   bool keep_wanted_rows();
   void ffn(const FfnWeights& weights);
   void poll_experts();
-  Status moe(int64_t layer, const LayerWeights& weights, StepObserver* observer);
+  Result<Dispatcher::Ptr> begin_moe(int64_t layer, const LayerWeights& weights,
+                                    StepObserver* observer);
+  Status end_moe(int64_t layer, Dispatcher::Ptr sent);
   Status route(int64_t layer, const LayerWeights& weights);
   Status hint_next_layer(int64_t layer, StepObserver* observer);
   void count_foretold();
   void note_failures(int64_t layer, std::span<const RowFailure> failures);
-  int64_t num_rows() const { return kept_.empty() ? std::ssize(rows_) : std::ssize(kept_); }
+  int64_t num_rows() const { return kept_.empty() ? selected_rows_ : std::ssize(kept_); }
   // Place in the step of the row that is counted so now.
-  size_t origin(size_t row) const { return kept_.empty() ? row : static_cast<size_t>(kept_[row]); }
+  size_t origin(size_t row) const {
+    return kept_.empty() ? first_selected_ + row : static_cast<size_t>(kept_[row]);
+  }
   float norm_eps() const { return static_cast<float>(config_.rms_norm_eps); }
 
   const model::ModelConfig& config_;
@@ -125,7 +134,9 @@ class DecodeStep {
   Compute& compute_;
   Dispatcher* experts_;
   const DecodeStepOptions options_;
+  const Clock& clock_;
   StageTimer timer_;
+  HalvesGate gate_;
   const std::unique_ptr<Attention> attention_;
   HintStats hint_stats_;
   ExpertLoad load_;
@@ -134,6 +145,9 @@ class DecodeStep {
   // Of the step under way.
   std::span<const StepRow> rows_;
   std::span<std::optional<Error>> row_errors_;
+  bool is_halved_ = false;
+  size_t first_selected_ = 0;  // of the rows that are computed now
+  int64_t selected_rows_ = 0;
   std::vector<int32_t> kept_;  // rows that go on in the last layer; empty: all
   std::vector<float> hidden_;  // [rows, hidden_size] of those that wanted it
   RouterOutput routed_;

@@ -33,7 +33,8 @@ Engine::Engine(const model::ModelConfig& config, const Weights& weights, Dispatc
                             return std::make_unique<CpuCompute>(config, weights, cache_, team,
                                                                 options.rows_max);
                           })),
-      step_(config, weights, *compute_, experts, clock, {options.rows_max, options.prefetch}) {}
+      step_(config, weights, *compute_, experts, clock,
+            {options.rows_max, options.prefetch, options.halves}) {}
 
 Status Engine::step(std::span<const SequenceRows> work, const SequenceLogitsSink& sink,
                     std::span<std::optional<Error>> errors, StepObserver* observer) {

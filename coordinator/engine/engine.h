@@ -30,6 +30,7 @@ struct EngineOptions {
   int64_t rows_max = 512;     // of one step, over all sequences
   int64_t cache_blocks = 64;  // of 64 positions, over all sequences
   Prefetch prefetch = Prefetch::kOff;
+  Halves halves = Halves::kOff;
 };
 
 // One sequence's place in the cache. Owned by the caller; release() it in the end.

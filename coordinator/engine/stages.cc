@@ -43,6 +43,7 @@ StepTimes StepTimes::since(const StepTimes& before) const {
   times.steps -= before.steps;
   times.rows -= before.rows;
   times.moe_layers -= before.moe_layers;
+  times.halved_steps -= before.halved_steps;
   return times;
 }
 

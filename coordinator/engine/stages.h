@@ -59,6 +59,7 @@ class StageTracer final : public StageSink {
 struct StepTimes {
   std::array<double, kNumStages> seconds{};
   uint64_t steps = 0, rows = 0, moe_layers = 0;
+  uint64_t halved_steps = 0;  // among steps
 
   double& operator[](Stage stage) { return seconds[static_cast<size_t>(stage)]; }
   double operator[](Stage stage) const { return seconds[static_cast<size_t>(stage)]; }

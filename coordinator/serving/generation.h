@@ -87,6 +87,7 @@ struct GenerationStats {
   uint64_t mtp_drafted_tokens = 0, mtp_accepted_tokens = 0;
   double mtp_seconds = 0;
   uint64_t steps = 0;
+  uint64_t steps_halved = 0;  // of these: computed as two halves (engine/halves.h)
   uint64_t steps_cut = 0;    // of these: had fewer prompt tokens than room, to take less time
   double step_seconds = 0;   // in all
   double last_step_end = 0;  // seconds of the backend's clock; 0: none yet

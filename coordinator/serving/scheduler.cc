@@ -630,6 +630,7 @@ void Scheduler::publish_stats() {
   counts_.running = std::ssize(running_);
   counts_.waiting = std::ssize(preempted_);
   for (const auto& [name, client] : clients_) counts_.waiting += std::ssize(client.waiting);
+  counts_.steps_halved = engine_.times().halved_steps;
   counts_.cache_blocks = engine_.cache().max_blocks();
   counts_.cache_blocks_used = engine_.prefixes().held();
   counts_.cache_blocks_kept = engine_.prefixes().kept();

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <utility>
 
 #include "coordinator/engine/engine.h"
 #include "deployment/deployment.h"
@@ -160,6 +161,33 @@ TEST_F(OnGpu, reuses_a_prefix_and_mixes_sequences_as_the_cpu) {
     return all;
   };
   EXPECT_EQ(logits_of(cpu.engine()), logits_of(gpu.engine()));
+}
+
+TEST_F(OnGpu, computes_halves_of_a_step_to_the_bits_of_whole_ones) {
+  const std::vector<int32_t> tokens = some_tokens(75, 3000);
+  std::vector<float> logits[2];
+  for (const bool halved : {false, true}) {
+    deployment::DeploymentOptions options = options_for("tiny-fp8", "cuda:0");
+    options.halves = halved ? Halves::kOn : Halves::kOff;
+    deployment::Deployment gpu(options);
+    Sequence sequence;
+    for (size_t begin = 0, end = 70; begin < tokens.size(); begin = std::exchange(end, 75)) {
+      const SequenceRows rows{
+          &sequence, std::span(tokens).subspan(begin, end - begin), WantLogits::kAll, {}};
+      std::optional<Error> error;
+      ASSERT_TRUE(gpu.engine().step(
+          std::span(&rows, 1),
+          [&](size_t, size_t, std::span<const float> row) {
+            logits[halved].insert(logits[halved].end(), row.begin(), row.end());
+          },
+          std::span(&error, 1)));
+      ASSERT_FALSE(error);
+    }
+    EXPECT_EQ(gpu.engine().times().halved_steps, halved ? 2u : 0u);
+    gpu.engine().release(sequence);
+  }
+  ASSERT_EQ(logits[0].size(), logits[1].size());
+  EXPECT_EQ(std::memcmp(logits[0].data(), logits[1].data(), logits[0].size() * sizeof(float)), 0);
 }
 
 TEST_F(OnGpu, drafts_by_the_next_token_layer_as_the_cpu) {

@@ -76,6 +76,7 @@ struct Layout {
   TransportKind transport = TransportKind::kAuto;
   int threads = 1;
   int64_t rows_max = 512;
+  coordinator::Halves halves = coordinator::Halves::kAuto;
 };
 
 void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, RowType type,
@@ -92,6 +93,7 @@ void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, 
     options.transport = layout.transport;
     options.threads = layout.threads;
     options.rows_max = layout.rows_max;
+    options.halves = layout.halves;
     std::vector<deployment::Deployment::NodeReport> reports;
     expect_same_bits(all_logits(options, rows, &reports), expected);
     for (const auto& report : reports) {  // every owner of tiles did its part
@@ -110,6 +112,7 @@ TEST(SameBits, for_any_nodes_tiles_link_threads_and_chunk) {
       {.name = "2 nodes", .nodes = 2},
       {.name = "3 nodes, chunks of 7", .nodes = 3, .rows_max = 7},
       {.name = "4 nodes, 2 threads", .nodes = 4, .threads = 2},
+      {.name = "2 nodes, in halves", .nodes = 2, .threads = 2, .halves = coordinator::Halves::kOn},
       {.name = "2 nodes over shared memory", .nodes = 2, .transport = TransportKind::kShm},
       {.name = "3 nodes over TCP", .nodes = 3, .transport = TransportKind::kTcp},
       {.name = "uneven tiles 3+1", .nodes = 2, .counts = {3, 1}},
@@ -119,7 +122,7 @@ TEST(SameBits, for_any_nodes_tiles_link_threads_and_chunk) {
   const Rows rows = random_rows({70, 3, 130, 17}, 3328);
   const std::filesystem::path model = test::tests_dir() / "models/tiny-fp8";
   expect_layouts_equal(model, rows, RowType::kBf16, layouts);
-  expect_layouts_equal(model, rows, RowType::kF32, {layouts[2], layouts[5], layouts[8]});
+  expect_layouts_equal(model, rows, RowType::kF32, {layouts[2], layouts[5], layouts[9]});
 }
 
 std::filesystem::path make_model(const test::TempDir& dir, int64_t hidden, int64_t intermediate) {
