@@ -4,8 +4,33 @@
 
 #include <utility>
 
+#include "coordinator/engine/cpu_compute.h"
+
 namespace atl::sim {
 using namespace std::chrono_literals;
+
+namespace {
+
+// The cores, which take simulated time.
+class TimedCompute final : public coordinator::CpuCompute {
+ public:
+  TimedCompute(World& world, const Model& model, coordinator::KvCache& cache,
+               const CoordinatorOptions& options)
+      : CpuCompute(model.config(), model.weights(), cache, model.team(), options.engine.rows_max),
+        world_(world),
+        per_row_(options.attention_per_row) {}
+
+  void attend_latents(int64_t layer, int64_t row_begin, int64_t n) override {
+    CpuCompute::attend_latents(layer, row_begin, n);
+    if (per_row_ > 0ns) world_.sleep(n * per_row_);
+  }
+
+ private:
+  World& world_;
+  const Duration per_row_;
+};
+
+}  // namespace
 
 SimCoordinator::SimCoordinator(World& world, Network& network, const Model& model,
                                std::vector<std::unique_ptr<SimNode>>& nodes,
@@ -60,7 +85,10 @@ void SimCoordinator::live(std::vector<std::unique_ptr<SimNode>>& nodes) {
   }
   cluster_->begin();
   engine_ = std::make_unique<coordinator::Engine>(
-      model_.config(), model_.weights(), dispatcher_.get(), model_.team(), world_, options_.engine);
+      model_.config(), model_.weights(), dispatcher_.get(), model_.team(), world_, options_.engine,
+      [this](coordinator::KvCache& cache) {
+        return std::make_unique<TimedCompute>(world_, model_, cache, options_);
+      });
   coordinator::ClusterMonitorOptions monitor;
   monitor.threads = &threads_;
   monitor_ = std::make_unique<coordinator::ClusterMonitor>(*engine_, dispatcher_.get(),

@@ -24,6 +24,7 @@ struct CoordinatorOptions {
   coordinator::EngineOptions engine;
   coordinator::SchedulerOptions scheduler;
   bool children = false;
+  Duration attention_per_row{};  // that the coordinator computes, of a layer
   topology::Placement placement;
 };
 
@@ -42,6 +43,7 @@ class SimCoordinator {
   coordinator::Cluster& cluster() { return *cluster_; }
   const coordinator::Dispatcher& dispatcher() const { return *dispatcher_; }
   const coordinator::ClusterMonitor& monitor() const { return *monitor_; }
+  uint64_t halved_steps() const { return engine_->times().halved_steps; }
   SimSource& source() { return *source_; }
   const SimTransport& transport() const { return *transport_; }
   // What ended its start, on its own thread; by default the world fails.

@@ -8,7 +8,8 @@
 namespace atl::sim {
 namespace {
 
-model::SyntheticSpec spec_of(int64_t hidden_size, int64_t moe_intermediate_size) {
+model::SyntheticSpec spec_of(int64_t hidden_size, int64_t moe_intermediate_size,
+                             int64_t num_layers) {
   model::SyntheticSpec spec;
   model::ModelConfig& c = spec.config;
   c.architecture = model::Architecture::kDeepseekV3;
@@ -17,7 +18,7 @@ model::SyntheticSpec spec_of(int64_t hidden_size, int64_t moe_intermediate_size)
   c.hidden_size = hidden_size;
   c.intermediate_size = 48;
   c.moe_intermediate_size = moe_intermediate_size;
-  c.num_hidden_layers = 3;
+  c.num_hidden_layers = num_layers;
   c.first_k_dense_replace = 1;
   c.num_attention_heads = 2;
   c.q_lora_rank = 16;
@@ -41,10 +42,11 @@ model::SyntheticSpec spec_of(int64_t hidden_size, int64_t moe_intermediate_size)
 
 }  // namespace
 
-Model::Model(int64_t hidden_size, int64_t moe_intermediate_size)
+Model::Model(int64_t hidden_size, int64_t moe_intermediate_size, int64_t num_layers)
     : team_(std::make_unique<ThreadTeam>(1)) {
   const auto checkpoint = dir_ / "checkpoint", pack = dir_ / "pack";
-  model::write_synthetic_checkpoint(checkpoint, spec_of(hidden_size, moe_intermediate_size));
+  model::write_synthetic_checkpoint(checkpoint,
+                                    spec_of(hidden_size, moe_intermediate_size, num_layers));
   checkpoint_ = model::open(checkpoint);
   NoProgress silent;
   storage::write_pack(checkpoint_->checkpoint, checkpoint_->catalog, pack, {}, silent);

@@ -19,7 +19,7 @@ inline constexpr uint32_t kRowsMax = 24;  // of a step
 
 class Model {
  public:
-  Model(int64_t hidden_size, int64_t moe_intermediate_size);
+  Model(int64_t hidden_size, int64_t moe_intermediate_size, int64_t num_layers = 3);
 
   const model::ModelConfig& config() const { return checkpoint_->config; }
   const coordinator::Weights& weights() const { return *weights_; }

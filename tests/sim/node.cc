@@ -23,8 +23,9 @@ void SimNode::start() {
   p.threads = std::make_unique<SimThreads>(world_, *machine_);
   p.transport = std::make_unique<SimTransport>(network_, *machine_);
   p.transport->cost = [this](const transport::Message& message) {
-    return message.payload().empty() ? 0ns
-                                     : slowness * world_.draw().between(compute_min, compute_max);
+    const auto bytes = static_cast<int64_t>(message.payload().size());
+    if (bytes == 0) return 0ns;
+    return slowness * world_.draw().between(compute_min, compute_max) + bytes * compute_per_byte;
   };
   storage::TileStoreOptions options;
   options.ram_bytes_max = ram_bytes_max;

@@ -26,9 +26,10 @@ class SimNode {
   // That a Dispatch takes, beside what is read for it.
   Duration compute_min = std::chrono::microseconds(20),
            compute_max = std::chrono::microseconds(100);
-  size_t piece_bytes = 1;  // of answers: a panel
-  int slowness = 1;        // times as long
-  bool foreign = false;    // the next process has another checkpoint
+  Duration compute_per_byte{};  // of a Dispatch, beside that
+  size_t piece_bytes = 1;       // of answers: a panel
+  int slowness = 1;             // times as long
+  bool foreign = false;         // the next process has another checkpoint
 
   void start();
   bool is_running() const { return process_ != nullptr; }

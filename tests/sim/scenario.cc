@@ -186,6 +186,7 @@ CoordinatorOptions Scenario::draw_options() {
   o.engine.cache_blocks = draw().between(2, 8);
   o.engine.prefetch =
       draw().chance(0.5) ? coordinator::Prefetch::kNextLayer : coordinator::Prefetch::kOff;
+  o.engine.halves = draw().chance(0.4) ? coordinator::Halves::kOn : coordinator::Halves::kOff;
   o.scheduler.sequences_max = draw().between(1, 6);
   o.scheduler.queue_max = draw().between(2, 8);
   o.scheduler.prefix_cache = draw().chance(0.7);
@@ -606,12 +607,14 @@ Outcome Scenario::run() {
   draw_nodes();
   options_ = draw_options();
   outcome_.draw = fmt::format(
-      "{} nodes{}, {} tiles{}{}{}, grace {} ms, {} sequences, spared {};", nodes_.size(),
+      "{} nodes{}, {} tiles{}{}{}{}, grace {} ms, {} sequences, spared {};", nodes_.size(),
       options_.children ? " of its own" : "", model_.num_tiles(),
       options_.cluster.redundancy > 1 ? fmt::format(" x {}", options_.cluster.redundancy) : "",
       options_.dispatcher.hedge_after > 0 ? ", hedging" : "",
-      options_.cluster.follows_speed ? ", following speed" : "", options_.cluster.grace.count(),
-      options_.scheduler.sequences_max, spared_ ? name_of(*spared_) : "none");
+      options_.cluster.follows_speed ? ", following speed" : "",
+      options_.engine.halves == coordinator::Halves::kOn ? ", in halves" : "",
+      options_.cluster.grace.count(), options_.scheduler.sequences_max,
+      spared_ ? name_of(*spared_) : "none");
   if (!options_.children) {
     for (const auto& node : nodes_) {
       world_.after(draw().between(0ns, 300ms), [&node] {
