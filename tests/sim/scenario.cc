@@ -104,7 +104,7 @@ class Scenario {
   std::optional<size_t> spared_;  // a node that nothing happens to
   std::set<size_t> harmed_;
   std::set<std::string> draining_;
-  bool is_reloading_ = false;
+  bool is_reloading_ = false, had_foreign_ = false;
   Duration phase_{};
   Time next_ask_{}, healed_at_{};
   bool healed_ = false, recovered_ = false, stopping_ = false;
@@ -366,9 +366,7 @@ void Scenario::start_coordinator() {
 // A child that dies while the coordinator starts ends the start, and so does a node that doesn't
 // fit and can't be done without. Who watches over services starts it again.
 void Scenario::start_again(const std::string& why) {
-  const bool has_foreign = std::any_of(nodes_.begin(), nodes_.end(),
-                                       [](const auto& node) { return node->is_foreign(); });
-  if (!options_.children && !has_foreign) return world_.fail(why);
+  if (!options_.children && !had_foreign_) return world_.fail(why);
   world_.trace([&] { return why; });
   world_.after(500ms, [this] { restart_coordinator(0ns); });
 }
@@ -377,7 +375,7 @@ void Scenario::bring_foreign(size_t n, Duration length) {
   if (options_.children) return;
   SimNode& node = *nodes_[n];
   node.kill(SimNode::Death::kProcess);
-  node.foreign = true;
+  node.foreign = had_foreign_ = true;
   node.start();
   world_.after(length, [&node] {
     node.foreign = false;
