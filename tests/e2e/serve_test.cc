@@ -140,9 +140,11 @@ TEST(Serve, gives_the_texts_of_run_one_by_one_and_together_on_any_layout) {
   std::vector<std::string> expected;
   for (const json& body : requests()) expected.push_back(text_of_run(body));
   std::set<std::string> fingerprints;
-  for (const char* nodes : {"0", "3"}) {
-    SCOPED_TRACE(nodes);
-    Server server({"--nodes", nodes, "--chunk", "16"});
+  using Layout = std::pair<const char*, const char*>;
+  for (const auto& [nodes, draft] :
+       {Layout{"0", "off"}, Layout{"3", "off"}, Layout{"0", "auto"}, Layout{"2", "mtp"}}) {
+    SCOPED_TRACE(std::string(nodes) + " nodes, drafts " + draft);
+    Server server({"--nodes", nodes, "--chunk", "16", "--draft", draft});
     for (size_t r = 0; r < expected.size(); ++r) {
       EXPECT_EQ(text_of(server.ask(completion(requests()[r]))), expected[r]);
     }
@@ -161,6 +163,8 @@ TEST(Serve, gives_the_texts_of_run_one_by_one_and_together_on_any_layout) {
     EXPECT_EQ(version["system_fingerprint"], answer["system_fingerprint"]);
     EXPECT_THAT(version["weights_and_numerics"].get<std::string>(),
                 HasSubstr("wire bf16, kv bf16, experts fp8"));
+    const json stats = json::parse(server.ask({.path = "/stats"}).body);
+    EXPECT_EQ(stats["tokens"]["mtp_seconds"] > 0, std::string(draft) != "off");
   }
   EXPECT_THAT(fingerprints, ElementsAre(testing::MatchesRegex("[0-9a-f]{12}")));
 }
