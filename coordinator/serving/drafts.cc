@@ -88,10 +88,11 @@ void DraftGate::observe(double busy_s, double saved_s, double spent_s) {
   if (balance_ >= full) open_ = true;
 }
 
-bool DraftGate::begin_step() {
-  constexpr int64_t kFirst = 16, kControlEvery = 32;
-  const int64_t step = steps_++;
-  return step < kFirst ? step % 2 == 0 : step % kControlEvery == 0;
+DraftGate::Step DraftGate::begin_step() {
+  constexpr int64_t kCycle = 256, kUnmeasured = 4, kPlain = 12;
+  const int64_t step = steps_++ % kCycle;
+  if (step >= kPlain) return Step::kDrafts;
+  return step < kUnmeasured ? Step::kPlain : Step::kMeasured;
 }
 
 void DraftGate::observe_plain(double token_s) {

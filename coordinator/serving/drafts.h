@@ -63,10 +63,12 @@ class DraftGate {
   static constexpr double kFull = 0.15, kFullSteps = 1;
 
   bool is_open() const { return open_; }
-  // The next step begins. True: without drafts, though they are there, so that it is known what
-  // they are held against: half of the first steps, then few.
-  bool begin_step();
-  // Of a step without prompts and drafts, seconds for each of its tokens.
+  // What the next step is, whose gate is open. Some in a row are as if it were closed, so that it
+  // is known what drafts are held against; the first of them find the caches as passes left them,
+  // and are not measured.
+  enum class Step : uint8_t { kDrafts, kPlain, kMeasured };
+  Step begin_step();
+  // Of a step without prompts, drafts and pass, seconds for each of its tokens.
   void observe_plain(double token_s);
   double plain_token_s() const { return plain_token_s_; }  // a mean that fades; 0: not known
   // Of a step and the pass behind it, in seconds.

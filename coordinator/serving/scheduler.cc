@@ -417,7 +417,7 @@ void Scheduler::begin_mtp_step() {
   if (!options_.mtp_drafts || running_.empty()) return;
   mtp_.gate = &mtp_gates_[static_cast<size_t>(std::bit_width(running_.size())) - 1];
   mtp_.open = mtp_.gate->is_open();
-  mtp_.control = mtp_.open && mtp_.gate->begin_step();
+  if (mtp_.open) mtp_.kind = mtp_.gate->begin_step();
 }
 
 // Gives every sequence its rows of this step: one to each that has one left, the rest to prompts.
@@ -510,7 +510,7 @@ void Scheduler::add_drafts() {
     const std::span<const int32_t> draft = find_draft(generation, static_cast<size_t>(most));
     generation.draft.assign(draft.begin(), draft.end());
     if (draft.empty() || generation.draft_failed) continue;
-    if (generation.draft_is_mtp && mtp_.control) continue;
+    if (generation.draft_is_mtp && mtp_.kind != DraftGate::Step::kDrafts) continue;
     drafting.push_back(&generation);
     drafts.push_back({generation.acceptance().share(), generation.sequence.num_tokens,
                       static_cast<int64_t>(draft.size()), 0});

@@ -172,12 +172,13 @@ class Scheduler final : public GenerationBackend {
   std::vector<DraftGate> mtp_gates_;
   DraftAcceptance mtp_acceptance_{0.6};  // of all, for a sequence that has had none
   double mtp_pass_seconds_ = 0;          // of a pass, a mean that fades
-  // Of the step under way: whether its drafts are left out to be compared with, how many sequences
-  // decode in it, rows of prompts and those kept for that layer alone, rows of drafts from
-  // elsewhere, rows of that layer's and how many of these are expected to be right.
+  // Of the step under way: what it is to its gate, how many sequences decode in it, rows of prompts
+  // and those kept for that layer alone, rows of drafts from elsewhere, rows of that layer's and
+  // how many of these are expected to be right.
   struct MtpStep {
     DraftGate* gate = nullptr;  // without mtp_drafts
-    bool open = false, control = false;
+    bool open = false;
+    DraftGate::Step kind = DraftGate::Step::kMeasured;
     StepSize decoding;
     double step_s = 0;
     int64_t prompt_rows = 0, kept_rows = 0, lookup_rows = 0, drafted = 0;

@@ -162,8 +162,10 @@ bool Scheduler::take_draft(Generation& generation) {
   return true;
 }
 
-// Takes the next-token layer over what the step computed, for drafts of the next one.
+// Takes the next-token layer over what the step computed, for drafts of the next one. Where the
+// gate wants plain steps, their rows wait.
 void Scheduler::draft_ahead() {
+  if (mtp_.kind != DraftGate::Step::kDrafts) return settle_mtp_gate(0);
   std::vector<DraftWork> work;
   std::vector<Generation*> owners;
   std::vector<double> acceptance;
@@ -205,7 +207,9 @@ void Scheduler::settle_mtp_gate(double pass_s) {
   const auto rows = static_cast<double>(mtp_.decoding.rows);
   const bool comparable = mtp_.prompt_rows == 0 && mtp_.lookup_rows == 0 && mtp_.decoding.rows > 0;
   double saved = 0;
-  if (comparable && mtp_.drafted == 0) gate.observe_plain(mtp_.step_s / rows);
+  if (comparable && mtp_.kind == DraftGate::Step::kMeasured) {
+    gate.observe_plain(mtp_.step_s / rows);
+  }
   if (comparable && mtp_.drafted > 0 && gate.plain_token_s() > 0) {
     saved = (rows + mtp_.expected) * gate.plain_token_s() - mtp_.step_s;
   }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <vector>
 
 namespace atl::coordinator {
@@ -164,11 +165,14 @@ TEST(DraftGate, has_room_for_a_part_of_a_step) {
 
 TEST(DraftGate, leaves_drafts_out_to_have_what_they_are_held_against) {
   DraftGate gate;
-  int first = 0, later = 0;
-  for (int step = 0; step < 16; ++step) first += gate.begin_step();
-  for (int step = 0; step < 320; ++step) later += gate.begin_step();
-  EXPECT_EQ(first, 8);
-  EXPECT_EQ(later, 10);
+  std::map<DraftGate::Step, int> kinds;
+  EXPECT_EQ(gate.begin_step(), DraftGate::Step::kPlain);
+  for (int step = 1; step < 12; ++step) ++kinds[gate.begin_step()];
+  EXPECT_EQ(kinds[DraftGate::Step::kPlain], 3);
+  EXPECT_EQ(kinds[DraftGate::Step::kMeasured], 8);
+  for (int step = 0; step < 244; ++step) ++kinds[gate.begin_step()];
+  EXPECT_EQ(kinds[DraftGate::Step::kDrafts], 244);
+  EXPECT_EQ(gate.begin_step(), DraftGate::Step::kPlain);
   EXPECT_EQ(gate.plain_token_s(), 0);
   gate.observe_plain(5);  // the first is taken as it is, and forgotten after some others
   EXPECT_EQ(gate.plain_token_s(), 5);
