@@ -57,8 +57,8 @@ class DraftAcceptance {
 // time are at most kAllowance of it and one balance, and what was saved long ago pays for nothing.
 class DraftGate {
  public:
-  static constexpr double kAllowance = 0.005;
-  // A full balance: a probe of some dozen passes, 30 s apart; more where a step takes longer than
+  static constexpr double kAllowance = 0.003;
+  // A full balance: a probe of some dozen passes, 50 s apart; more where a step takes longer than
   // most, as a prompt's rows for the layer then do.
   static constexpr double kFull = 0.15, kFullSteps = 1;
 
@@ -73,7 +73,7 @@ class DraftGate {
   double plain_token_s() const { return plain_token_s_; }  // a mean that fades; 0: not known
   // Of a step and the pass behind it, in seconds.
   void observe(double busy_s, double saved_s, double spent_s);
-  // A pass failed: nothing is tried for about ten minutes of steps.
+  // A pass failed: nothing is tried for about 17 minutes of steps.
   void shut();
 
  private:

@@ -88,10 +88,10 @@ struct GenerationStats {
   double mtp_seconds = 0;
   uint64_t steps = 0;
   uint64_t steps_halved = 0;  // of these: computed as two halves (engine/halves.h)
-  uint64_t steps_cut = 0;    // of these: had fewer prompt tokens than room, to take less time
-  double step_seconds = 0;   // in all
-  double last_step_end = 0;  // seconds of the backend's clock; 0: none yet
-  double step_begin = 0;     // of the step under way; 0: none is
+  uint64_t steps_cut = 0;     // of these: had fewer prompt tokens than room, to take less time
+  double step_seconds = 0;    // in all
+  double last_step_end = 0;   // seconds of the backend's clock; 0: none yet
+  double step_begin = 0;      // of the step under way; 0: none is
   bool draining = false;
   std::string failure;  // of the last step; empty if it went well
 };

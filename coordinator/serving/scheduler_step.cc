@@ -41,6 +41,8 @@ constexpr int64_t kMtpPromptTokens = 256;
 // Tokens that it proposes at most: it was made to foretell one.
 constexpr int64_t kMtpChainMax = 4;
 constexpr double kMtpPassFollow = 0.1;
+// What a plain step takes is known to some per cent, and who is not sure to win has lost.
+constexpr double kMtpGainMin = 1.03;
 
 }  // namespace
 
@@ -211,7 +213,7 @@ void Scheduler::settle_mtp_gate(double pass_s) {
     gate.observe_plain(mtp_.step_s / rows);
   }
   if (comparable && mtp_.drafted > 0 && gate.plain_token_s() > 0) {
-    saved = (rows + mtp_.expected) * gate.plain_token_s() - mtp_.step_s;
+    saved = (rows + mtp_.expected) * gate.plain_token_s() / kMtpGainMin - mtp_.step_s;
   }
   const double kept = static_cast<double>(mtp_.kept_rows) * step_cost_.row_seconds(0) /
                       static_cast<double>(engine_.config().num_hidden_layers);
