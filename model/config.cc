@@ -14,7 +14,9 @@
 
 #include "base/check.h"
 #include "base/result.h"
+#include "model/gguf_source.h"
 #include "storage/checkpoint/model_dir.h"
+#include "storage/gguf/gguf_files.h"
 #include "storage/io/printable.h"
 
 namespace atl::model {
@@ -60,8 +62,7 @@ std::string read_text(const std::filesystem::path& file) {
 
 // Parses into a tree of bounded depth and refuses keys that stand twice in one object, of which
 // the parser alone would silently keep the last.
-Json parse_json(const std::filesystem::path& file) {
-  const std::string text = read_text(file);
+Json parse_json(const std::string& text, const std::filesystem::path& file) {
   std::vector<std::set<std::string>> keys;
   const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
     if (depth > kNestingMax) refuse(file, fmt::format("nested deeper than {}", kNestingMax));
@@ -481,16 +482,9 @@ void read_special_tokens(const Section& json, ModelConfig& config) {
   }
 }
 
-double yarn_scale(double factor, double mscale) {
-  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
-}
-
-}  // namespace
-
-ModelConfig load_config(const std::filesystem::path& model_dir) {
-  storage::require_model_dir(model_dir);
-  const std::filesystem::path file = model_dir / "config.json";
-  const Json tree = parse_json(file);
+// `file` is for messages only.
+ModelConfig parse_config(const std::string& text, const std::filesystem::path& file) {
+  const Json tree = parse_json(text, file);
   const Section json(file, "", tree);
   ModelConfig config;
   read_architecture(json, config);
@@ -506,11 +500,28 @@ ModelConfig load_config(const std::filesystem::path& model_dir) {
   read_rope(json, config);
   read_quantization(json, config);
   read_special_tokens(json, config);
+  return config;
+}
+
+double yarn_scale(double factor, double mscale) {
+  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+}  // namespace
+
+ModelConfig load_config(const std::filesystem::path& model_dir) {
+  if (storage::find_gguf(model_dir)) {
+    const auto source = GgufSource::open(model_dir);
+    return parse_config(source->small_file("config.json", kConfigBytesMax).value(), source->file());
+  }
+  storage::require_model_dir(model_dir);
+  const std::filesystem::path file = model_dir / "config.json";
+  ModelConfig config = parse_config(read_text(file), file);
 
   const std::filesystem::path generation_file = model_dir / "generation_config.json";
   std::error_code error;
   if (std::filesystem::exists(generation_file, error)) {
-    const Json generation = parse_json(generation_file);
+    const Json generation = parse_json(read_text(generation_file), generation_file);
     read_special_tokens(Section(generation_file, "", generation), config);
   }
   return config;

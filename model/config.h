@@ -107,7 +107,8 @@ struct ModelConfig {
   double rope_magnitude() const;
 };
 
-// Reads MODEL_DIR/config.json and, if present, generation_config.json. LoadError: one line that
+// Reads MODEL_DIR/config.json and, if present, generation_config.json; of a GGUF model its metadata
+// (docs/gguf.md). LoadError: one line that
 // names the file, the key, what was expected and what was found.
 ModelConfig load_config(const std::filesystem::path& model_dir);
 

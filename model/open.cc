@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "base/result.h"
+#include "model/conversion_loss.h"
+#include "model/gguf_source.h"
 #include "storage/checkpoint/checkpoint.h"
 
 namespace atl::model {
@@ -53,8 +55,12 @@ std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,
 
 NumericsProfile OpenedModel::settle(const NumericsProfile& numerics) const {
   if (pack) return numerics.with_pack(*pack);
-  numerics.check();
-  return numerics;
+  NumericsProfile profile = numerics;
+  if (const auto* gguf = dynamic_cast<const GgufSource*>(source.get())) {
+    profile = held_of_gguf(gguf->summary(), numerics);
+  }
+  profile.check();
+  return profile;
 }
 
 const std::string& OpenedModel::fingerprint() const {

@@ -1,5 +1,5 @@
-// A directory that is served from, opened: the one place that asks whether it is a checkpoint or an
-// expert pack. Who follows is handed what it needs of this.
+// What is served from, opened: the one place that asks whether it is a checkpoint, an expert pack
+// or a GGUF model. Who follows is handed what it needs of this.
 #pragma once
 
 #include <filesystem>
@@ -38,7 +38,9 @@ struct OpenedModel {
   bool has_mtp = false;    // the next-token layer is among tensors() and catalog
   std::string why_no_mtp;  // if it was asked for and isn't
 
-  // The profile that the model runs with if this one is asked for. LoadError if it can't be.
+  // The profile that the model runs with if this one is asked for: a pack decides the experts'
+  // format, and quantized weights of a GGUF file are held in formats of their size unless another
+  // is named (held_of_gguf()). LoadError if it can't be.
   NumericsProfile settle(const NumericsProfile& numerics) const;
   // Of the checkpoint's bytes, which are sampled at the first call; a pack of it has the same.
   const std::string& fingerprint() const;
@@ -51,7 +53,7 @@ struct OpenedModel {
 };
 
 // Headers are read and checked, no weights. LoadError says what is missing or wrong.
-//   model_dir    checkpoint (Hugging Face layout) or expert pack
+//   model_dir    checkpoint (Hugging Face layout), expert pack, or a GGUF model's file
 //   stripe_dirs  packs of the same experts on other drives, if model_dir is a pack
 //   mtp          kFirst: with the next-token layer, if all of it is there
 std::unique_ptr<OpenedModel> open(const std::filesystem::path& model_dir,

@@ -16,7 +16,9 @@
 #include "kernels/numeric_types.h"
 #include "kernels/ops.h"
 #include "kernels/panel.h"
+#include "model/gguf_source.h"
 #include "storage/checkpoint/checkpoint.h"
+#include "storage/gguf/gguf_files.h"
 #include "storage/io/printable.h"
 
 namespace atl::model {
@@ -396,6 +398,7 @@ Component component_of(const ModelConfig& config, std::string_view name) {
 
 std::unique_ptr<const TensorSource> open_checkpoint(const std::filesystem::path& model_dir,
                                                     const ModelConfig& config) {
+  if (storage::find_gguf(model_dir)) return GgufSource::open(model_dir);
   auto checkpoint = std::make_unique<Checkpoint>(
       Checkpoint::open(model_dir, [&](std::string_view name) { return is_mtp(config, name); }));
   if (!checkpoint->absent().empty()) {

@@ -88,8 +88,8 @@ ModelTensors map_tensors(const ModelConfig& config, const storage::TensorSource&
 // can.
 std::string why_no_mtp(const ModelConfig& config, const storage::TensorSource& checkpoint);
 
-// The checkpoint of a model directory, which may lack files that hold nothing but MTP layers: then
-// a log line says so.
+// The checkpoint of a model directory or GGUF file; a directory may lack files that hold nothing
+// but MTP layers: then a log line says so.
 std::unique_ptr<const storage::TensorSource> open_checkpoint(const std::filesystem::path& model_dir,
                                                              const ModelConfig& config);
 
