@@ -14,6 +14,7 @@
 #include "cli/commands.h"
 #include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
+#include "cli/model_text.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
 #include "cli/stats_report.h"
@@ -76,7 +77,7 @@ std::vector<std::vector<int32_t>> read_token_rows(const EvalOptions& options,
 // Plain text cut into rows of the BOS and row_length - 1 tokens; the last may be shorter.
 std::vector<std::vector<int32_t>> read_text_rows(const EvalOptions& options,
                                                  const model::ModelConfig& config) {
-  const text::Tokenizer tokenizer = text::Tokenizer::load(options.deployment.model_dir);
+  const text::Tokenizer tokenizer = load_tokenizer(options.deployment.model_dir);
   const std::optional<int32_t> bos = tokenizer.bos_id() ? tokenizer.bos_id() : config.bos_token_id;
   if (!bos) throw LoadError("the model names no BOS token, which every row starts with");
   const std::string text = read_file(options.text_file);

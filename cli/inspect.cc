@@ -20,6 +20,7 @@
 #include "cli/commands.h"
 #include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
+#include "cli/model_text.h"
 #include "cli/numerics.h"
 #include "cli/output.h"
 #include "cli/table.h"
@@ -29,6 +30,7 @@
 #include "kernels/attention.h"
 #include "kernels/tile.h"
 #include "model/config.h"
+#include "model/gguf_source.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/pack/pack.h"
@@ -254,9 +256,10 @@ Facts gather(const model::OpenedModel& loaded, const InspectOptions& options) {
   facts.fingerprint =
       loaded.pack ? loaded.pack->params().source_fingerprint : checkpoint.fingerprint();
   const auto dir = checkpoint.directory();
-  if (std::filesystem::exists(dir / "tokenizer.json") ||
+  const auto* gguf = dynamic_cast<const model::GgufSource*>(&checkpoint);
+  if (gguf != nullptr || std::filesystem::exists(dir / "tokenizer.json") ||
       std::filesystem::exists(dir / "tiktoken.model")) {
-    facts.tokenizer_tokens = text::Tokenizer::load(checkpoint.directory()).vocab_size();
+    facts.tokenizer_tokens = load_tokenizer(gguf != nullptr ? gguf->file() : dir).vocab_size();
   }
   facts.components = model::component_table(config, checkpoint);
   if (facts.moe_layers > 0) {

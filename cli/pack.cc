@@ -20,8 +20,12 @@
 #include "cli/thread_options.h"
 #include "deployment/model_parts.h"
 #include "model/config.h"
+#include "model/conversion_loss.h"
+#include "model/gguf_source.h"
+#include "model/numerics_profile.h"
 #include "model/weights_map.h"
 #include "storage/checkpoint/tensor_source.h"
+#include "storage/gguf/gguf_files.h"
 #include "storage/pack/pack.h"
 #include "storage/pack/pack_writer.h"
 
@@ -69,6 +73,15 @@ int num_threads(const PackCommandOptions& options) {
   return plan_threads(request).num_threads;
 }
 
+// What a pack carries of a GGUF model's quantized weights is BF16, as a run of the file holds them.
+std::unique_ptr<const storage::TensorSource> open_source(const fs::path& model,
+                                                         const model::ModelConfig& config) {
+  if (storage::find_gguf(model)) {
+    return model::GgufSource::open(model, model::QuantizedDense::kBf16);
+  }
+  return model::open_checkpoint(model, config);
+}
+
 void write(const PackCommandOptions& options) {
   // A file that would grow beyond the process's limit is an error of the write.
   std::signal(SIGXFSZ, SIG_IGN);
@@ -78,14 +91,21 @@ void write(const PackCommandOptions& options) {
         options.dir.string()));
   }
   const model::ModelConfig config = model::load_config(options.dir);
-  const std::unique_ptr<const storage::TensorSource> source =
-      model::open_checkpoint(options.dir, config);
+  const std::unique_ptr<const storage::TensorSource> source = open_source(options.dir, config);
   const storage::TensorSource& checkpoint = *source;
   model::map_tensors(config, checkpoint);  // throws if a tensor is missing, strange or misshapen
   const storage::ExpertCatalog catalog =
       model::map_experts(config, checkpoint, model::MtpLayers::kAll);
   model::NumericsProfile numerics;
   numerics.format = kernels::parse_weight_format(options.format);
+  if (const auto* gguf = dynamic_cast<const model::GgufSource*>(&checkpoint)) {
+    numerics = model::held_of_gguf(gguf->summary(), numerics);
+    // Of what the file has, not of what open_source() already rounded.
+    const auto exact = model::GgufSource::open(options.dir);
+    for (const std::string& note : model::conversion_notes(*exact, config, numerics)) {
+      fmt::print(stderr, "atoll: {}\n", note);
+    }
+  }
   storage::PackOptions pack;
   pack.format = numerics.experts();
   if (!options.layers.empty()) pack.layers = parse_range(options.layers);

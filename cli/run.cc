@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
+#include "cli/model_text.h"
 #include "cli/output.h"
 #include "cli/stats_report.h"
 #include "cli/text_input.h"
@@ -50,7 +51,7 @@ std::vector<int32_t> encode_prompt(const text::Tokenizer& tokenizer,
 
 // The prompt as what a user says to the model, by its own chat template.
 void apply_chat_template(const std::filesystem::path& model_dir, Prompt* prompt) {
-  const auto chat_template = text::ChatTemplate::load(model_dir);
+  const auto chat_template = load_chat_template(model_dir);
   if (!chat_template) {
     throw LoadError(
         fmt::format("{}: --chat: the model has no chat template; leave --chat out to "
@@ -89,7 +90,7 @@ coordinator::GenerateRequest make_request(const RunOptions& options,
 void run(const RunOptions& options) {
   if (Status valid = model::check(options.sampling); !valid) throw LoadError(valid.error().message);
   const model::ModelConfig config = model::load_config(options.deployment.model_dir);
-  const text::Tokenizer tokenizer = text::Tokenizer::load(options.deployment.model_dir);
+  const text::Tokenizer tokenizer = load_tokenizer(options.deployment.model_dir);
   const coordinator::GenerateRequest request = make_request(options, tokenizer, config);
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   if (prompt_tokens > config.max_position_embeddings) {

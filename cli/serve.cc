@@ -21,6 +21,7 @@
 #include "cli/commands.h"
 #include "cli/deployment_options.h"
 #include "cli/help_formatter.h"
+#include "cli/model_text.h"
 #include "cli/output.h"
 #include "cli/stop_signals.h"
 #include "coordinator/api/api.h"
@@ -306,8 +307,8 @@ void serve(ServeOptions options) {
   });
   const std::filesystem::path& model_dir = options.deployment.model_dir;
   const model::ModelConfig config = model::load_config(model_dir);
-  const text::Tokenizer tokenizer = text::Tokenizer::load(model_dir);
-  const std::optional<text::ChatTemplate> chat = text::ChatTemplate::load(model_dir);
+  const text::Tokenizer tokenizer = load_tokenizer(model_dir);
+  const std::optional<text::ChatTemplate> chat = load_chat_template(model_dir);
   if (!chat) log_info("the model has no chat template: /v1/chat/completions is not served");
   options.deployment.next_token_layer = next_token_layer(options.draft);
   const int64_t tokens = cache_tokens(options, config);

@@ -12,9 +12,11 @@
 
 #include "base/result.h"
 #include "cli/commands.h"
+#include "cli/model_text.h"
 #include "cli/output.h"
 #include "cli/text_input.h"
 #include "storage/checkpoint/model_dir.h"
+#include "storage/gguf/gguf_files.h"
 #include "text/tokenizer.h"
 
 namespace atl::cli {
@@ -96,8 +98,8 @@ void decode_stdin(const text::Tokenizer& tokenizer, const TokenizeOptions& optio
 }
 
 int tokenize(const TokenizeOptions& options) {
-  storage::require_directory(options.model_dir);
-  const text::Tokenizer tokenizer = text::Tokenizer::load(options.model_dir);
+  if (!storage::find_gguf(options.model_dir)) storage::require_directory(options.model_dir);
+  const text::Tokenizer tokenizer = load_tokenizer(options.model_dir);
   if (options.decode) {
     decode_stdin(tokenizer, options);
   } else {

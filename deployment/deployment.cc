@@ -18,6 +18,8 @@
 #include "deployment/device_memory.h"
 #include "deployment/node_arguments.h"
 #include "deployment/numerics.h"
+#include "model/conversion_loss.h"
+#include "model/gguf_source.h"
 #include "topology/machine.h"
 
 namespace atl::deployment {
@@ -119,6 +121,11 @@ Deployment::Deployment(const DeploymentOptions& options)
       threads_(plan_shared_threads(options)),
       team_(threads_.coordinator.num_threads, threads_.coordinator.cpus) {
   const auto start = clock_.now();
+  if (const auto* gguf = dynamic_cast<const model::GgufSource*>(&model_->checkpoint)) {
+    for (const std::string& note : model::conversion_notes(*gguf, model_->config, numerics_)) {
+      log_info("{}: {}", gguf->file().string(), note);
+    }
+  }
   topology::Placement placement;  // without experts: of no node
   if (model_->config.has_experts()) {
     placement = make_placement(options_, kernels::num_tiles(model_->config.moe_intermediate_size));
