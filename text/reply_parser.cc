@@ -355,7 +355,8 @@ struct ReplyParser::State {
   bool arguments(ReplyDelta& out) {
     if (!call_spoke && !fence_decided && !drop_opening_fence()) return false;
     if (!call_spoke) drop(text.size() - without_start(text, kReplySpace).size());
-    const auto [end, sure] = arguments_end->find(text, ended);
+    // What a cut leaves open stays with the call.
+    const auto [end, sure] = arguments_end->find(text, ended && !cut);
     std::string_view kept(text);
     if (end) {
       kept = without_closing_fence(kept.substr(0, end.at));
@@ -366,6 +367,7 @@ struct ReplyParser::State {
     }
     const bool wrapped = !call_spoke && kept.starts_with('"');
     if (wrapped && !end && !ended) return false;
+    if (wrapped && !end && cut) kept = {};  // half of what stands for an object
     arguments_end->read(kept);
     const size_t num_kept = kept.size();
     say_arguments(wrapped ? unwrapped(kept) : std::string(kept), out);

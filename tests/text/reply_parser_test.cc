@@ -269,6 +269,9 @@ TEST(ReplyParser, marks_within_strings_of_arguments_belong_to_them) {
   expect_reply(kV31, begin + "{\"x\": \"y" + "<｜tool▁call▁end｜>" + more + end + "ok",
                {"", "ok", {"a({\"x\": \"y)", "b.c-d_e({\"y\": \"z\"})"}});
   expect_reply(kV31, begin + "{\"x\": \"y" + end + "ok", {"", "ok", {"a({\"x\": \"y)"}});
+  // A cut may lie within the string that speaks of marks.
+  expect_reply(kV31, begin + "{\"x\": \"y" + end + "z", {"", "", {"a({\"x\": \"y" + end + "z)"}},
+               true);
   const std::string much(20 << 10, 'm');
   const std::string unclosed = begin + "{\"x\": \"y" + end + much;
   const Whole expected{"", much, {"a({\"x\": \"y)"}};
@@ -284,6 +287,7 @@ TEST(ReplyParser, takes_an_object_out_of_the_string_it_is_written_in) {
   expect_reply(kV31, begin + R"(" {\"x\": 1}" )" + end, {"", "", {R"(a( {"x": 1}))"}});
   expect_reply(kV31, begin + R"("{\"x\": ")" + end, {"", "", {R"(a("{\"x\": "))"}});
   expect_reply(kV31, begin + R"("x")" + end, {"", "", {R"(a("x"))"}});
+  expect_reply(kV31, begin + R"("{\"x)", {"", "", {"a()"}}, true);
 }
 
 TEST(ReplyParser, a_header_without_end_is_given_back_before_it_grows) {
