@@ -153,7 +153,10 @@ std::vector<ChatTool> read_chat_tools(const JsonValue& tools) {
   if (!tools.missing() && !tools.is_array()) tools.complain("an array");
   for (const JsonValue& tool : tools.elements(kToolsMax)) {
     if (!tool.is_object() || tool["type"].string() != "function") {
-      tool["type"].complain("\"function\"");
+      const bool is_known = tool["type"].is_string();
+      const std::string path = tool["type"].path();
+      if (is_known) tool["type"].refuse(path + ": only functions are supported", "unsupported");
+      if (!is_known) tool["type"].complain("\"function\"");
       break;
     }
     const JsonValue function = tool["function"];
@@ -236,12 +239,19 @@ void read_response_format(const JsonValue& format, ChatRequest& request) {
     }
   } else if (type == "json_schema") {
     request.response_format = ResponseFormat::kJsonSchema;
-    const JsonValue schema = format["json_schema"]["schema"];
+    // Some write it beside the type.
+    const bool is_beside = format["json_schema"].missing() && !format["schema"].missing();
+    const JsonValue schema = is_beside ? format["schema"] : format["json_schema"]["schema"];
     if (schema.is_object()) {
       request.schema_json = schema.text();
     } else {
       schema.complain("a JSON Schema (an object)");
     }
+  } else if (type == "grammar" || type == "regex" || type == "structural_tag") {
+    format["type"].refuse(
+        fmt::format("{}: \"{}\" is not supported; use json_schema, guided_regex or guided_choice",
+                    format["type"].path(), type),
+        "unsupported");
   } else if (type != "text") {
     format["type"].complain("text, json_object or json_schema");
   }

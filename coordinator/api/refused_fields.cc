@@ -16,6 +16,8 @@ constexpr RefusedField kRefused[] = {
     // What the answer may say.
     {"guided_grammar", "", kGuided},
     {"guided_whitespace_pattern"},
+    {"guided_decoding", "", kGuided},
+    {"plugins", "[]"},
     {"grammar", "", kGuided},
     {"ebnf", "", kGuided},
     {"regex", "", "use guided_regex"},
