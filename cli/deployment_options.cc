@@ -63,7 +63,8 @@ void take_cluster_file(const CLI::App& command, const ClusterFileOption& file,
 void add_deployment_options(CLI::App& command, deployment::DeploymentOptions* options) {
   command
       .add_option("model_dir", options->model_dir,
-                  "Checkpoint directory (Hugging Face layout) or expert pack; the cluster file's "
+                  "Checkpoint directory (Hugging Face layout), GGUF file or expert pack; the "
+                  "cluster file's "
                   "unless given")
       ->type_name("MODEL_DIR");
   const auto file = std::make_shared<ClusterFileOption>();
@@ -127,7 +128,8 @@ void add_deployment_options(CLI::App& command, deployment::DeploymentOptions* op
           "DEVICE"))
       ->capture_default_str();
   command
-      .add_option("--chunk", options->rows_max, "Tokens per step of prefill (and rows per dispatch)")
+      .add_option("--chunk", options->rows_max,
+                  "Tokens per step of prefill (and rows per dispatch)")
       ->check(CLI::Range(uint32_t{1}, transport::kDispatchRowsMax))
       ->capture_default_str();
   add_memory_options(command, &options->memory);
@@ -157,11 +159,10 @@ void add_deployment_options(CLI::App& command, deployment::DeploymentOptions* op
           "off; auto unless given. Results are the same")
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->type_name("auto|on|off");
-  group_options(
-      command, "Nodes and threads",
-      {"--config", "--set", "--coordinator", "--min-coverage", "--nodes", "--tiles", "--redundancy",
-       "--hedging", "--balance", "--transport", "--threads", "--pin", "--chunk", "--halves",
-       "--device"});
+  group_options(command, "Nodes and threads",
+                {"--config", "--set", "--coordinator", "--min-coverage", "--nodes", "--tiles",
+                 "--redundancy", "--hedging", "--balance", "--transport", "--threads", "--pin",
+                 "--chunk", "--halves", "--device"});
   group_options(command, "Memory", {"--prefetch", "--force"});
 }
 

@@ -257,8 +257,10 @@ Facts gather(const model::OpenedModel& loaded, const InspectOptions& options) {
       loaded.pack ? loaded.pack->params().source_fingerprint : checkpoint.fingerprint();
   const auto dir = checkpoint.directory();
   const auto* gguf = dynamic_cast<const model::GgufSource*>(&checkpoint);
-  if (gguf != nullptr || std::filesystem::exists(dir / "tokenizer.json") ||
-      std::filesystem::exists(dir / "tiktoken.model")) {
+  const bool has_tokenizer = gguf != nullptr ? gguf->has_tokenizer()
+                                             : std::filesystem::exists(dir / "tokenizer.json") ||
+                                                   std::filesystem::exists(dir / "tiktoken.model");
+  if (has_tokenizer) {
     facts.tokenizer_tokens = load_tokenizer(gguf != nullptr ? gguf->file() : dir).vocab_size();
   }
   facts.components = model::component_table(config, checkpoint);
@@ -727,7 +729,8 @@ void add_inspect_command(CLI::App& app, int* exit_code) {
       "inspect", "Check a checkpoint or pack and tell what it is and what serving it needs");
   command
       ->add_option("MODEL_DIR", options->model_dir,
-                   "Directory with config.json and safetensors files, as published, or expert pack")
+                   "Directory with config.json and safetensors files, as published, GGUF file, or "
+                   "expert pack")
       ->required()
       ->type_name("");
   command->add_flag("--json", options->json,

@@ -243,7 +243,8 @@ void add_node_command(CLI::App& app, int* exit_code) {
       "node", "An expert node: keeps tiles of every expert and computes what a coordinator asks");
   command
       ->add_option("model_dir", options->model_dir,
-                   "Checkpoint directory (Hugging Face layout) or expert pack; the cluster file's "
+                   "Checkpoint directory (Hugging Face layout), GGUF file or expert pack; the "
+                   "cluster file's "
                    "unless given")
       ->type_name("MODEL_DIR");
   options->cluster_file.add_config_option(*command);

@@ -114,7 +114,7 @@ void add_tokenize_command(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<TokenizeOptions>();
   CLI::App* command = app.add_subcommand(
       "tokenize", "Text on stdin to token ids on stdout, a line of JSON; or back with --decode");
-  command->add_option("MODEL_DIR", options->model_dir, "Directory that holds tokenizer.json")
+  command->add_option("MODEL_DIR", options->model_dir, "Directory that holds tokenizer.json, or GGUF file")
       ->required()
       ->type_name("");
   CLI::Option* decode = command->add_flag(

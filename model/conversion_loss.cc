@@ -150,6 +150,11 @@ ConversionLoss conversion_loss(const storage::TensorSource& source,
 std::vector<std::string> conversion_notes(const GgufSource& source, const ModelConfig& config,
                                           const NumericsProfile& settled) {
   std::vector<std::string> notes;
+  if (source.summary().groups_are_missing) {
+    notes.push_back(
+        "key deepseek2.expert_group_count: missing; experts are chosen from all, where DeepSeek-V3 "
+        "and R1 as published choose from 4 of 8 groups: a file of a newer converter says so");
+  }
   const auto loses = [](const std::optional<WeightFormat>& held) {
     return held && *held != WeightFormat::kF32;
   };

@@ -30,7 +30,7 @@ ConversionLoss conversion_loss(const storage::TensorSource& source,
                                std::span<const storage::MatrixSource* const> matrices,
                                kernels::WeightFormat held);
 
-// For a GGUF model, one line each of experts and other linear layers that are held in a format that
+// What a user of a GGUF model is told: what its metadata leave open, and one line each of experts and other linear layers that are held in a format that
 // loses something: their types in the file, the format, and by how much. Reads some rows.
 std::vector<std::string> conversion_notes(const GgufSource& source, const ModelConfig& config,
                                           const NumericsProfile& settled);

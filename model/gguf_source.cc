@@ -376,6 +376,15 @@ void store(std::span<const float> values, DType dtype, std::byte* out) {
   }
 }
 
+// V3 and R1 choose 8 of 256 experts, by sigmoids, from 4 of 8 groups; older files leave groups out.
+bool groups_are_missing(const GgufMetadata& metadata) {
+  constexpr int64_t kSigmoid = 2, kExpertsOfV3 = 256;
+  return gguf_architecture(metadata) == "deepseek2" &&
+         !metadata.has("deepseek2.expert_group_count") &&
+         metadata.integer_or("deepseek2.expert_gating_func", 0) == kSigmoid &&
+         metadata.integer_or("deepseek2.expert_count", 0) == kExpertsOfV3;
+}
+
 class GgufFiles final : public GgufSource {
  public:
   GgufFiles(std::vector<storage::GgufFile> files, QuantizedDense dense)
@@ -395,6 +404,7 @@ class GgufFiles final : public GgufSource {
     for (const Mapped& mapped : mapped_) tensors_.push_back(mapped.info);
     facts_ = mapping.facts();
     summary_ = mapping.summary();
+    summary_.groups_are_missing = groups_are_missing(metadata);
     if (const Part* factors = mapping.find("rope_freqs.weight")) {
       facts_.rope_factors.resize(static_cast<size_t>(factors->tensor->elements()));
       read_floats(*factors, 0, facts_.rope_factors);
@@ -451,6 +461,11 @@ class GgufFiles final : public GgufSource {
   }
 
   const GgufSummary& summary() const override { return summary_; }
+  bool has_tokenizer() const override {
+    std::error_code error;
+    return metadata().has("tokenizer.ggml.model") ||
+           std::filesystem::exists(directory_ / "tokenizer.json", error);
+  }
   const std::filesystem::path& file() const override { return file_; }
 
  private:

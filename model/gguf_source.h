@@ -35,6 +35,8 @@ struct GgufSummary {
   double expert_bits = 0;    // per weight in the file, on average
   std::string expert_types;  // "Q4_K, Q6_K"
   std::string dense_types;
+  // A model of V3's shape whose metadata don't say that experts are chosen by groups.
+  bool groups_are_missing = false;
 };
 
 class GgufSource : public storage::TensorSource {
@@ -44,6 +46,8 @@ class GgufSource : public storage::TensorSource {
   static std::unique_ptr<const GgufSource> open(const std::filesystem::path& path,
                                                 QuantizedDense dense = QuantizedDense::kExact);
   virtual const GgufSummary& summary() const = 0;
+  // Whether the metadata, or files beside it, have one.
+  virtual bool has_tokenizer() const = 0;
   // The file that has the metadata, for messages.
   virtual const std::filesystem::path& file() const = 0;
 };

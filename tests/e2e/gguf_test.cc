@@ -165,6 +165,69 @@ TEST_F(Gguf, commands_take_it) {
   EXPECT_THAT(result.err, HasSubstr("held in int8: relative rms error"));
 }
 
+TEST_F(Gguf, without_a_tokenizer_is_inspected_all_the_same) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) fs::remove(model_ / name);
+  const std::string file = write("m.gguf", {kBf16, false, 1}).string();
+  const CommandResult inspected = atoll({"inspect", file});
+  EXPECT_EQ(inspected.exit_code, 0) << inspected.err;
+  const CommandResult run = atoll({"run", file, "--prompt", "a"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("key tokenizer.ggml.model: missing"));
+}
+
+// The converter puts the two values of a rotary pair next to each other.
+TEST(GgufOfLlama, has_the_rows_of_q_where_they_were_published) {
+  const TempDir dir;
+  std::string rows;  // of one value: their number in the file
+  for (int row = 0; row < 8; ++row) {
+    const auto value = static_cast<float>(row);
+    rows.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  GgufBytes bytes;
+  bytes.string("general.architecture", "llama").integer("llama.attention.head_count", 2);
+  bytes.tensor("blk.0.attn_q.weight", {8, 1}, kF32, rows);
+  test::write_file(dir / "m.gguf", bytes.file());
+  const auto source = model::GgufSource::open(dir / "m.gguf");
+  const auto* q = source->find("model.layers.0.self_attn.q_proj.weight");
+  ASSERT_NE(q, nullptr);
+  std::vector<float> values(8);
+  source->read(*q, 0, std::as_writable_bytes(std::span(values)));
+  EXPECT_THAT(values, ::testing::ElementsAre(0, 2, 1, 3, 4, 6, 5, 7));
+}
+
+TEST(GgufOfLlama, is_read_from_the_middle_of_a_block) {
+  const TempDir dir;
+  std::string blocks;  // of Q8_0: a scale of 1 in FP16, 32 codes
+  for (int block = 0; block < 3; ++block) {
+    blocks += std::string("\x00\x3c", 2);
+    for (int i = 0; i < 32; ++i) blocks += static_cast<char>(32 * block + i);
+  }
+  GgufBytes bytes;
+  bytes.string("general.architecture", "llama");
+  bytes.tensor("token_embd.weight", {1, 96}, kQ8_0, blocks);
+  test::write_file(dir / "m.gguf", bytes.file());
+  const auto source = model::GgufSource::open(dir / "m.gguf");
+  const auto* embedding = source->find("model.embed_tokens.weight");
+  ASSERT_NE(embedding, nullptr);
+  std::vector<float> values(70);
+  source->read(*embedding, 5 * sizeof(float), std::as_writable_bytes(std::span(values)));
+  for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(values[i], static_cast<float>(5 + i));
+}
+
+TEST(GgufOfV3, that_does_not_say_its_groups_is_noted) {
+  const TempDir dir;
+  const auto groups_are_missing = [&](bool says) {
+    GgufBytes bytes;
+    bytes.string("general.architecture", "deepseek2");
+    bytes.integer("deepseek2.expert_gating_func", 2).integer("deepseek2.expert_count", 256);
+    if (says) bytes.integer("deepseek2.expert_group_count", 8);
+    test::write_file(dir / "m.gguf", bytes.file());
+    return model::GgufSource::open(dir / "m.gguf")->summary().groups_are_missing;
+  };
+  EXPECT_TRUE(groups_are_missing(false));
+  EXPECT_FALSE(groups_are_missing(true));
+}
+
 TEST(GgufRefusals, are_one_line_that_names_what_is_not_supported) {
   const TempDir dir;
   const auto error_of = [&](const GgufBytes& bytes) {

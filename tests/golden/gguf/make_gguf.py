@@ -75,7 +75,7 @@ def add_config(writer, c, joined):
     writer.add_rope_freq_base(c.get("rope_theta", 10000.0))
     writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
     writer.add_vocab_size(c["vocab_size"])
-    scaling = c.get("rope_scaling") or {}
+    scaling = c.get("rope_scaling") or c.get("rope_parameters") or {}
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind in ("yarn", "linear"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
