@@ -97,7 +97,7 @@ void expect_layouts_equal(const std::filesystem::path& model, const Rows& rows, 
     std::vector<deployment::Deployment::NodeReport> reports;
     expect_same_bits(all_logits(options, rows, &reports), expected);
     for (const auto& report : reports) {  // every owner of tiles did its part
-      EXPECT_EQ(report.stats.dispatches > 0, report.num_tiles > 0) << report.name;
+      EXPECT_EQ(report.traffic.dispatches > 0, report.num_tiles > 0) << report.name;
       EXPECT_EQ(report.stats.cache.misses, 0u) << report.name;
     }
   }
