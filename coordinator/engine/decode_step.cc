@@ -19,7 +19,10 @@ DecodeStep::DecodeStep(const model::ModelConfig& config, const Weights& weights,
       clock_(clock),
       timer_(clock),
       gate_(options.halves),
-      attention_(make_attention(config, compute, timer_, [this] { poll_experts(); })),
+      attention_(make_attention(config, compute, timer_,
+                                [this] {
+                                  if (is_halved_) poll_experts();
+                                })),
       load_(config, clock) {}
 
 Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
@@ -27,7 +30,7 @@ Status DecodeStep::run(std::span<const StepRow> rows, const LogitsSink& sink,
   load_.begin_step();
   if (recorder_) recorder_->begin_step();
   // Who looks at layers sees whole ones.
-  const bool may_halve = experts_ && compute_.selects_rows() && !observer && !recorder_;
+  const bool may_halve = experts_ && compute_.selects_rows() && !observer;
   const bool halved = may_halve && gate_.halves(std::ssize(rows));
   const auto start = clock_.now();
   const Status status = run_pass(rows, row_errors, [&] {
@@ -233,10 +236,7 @@ bool DecodeStep::keep_wanted_rows() {
 Result<Dispatcher::Ptr> DecodeStep::begin_moe(int64_t layer, const LayerWeights& weights,
                                               StepObserver* observer) {
   if (Status status = route(layer, weights); !status) return status.error();
-  if (layer < config_.num_hidden_layers) {  // drafts are not part of what was asked for
-    load_.count(layer, routed_.topk_ids);
-    if (recorder_) recorder_->on_layer(layer, routed_.topk_ids);
-  }
+  count_chosen(layer);
   count_foretold();
   if (observer) observer->on_routes(layer, routed_.topk_ids, routed_.topk_weights);
   auto sent = [&] {
@@ -259,6 +259,20 @@ Status DecodeStep::end_moe(int64_t layer, Dispatcher::Ptr sent) {
   compute_.end_combine();
   note_failures(layer, *failures);
   return {};
+}
+
+// What all rows of the step chose, also where they come in two halves.
+void DecodeStep::count_chosen(int64_t layer) {
+  if (layer >= config_.num_hidden_layers) return;  // drafts are not part of what was asked for
+  std::span<const int32_t> chosen = routed_.topk_ids;
+  if (selected_rows_ < std::ssize(rows_)) {
+    if (first_selected_ == 0) chosen_.clear();
+    chosen_.insert(chosen_.end(), chosen.begin(), chosen.end());
+    if (first_selected_ == 0) return;
+    chosen = chosen_;
+  }
+  load_.count(layer, chosen);
+  if (recorder_) recorder_->on_layer(layer, chosen);
 }
 
 void DecodeStep::note_failures(int64_t layer, std::span<const RowFailure> failures) {

@@ -120,6 +120,7 @@ class DecodeStep {
   Status end_moe(int64_t layer, Dispatcher::Ptr sent);
   Status route(int64_t layer, const LayerWeights& weights);
   Status hint_next_layer(int64_t layer, StepObserver* observer);
+  void count_chosen(int64_t layer);
   void count_foretold();
   void note_failures(int64_t layer, std::span<const RowFailure> failures);
   int64_t num_rows() const { return kept_.empty() ? selected_rows_ : std::ssize(kept_); }
@@ -151,6 +152,7 @@ class DecodeStep {
   std::vector<int32_t> kept_;  // rows that go on in the last layer; empty: all
   std::vector<float> hidden_;  // [rows, hidden_size] of those that wanted it
   RouterOutput routed_;
+  std::vector<int32_t> chosen_;  // by both halves, in a layer
   RouterOutput hint_;
   std::vector<int32_t> hinted_;  // experts that the layer to come was foretold; empty: none
 };

@@ -33,6 +33,7 @@ struct LayerLoad {
   // The same of steps of at most kSmallStepRows rows: what decoding looks like.
   uint64_t small_steps = 0, small_rows = 0, small_distinct = 0;
   std::vector<uint64_t> uses;  // [n_routed_experts] rows that chose the expert
+  friend bool operator==(const LayerLoad&, const LayerLoad&) = default;
 };
 
 // What the rows that chose an expert chose in the next layer.
@@ -40,9 +41,11 @@ struct Followers {
   struct Follower {
     int32_t expert = 0;
     uint32_t rows = 0;  // that chose both
+    friend bool operator==(const Follower&, const Follower&) = default;
   };
   uint64_t pairs = 0;          // counted; each row has num_experts_per_tok
   std::vector<Follower> best;  // the likeliest, at most kFollowers, most first
+  friend bool operator==(const Followers&, const Followers&) = default;
 };
 
 struct ExpertLoadSnapshot {

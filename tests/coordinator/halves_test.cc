@@ -60,18 +60,20 @@ TEST(HalvesGate, does_as_it_is_told) {
 
 // ---- Steps ----
 
-// Logits of all rows of a batch of sequences, chunk by chunk, as bytes.
-std::vector<std::vector<float>> logits_of(const std::string& model, Halves halves,
-                                          const std::string& device) {
+struct Computed {
+  std::vector<std::vector<float>> logits;  // of all rows of a batch of sequences, chunk by chunk
+  ExpertLoadSnapshot load;
+};
+Computed compute(const std::string& model, Halves halves) {
   deployment::DeploymentOptions options;
   options.model_dir = test::tests_dir() / "models" / model;
   options.threads = 1;
   options.cache_tokens = 1024;
-  options.device = device;
+  options.device = "cpu";
   options.halves = halves;
   deployment::Deployment deployment(options);
   Engine& engine = deployment.engine();
-  std::vector<std::vector<float>> all;
+  Computed computed;
   Sequence sequences[3];
   // Rows of each sequence in each step: halves meet within a sequence, between two, and one is
   // empty of some.
@@ -89,21 +91,26 @@ std::vector<std::vector<float>> logits_of(const std::string& model, Halves halve
     EXPECT_TRUE(engine.step(
         work,
         [&](size_t, size_t, std::span<const float> row) {
-          all.emplace_back(row.begin(), row.end());
+          computed.logits.emplace_back(row.begin(), row.end());
         },
         errors));
     for (const auto& error : errors) EXPECT_FALSE(error);
   }
   EXPECT_EQ(engine.times().halved_steps, halves == Halves::kOn ? steps.size() : 0u);
   for (Sequence& sequence : sequences) engine.release(sequence);
-  return all;
+  computed.load = engine.expert_load().snapshot(ExpertLoad::With::kAll);
+  return computed;
 }
 
 class HalvesOfSteps : public testing::TestWithParam<const char*> {};
 
 TEST_P(HalvesOfSteps, give_the_bits_of_whole_steps) {
-  const auto whole = logits_of(GetParam(), Halves::kOff, "cpu");
-  EXPECT_EQ(logits_of(GetParam(), Halves::kOn, "cpu"), whole);
+  const Computed whole = compute(GetParam(), Halves::kOff);
+  const Computed halved = compute(GetParam(), Halves::kOn);
+  EXPECT_EQ(halved.logits, whole.logits);
+  // What experts had to do is counted of steps, and what follows what of rows.
+  EXPECT_EQ(halved.load.layers, whole.load.layers);
+  EXPECT_EQ(halved.load.followers, whole.load.followers);
 }
 INSTANTIATE_TEST_SUITE_P(Models, HalvesOfSteps,
                          testing::Values("tiny-fp8", "tiny-bf16", "rand-v2", "rand-ragged"));
