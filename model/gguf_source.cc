@@ -9,6 +9,7 @@
 #include <cstring>
 #include <set>
 #include <span>
+#include <unordered_map>
 #include <utility>
 
 #include "base/check.h"
@@ -33,6 +34,9 @@ using storage::TensorInfo;
 
 // Blocks are read and de-quantized in steps of about this many bytes.
 constexpr uint64_t kStepBytes = 256 << 10;
+// Tensors that a model's stacks of experts may be cut into; Kimi K2 has 70,000.
+constexpr int64_t kTensorsMax = 1 << 19;
+constexpr int64_t kRopeFactorsMax = 1 << 12;
 
 struct Name {
   std::string_view gguf, published;
@@ -166,6 +170,7 @@ class Mapping {
     for (size_t i = 0; i < files.size(); ++i) {
       for (const GgufTensor& tensor : files[i].header.tensors) {
         check_readable(tensor, i);
+        place_of_.emplace(tensor.name, tensors_.size());
         tensors_.push_back({static_cast<uint32_t>(i), &tensor, 0});
       }
     }
@@ -183,17 +188,18 @@ class Mapping {
     return std::move(mapped_);
   }
 
-  GgufTensorFacts facts() const {
-    GgufTensorFacts facts;
-    for (const Part& part : tensors_) {
-      facts.has_head |= part.tensor->name == "output.weight";
-    }
-    return facts;
-  }
   const Part* find(std::string_view name) const {
-    const auto found = std::find_if(tensors_.begin(), tensors_.end(),
-                                    [&](const Part& part) { return part.tensor->name == name; });
-    return found == tensors_.end() ? nullptr : &*found;
+    const auto found = place_of_.find(name);
+    return found == place_of_.end() ? nullptr : &tensors_[found->second];
+  }
+  // nullptr: no rope scaling by factors.
+  const Part* rope_factors() const {
+    const Part* factors = find("rope_freqs.weight");
+    if (factors != nullptr && factors->tensor->elements() > kRopeFactorsMax) {
+      refuse(*factors, fmt::format("{} factors, expected at most {}", factors->tensor->elements(),
+                                   kRopeFactorsMax));
+    }
+    return factors;
   }
   GgufSummary summary() const { return summary_; }
 
@@ -310,6 +316,9 @@ class Mapping {
       refuse(part,
              fmt::format("{} experts, {}.expert_count says {}", shape[0], architecture_, experts));
     }
+    if (experts > kTensorsMax - std::ssize(mapped_)) {
+      refuse(part, fmt::format("{} experts: more than {} tensors in all", experts, kTensorsMax));
+    }
     Part one = part;
     for (int64_t expert = 0; expert < experts; ++expert) {
       one.first = static_cast<uint64_t>(expert * shape[1] * shape[2]);
@@ -359,6 +368,7 @@ class Mapping {
   const bool has_experts_;
   const QuantizedDense dense_;
   std::vector<Part> tensors_;
+  std::unordered_map<std::string_view, size_t> place_of_;  // in tensors_
   std::vector<Mapped> mapped_;
   DType expert_dtype_ = DType::kF32;
   GgufSummary summary_;
@@ -402,10 +412,10 @@ class GgufFiles final : public GgufSource {
     Mapping mapping(files_, metadata, dense);
     mapped_ = mapping.run();
     for (const Mapped& mapped : mapped_) tensors_.push_back(mapped.info);
-    facts_ = mapping.facts();
+    facts_.has_head = mapping.find("output.weight") != nullptr;
     summary_ = mapping.summary();
     summary_.groups_are_missing = groups_are_missing(metadata);
-    if (const Part* factors = mapping.find("rope_freqs.weight")) {
+    if (const Part* factors = mapping.rope_factors()) {
       facts_.rope_factors.resize(static_cast<size_t>(factors->tensor->elements()));
       read_floats(*factors, 0, facts_.rope_factors);
     }

@@ -96,6 +96,7 @@ std::optional<std::string> hugging_face_id(const std::string& text) {
 }
 
 [[noreturn]] void refuse_missing(const fs::path& path) {
+  if (path.extension() == ".gguf") refuse(path, "there is no such file");
   const std::string text = path.string();
   if (const auto hint = download_hint(text)) {
     refuse(path, fmt::format("there is no such directory; if this is a model on Hugging Face, {}",
@@ -110,10 +111,6 @@ std::optional<std::string> hugging_face_id(const std::string& text) {
 }
 
 [[noreturn]] void refuse_file(const fs::path& path) {
-  const std::string extension = path.extension().string();
-  if (extension == ".gguf") {
-    refuse(path, fmt::format("a GGUF file: {}; download the model that it was made from", kReads));
-  }
   fs::path dir = path.parent_path();
   if (dir.empty()) dir = ".";
   std::error_code error;
@@ -155,10 +152,6 @@ std::optional<fs::path> snapshot_of(const fs::path& dir) {
     if (!fs::exists(dir / name / "config.json", error)) continue;
     refuse(dir, fmt::format("no config.json here, but in a directory below: give {}",
                             (dir / name).string()));
-  }
-  if (const auto gguf = with_suffix(names, ".gguf"); !gguf.empty()) {
-    refuse(dir, fmt::format("only GGUF files ({}): {}; download the model that they were made from",
-                            gguf.front(), kReads));
   }
   if (std::find(names.begin(), names.end(), "adapter_config.json") != names.end()) {
     refuse(dir,
@@ -228,9 +221,6 @@ void refuse_without_weights(const fs::path& dir) {
   if (const auto shards = with_suffix(names, ".safetensors"); !shards.empty()) {
     refuse(dir, fmt::format("model.safetensors.index.json is missing, which says what is in {}: {}",
                             first_names(shards), kGoOn));
-  }
-  if (const auto gguf = with_suffix(names, ".gguf"); !gguf.empty()) {
-    refuse(dir, fmt::format("only GGUF weights ({}): {}", first_names(gguf), kReads));
   }
   for (const std::string_view suffix : {".bin", ".pth", ".pt"}) {
     const auto weights = with_suffix(names, suffix);

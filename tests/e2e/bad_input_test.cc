@@ -102,7 +102,7 @@ TEST(BadInput, flags) {
        "a file, expected its directory: give " + kTiny},
       {{"eval", kTiny + "/../x.gguf", "--tokens", kIds, "--row-length", "8"},
        kFailure,
-       "there is no such directory"},
+       "x.gguf: there is no such file"},
       {{"run", kTiny, "--prompt", "x", "--log-level", "loud"}, kUsage, "loud"},
       {{"eval", kTiny, "--row-length", "8"}, kUsage, "--tokens"},
       {{"eval", kTiny, "--tokens", kIds}, kUsage, "--row-length"},

@@ -249,6 +249,15 @@ TEST(GgufRefusals, are_one_line_that_names_what_is_not_supported) {
   EXPECT_THAT(error_of(deepseek()), HasSubstr("key deepseek2.embedding_length: missing"));
   EXPECT_THAT(error_of(deepseek().tensor("t", {256}, 16, std::string(66, ' '))),
               HasSubstr("tensor \"t\": type IQ2_XXS isn't supported; supported are F32, F16"));
+  const std::string zeros(600'000 * 4, 0);
+  EXPECT_THAT(error_of(deepseek()
+                           .integer("deepseek2.expert_count", 600'000)
+                           .tensor("blk.0.ffn_up_exps.weight", {600'000, 1, 1}, kF32, zeros)),
+              HasSubstr("600000 experts: more than 524288 tensors in all"));
+  EXPECT_THAT(error_of(GgufBytes()
+                           .string("general.architecture", "llama")
+                           .tensor("rope_freqs.weight", {600'000}, kF32, zeros)),
+              HasSubstr("600000 factors, expected at most 4096"));
   EXPECT_THAT(error_of(deepseek().tensor("t", {32}, 39, std::string(17, ' '))),
               HasSubstr("tensor \"t\": type MXFP4 isn't supported"));
 }

@@ -73,11 +73,6 @@ std::vector<Mistake> mistakes() {
        "",
        "DIR/model.safetensors.index.json: a git-lfs pointer, not the file itself: run 'git lfs "
        "pull' in DIR/"},
-      {"gguf_file", files({"v3-q4.gguf"}, "GGUF"), "v3-q4.gguf",
-       "DIR/v3-q4.gguf: a GGUF file: " + kReads + "; download the model that it was made from"},
-      {"gguf_directory", files({"v3-00001.gguf", "v3-00002.gguf"}, "GGUF"), "",
-       "DIR/: only GGUF files (v3-00001.gguf): " + kReads +
-           "; download the model that they were made from"},
       {"file_of_a_model", files({"m/config.json", "m/model.safetensors"}), "m/model.safetensors",
        "DIR/m/model.safetensors: a file, expected its directory: give DIR/m"},
       {"config_of_a_model", files({"m/config.json"}), "m/config.json",
@@ -174,8 +169,6 @@ TEST(ModelDir, weights_of_another_kind_are_named) {
                 "save_pretrained(DIR, safe_serialization=True)");
   EXPECT_THAT(weights_error({"consolidated.00.pth"}),
               testing::StartsWith("DIR: only PyTorch weights (consolidated.00.pth)"));
-  EXPECT_EQ(weights_error({"config.json", "v3.gguf"}),
-            "DIR: only GGUF weights (v3.gguf): " + kReads);
   EXPECT_EQ(
       weights_error({"m-1.safetensors", "m-2.safetensors", "m-3.safetensors", "m-4.safetensors"}),
       "DIR: model.safetensors.index.json is missing, which says what is in m-1.safetensors, "
