@@ -365,7 +365,7 @@ struct ReplyParser::State {
     } else {
       kept = without_possible_fence(kept.substr(0, sure));
     }
-    const bool wrapped = !call_spoke && kept.starts_with('"');
+    const bool wrapped = !call_spoke && kept.starts_with('"') && kept.size() <= kBrokenBytesMax;
     if (wrapped && !end && !ended) return false;
     if (wrapped && !end && cut) kept = {};  // half of what stands for an object
     arguments_end->read(kept);
