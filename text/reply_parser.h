@@ -45,8 +45,8 @@ struct ReplyParserOptions {
 //   out. The first stop string in it ends the reply and isn't shown.
 // - Calls stand within their section's marks, or without them; in either form of DeepSeek's
 //   headers; their names are those of offered tools. Fences and white space around arguments are
-//   left out, arguments that are empty become {}, an object within a JSON string becomes the
-//   object. Marks in a string of arguments that are whole JSON belong to it.
+//   left out, arguments that are empty become {}, an object within a JSON string (of at most 16
+//   KiB) becomes the object. Marks in a string of arguments that are whole JSON belong to it.
 // - A call that isn't formed like that is left out beside good ones in its section. Alone it stays
 //   text, as do marks in prose: behind a quotation mark or a backtick that opens, or within a code
 //   fence.

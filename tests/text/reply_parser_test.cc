@@ -288,6 +288,10 @@ TEST(ReplyParser, takes_an_object_out_of_the_string_it_is_written_in) {
   expect_reply(kV31, begin + R"("{\"x\": ")" + end, {"", "", {R"(a("{\"x\": "))"}});
   expect_reply(kV31, begin + R"("x")" + end, {"", "", {R"(a("x"))"}});
   expect_reply(kV31, begin + R"("{\"x)", {"", "", {"a()"}}, true);
+  const std::string large = R"("{\"x\": \")" + std::string(20 << 10, 'm') + R"(\"}")";
+  const Whole as_it_is{"", "", {"a(" + large + ")"}};  // not held back so long
+  EXPECT_EQ(parse(kV31, {begin + large + end}), as_it_is);
+  EXPECT_EQ(parse(kV31, characters(begin + large + end)), as_it_is);
 }
 
 TEST(ReplyParser, a_header_without_end_is_given_back_before_it_grows) {
